@@ -1,0 +1,1 @@
+"""Who is billed: customers, their status, time zone and budgets."""

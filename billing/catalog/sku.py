@@ -1,0 +1,108 @@
+"""A SKU: what is sold, how it is measured, and what happens when its task fails or is refused."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+from billing.core.errors import InvalidValue, NotFound
+
+_SKU_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
+
+
+class Pricing(StrEnum):
+    """How the quantity of a task is known."""
+
+    FIXED = "fixed"
+    """One unit per task, known before it runs."""
+    MEASURED = "measured"
+    """Only the body knows; a ceiling (``hold_quantity``) is held before, the measure settled after."""
+
+
+class FailurePolicy(StrEnum):
+    """What a task that failed costs."""
+
+    RELEASE = "release"
+    """Nothing; the hold is given back. The failure is logged with amount 0 and its provider cost."""
+    CHARGE = "charge"
+    """What it had used: the recorded quantity, or one unit of a fixed SKU."""
+
+
+class DenialPolicy(StrEnum):
+    """What a task that was denied does."""
+
+    FAIL = "fail"
+    """Fails with ``QuotaExceeded``."""
+    DEFER = "defer"
+    """Comes back later, until it is admitted or its deferrals are used up."""
+
+
+class UnavailablePolicy(StrEnum):
+    """What a task does while the quota store cannot answer."""
+
+    RETRY = "retry"
+    """Comes back later; nothing runs unheld."""
+    DENY = "deny"
+    """Fails with ``QuotaExceeded(quota_unavailable)``."""
+    ALLOW = "allow"
+    """Runs unheld, up to ``allow_limit`` times per worker process and outage; always recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What one unit costs from an instant on."""
+
+    unit_price_microcredits: int
+    effective_from: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Sku:
+    """One thing that is sold.
+
+    ``unit`` is the word for one of it (``page``); ``hold_quantity`` is how many units are held when
+    the task does not say (always 1 for a fixed SKU); ``prices`` are in order of ``effective_from``.
+    """
+
+    id: str
+    unit: str
+    pricing: Pricing
+    hold_quantity: int
+    failure_policy: FailurePolicy
+    denial_policy: DenialPolicy
+    unavailable_policy: UnavailablePolicy
+    allow_limit: int
+    prices: tuple[Price, ...]
+    description: str = ""
+
+    def unit_price_at(self, instant: datetime) -> int:
+        """The price of one unit, in microcredits, in force at ``instant``.
+
+        The first price also covers what came before it: a task can be stamped a moment before its
+        SKU's first price is, and refusing it would lose work over a clock's tick.
+
+        Raises:
+            NotFound: The SKU has no price at all.
+        """
+        if not self.prices:
+            raise NotFound("price", self.id, f"set one with: billing skus price {self.id} 1.5")
+        current = self.prices[0]
+        for price in self.prices[1:]:
+            if price.effective_from > instant:
+                break
+            current = price
+        return current.unit_price_microcredits
+
+
+def check_sku_id(text: str) -> str:
+    """``text`` if it can name a SKU.
+
+    Raises:
+        InvalidValue: It cannot. A colon would make two lines of one task look alike.
+    """
+    if not isinstance(text, str) or not _SKU_ID.fullmatch(text):
+        raise InvalidValue("sku", text, "use a-z, 0-9, '.', '_' and '-', at most 64 of them")
+    return text

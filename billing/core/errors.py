@@ -1,0 +1,74 @@
+"""Errors an operator or a developer meets: what happened, what it means for money, what to do."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class WeighbridgeError(Exception):
+    """Something went wrong in Weighbridge."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip())
+
+
+class InvalidValue(WeighbridgeError, ValueError):  # noqa: N818 - reads as what it is, beside ValueError
+    """A value that cannot be right; names the field, the value and the remedy."""
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        self.field = field
+        self.value = value
+        self.remedy = remedy
+        shown = repr(value)
+        super().__init__(f"{field}={shown[:200]}: {remedy}")
+
+
+class ConfigurationError(WeighbridgeError):
+    """A setting that cannot be right; the process refuses to start."""
+
+    def __init__(self, setting: str, problem: str, remedy: str) -> None:
+        self.setting = setting
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{setting}: {problem}. Remedy: {remedy}")
+
+
+class NotFound(WeighbridgeError):  # noqa: N818 - as above
+    """A customer, SKU, task or dead letter that is not there."""
+
+    def __init__(self, what: str, key: str, remedy: str) -> None:
+        self.what = what
+        self.key = key
+        self.remedy = remedy
+        super().__init__(f"no {what} {key!r}: {remedy}")
+
+
+class AlreadyExists(WeighbridgeError):  # noqa: N818 - as above
+    """Something of that name is there already, with other content."""
+
+
+class QuotaUnavailable(WeighbridgeError):  # noqa: N818 - as above
+    """The quota store (Redis) did not answer. No credits were held; nothing was admitted by this call."""
+
+
+class PublishFailed(WeighbridgeError):  # noqa: N818 - as above
+    """RabbitMQ did not confirm. The events were not lost: the caller still has them."""
+
+
+class DenialReason(StrEnum):
+    """Why an admission was refused. ``transient`` ones may be admitted by waiting alone."""
+
+    INSUFFICIENT_CREDITS = "insufficient_credits"
+    BUDGET_EXCEEDED = "budget_exceeded"
+    SKU_BUDGET_EXCEEDED = "sku_budget_exceeded"
+    CUSTOMER_SUSPENDED = "customer_suspended"
+    UNKNOWN_CUSTOMER = "unknown_customer"
+    REVOKED = "revoked"
+    """The task was revoked before it started: its release came before its hold."""
+    QUOTA_UNAVAILABLE = "quota_unavailable"
+    """Redis, or PostgreSQL behind a missing balance, did not answer, and the SKU's policy denies."""
+
+    @property
+    def transient(self) -> bool:
+        """True where waiting alone, without anybody changing an account, may lead to an admission."""
+        return self in {DenialReason.QUOTA_UNAVAILABLE}

@@ -1,0 +1,1 @@
+"""The fulfillment log: consumer, writer, partitions, rollups, receipts, dead letters."""

@@ -1,0 +1,1 @@
+"""Before the run: credits are held; after it, they are settled, released, or expire."""

@@ -1,0 +1,1 @@
+"""Redis against log, rollups against log: the invariants, in code."""
