@@ -93,6 +93,10 @@ class Settings(BaseSettings):
         50,
         description="The same in the worker's main process, which must not be held up.",
     )
+    relay_in_worker: bool = Field(
+        True,  # noqa: FBT003 - a default
+        description="Whether every worker also relays the outbox; false leaves it to billing relay.",
+    )
     publish_timeout_seconds: Seconds = Field(
         5, description="The longest wait for RabbitMQ to take or confirm a batch of events."
     )
@@ -151,6 +155,13 @@ class Settings(BaseSettings):
     )
     proxy_cost_micros: Annotated[int, Field(ge=0)] = Field(
         500, description="What one request through the proxy costs, in millionths of the currency."
+    )
+    flower_basic_auth: SecretStr | None = Field(
+        None, description="Flower's user:password. Flower does not start without it."
+    )
+    flower_address: str = Field("127.0.0.1", description="Address that Flower listens on.")
+    flower_port: Annotated[int, Field(gt=0, le=65535)] = Field(
+        5555, description="Port that Flower listens on."
     )
     log_level: str = Field("INFO", description="Level of structured logs.")
     failpoints: str = Field(

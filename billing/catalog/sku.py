@@ -19,14 +19,14 @@ class Pricing(StrEnum):
     FIXED = "fixed"
     """One unit per task, known before it runs."""
     MEASURED = "measured"
-    """Only the body knows; a ceiling (``hold_quantity``) is held before, the measure settled after."""
+    """Only the body knows; a ceiling (``hold_quantity``) is held before, the measure settled."""
 
 
 class FailurePolicy(StrEnum):
     """What a task that failed costs."""
 
     RELEASE = "release"
-    """Nothing; the hold is given back. The failure is logged with amount 0 and its provider cost."""
+    """Nothing; the hold is given back. The failure is logged with amount 0 and provider cost."""
     CHARGE = "charge"
     """What it had used: the recorded quantity, or one unit of a fixed SKU."""
 
@@ -97,7 +97,7 @@ class Sku:
         return current.unit_price_microcredits
 
 
-def check_sku_id(text: str) -> str:
+def check_sku_id(text: object) -> str:
     """``text`` if it can name a SKU.
 
     Raises:

@@ -6,10 +6,18 @@ from enum import StrEnum
 
 
 class WeighbridgeError(Exception):
-    """Something went wrong in Weighbridge."""
+    """Something went wrong in Weighbridge.
+
+    ``args`` are those of the constructor, texts all of them, so that an error comes back the same
+    through pickle and through Celery's JSON results.
+    """
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or (self.__doc__ or "").strip())
+        self._message = message or (self.__doc__ or "").strip()
+        super().__init__(self._message)
+
+    def __str__(self) -> str:
+        return self._message
 
 
 class InvalidValue(WeighbridgeError, ValueError):  # noqa: N818 - reads as what it is, beside ValueError
@@ -19,8 +27,9 @@ class InvalidValue(WeighbridgeError, ValueError):  # noqa: N818 - reads as what 
         self.field = field
         self.value = value
         self.remedy = remedy
-        shown = repr(value)
-        super().__init__(f"{field}={shown[:200]}: {remedy}")
+        shown = repr(value)[:200]
+        super().__init__(f"{field}={shown}: {remedy}")
+        self.args = (field, shown, remedy)
 
 
 class ConfigurationError(WeighbridgeError):
@@ -31,6 +40,7 @@ class ConfigurationError(WeighbridgeError):
         self.problem = problem
         self.remedy = remedy
         super().__init__(f"{setting}: {problem}. Remedy: {remedy}")
+        self.args = (setting, problem, remedy)
 
 
 class NotFound(WeighbridgeError):  # noqa: N818 - as above
@@ -41,6 +51,7 @@ class NotFound(WeighbridgeError):  # noqa: N818 - as above
         self.key = key
         self.remedy = remedy
         super().__init__(f"no {what} {key!r}: {remedy}")
+        self.args = (what, key, remedy)
 
 
 class AlreadyExists(WeighbridgeError):  # noqa: N818 - as above

@@ -27,6 +27,10 @@ from billing.usage.event import UsageEvent
 ALL_SKUS: Final = "*"
 """The name under which a budget counts every SKU."""
 
+SYNC_ONLY: Final = -1
+"""As ``AccountState.settled_microcredits``: the log's total at the rebuild of this epoch is not
+told, so an account of the same epoch can be brought up to date and none can be loaded anew."""
+
 TIME_LIMIT_MARGIN_SECONDS: Final = 30
 """A hold outlives its task's hard time limit by at least this. Celery declares a child lost 10 s
 after it died (billiard's LOST_WORKER_TIMEOUT), and clocks differ by a few seconds."""

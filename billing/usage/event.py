@@ -77,6 +77,7 @@ class InvalidEvent(WeighbridgeError):  # noqa: N818 - a kind of event, beside Us
         self.reason = reason
         self.detail = detail
         super().__init__(f"{reason}: {detail}")
+        self.args = (reason.value, detail)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +86,8 @@ class UsageEvent:
 
     ``amount_microcredits`` is what was charged and is what the customer is billed;
     ``shortfall_microcredits`` is what it should have cost beyond that when neither the hold nor the
-    balance covered it. ``quota_epoch`` says which generation of the Redis balance counted the amount
-    (0: none did); see ``docs/architecture.md``, "The fence".
+    balance covered it. ``quota_epoch`` says which generation of the Redis balance counted the
+    amount (0: none did); see ``docs/architecture.md``, "The fence".
     """
 
     id: UUID
@@ -134,8 +135,8 @@ class UsageEvent:
 
         Left out is what may differ between runs of the same task without being another fact: times,
         worker, attempt, the hold, the epoch. A denial, and a failure that cost nothing, is the same
-        fact however often it is told; of any other outcome quantity, amount, provider cost, subject and dimensions
-        count.
+        fact however often it is told; of any other outcome quantity, amount, provider cost, subject
+        and dimensions count.
         """
         same: list[object] = [self.customer, self.sku, self.line, self.task_id, self.outcome.value]
         if self.amount_microcredits or self.outcome is Outcome.SUCCEEDED:
@@ -192,34 +193,47 @@ def from_wire(body: bytes) -> UsageEvent:
         InvalidEvent: With the reason under which the message is to be kept.
     """
     wire = _object(body)
+    _check_names(wire)
+    _check_figures(wire)
+    _check_texts(wire)
+    _check_rest(wire)
+    identifier = _identifier(wire["id"])
+    for name in _INSTANTS:
+        if name in wire:
+            wire[name] = _instant(name, wire[name])
+    wire |= {"id": identifier, "outcome": Outcome(wire["outcome"])}
+    event = UsageEvent(**wire)
+    if event_id(event.task_id, event.line, event.metered_at) != identifier:
+        raise InvalidEvent(
+            DeadReason.ID_MISMATCH, f"id {identifier} is not the id of this task_id and line"
+        )
+    return event
+
+
+def _check_names(wire: dict[str, Any]) -> None:
     for name, value in wire.items():
         if name not in _FIELDS:
             raise InvalidEvent(DeadReason.UNKNOWN_FIELD, f"{name[:80]}={value!r:.80}")
     for name in sorted(_REQUIRED - wire.keys()):
         raise InvalidEvent(DeadReason.MISSING_FIELD, name)
+
+
+def _check_figures(wire: dict[str, Any]) -> None:
     for name in _AMOUNTS:
         if name in wire:
             _check_amount(name, wire[name])
     for name in _COUNTS:
         if name in wire and not _is_count(wire[name]):
             raise _invalid(name, wire[name], "an integer from 0 to 2^53")
+
+
+def _check_texts(wire: dict[str, Any]) -> None:
     for name in _TEXTS:
         if name in wire:
             _check_text(name, wire[name], optional=False)
     for name in _OPTIONAL_TEXTS:
         if name in wire:
             _check_text(name, wire[name], optional=True)
-    _check_rest(wire)
-    identifier = _identifier(wire["id"])
-    instants = {name: _instant(name, wire[name]) for name in _INSTANTS if name in wire}
-    event = UsageEvent(
-        **{**wire, **instants, "id": identifier, "outcome": Outcome(wire["outcome"])}
-    )
-    if event_id(event.task_id, event.line, event.metered_at) != identifier:
-        raise InvalidEvent(
-            DeadReason.ID_MISMATCH, f"id {identifier} is not the id of this task_id and line"
-        )
-    return event
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -231,6 +245,8 @@ def _object(body: bytes) -> dict[str, Any]:
         # The standard library also reads NaN and Infinity, so that these get a reason of their own.
         try:
             wire = json.loads(body)
+            # It also reads half a surrogate pair, which no text of ours can be.
+            json.dumps(wire, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             raise InvalidEvent(DeadReason.NOT_JSON, str(error)[:200]) from None
     if not isinstance(wire, dict):
@@ -292,7 +308,9 @@ def check_dimensions(dimensions: object) -> dict[str, str]:
         for text in (name, value):
             if not isinstance(text, str) or len(text) > _MAX_TEXT or "\x00" in text:
                 raise InvalidValue(
-                    f"dimensions[{name!r:.40}]", value, f"use text of at most {_MAX_TEXT} characters"
+                    f"dimensions[{name!r:.40}]",
+                    value,
+                    f"use text of at most {_MAX_TEXT} characters",
                 )
     return dimensions
 
@@ -308,11 +326,11 @@ def _identifier(value: object) -> UUID:
     raise InvalidEvent(DeadReason.INVALID_ID, f"id={value!r:.80}; use a lower-case UUIDv7")
 
 
-def _instant(name: str, value: object) -> datetime | None:
+def _instant(name: str, value: Any) -> datetime | None:  # noqa: ANN401 - JSON; checked right here
     if value is None:
         return None
     try:
-        return parse_instant(value, field=name)  # type: ignore[arg-type] - it refuses what is not text
+        return parse_instant(value, field=name)
     except InvalidValue as error:
         raise InvalidEvent(DeadReason.INVALID_FIELD, str(error)) from None
 

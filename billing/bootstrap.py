@@ -1,0 +1,379 @@
+"""The composition root: the only place that builds adapters.
+
+A ``System`` is what one process works with. Everything in it is built when it is first used, so that
+nothing connects at import and a command pays only for what it needs. It belongs to the process that
+built it: a forked child builds its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import cached_property
+from types import TracebackType
+from typing import Self, TypedDict
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+import sqlalchemy as sa
+from pydantic import SecretStr
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from billing import migrations
+from billing.accounts.store import Accounts
+from billing.catalog.cache import CatalogCache, CatalogUnavailable
+from billing.catalog.sku import Sku
+from billing.catalog.store import Catalog
+from billing.core import failpoints
+from billing.core.clock import Clock, SystemClock
+from billing.core.errors import ConfigurationError, QuotaUnavailable
+from billing.credit.store import Credit
+from billing.local import Endpoints, running_endpoints
+from billing.log.consumer import UsageConsumer
+from billing.log.dead import DeadLetters
+from billing.log.engine import owner_engine, writer_engine
+from billing.log.partitions import ensure_partitions
+from billing.log.receipts import Receipts
+from billing.log.rollups import Usage
+from billing.log.writer import LogWriter
+from billing.meter.meter import Meter
+from billing.meter.sync import AccountSync
+from billing.quota.hold import LoadOutcome, Quota
+from billing.quota.keys import Keys
+from billing.quota.redis_quota import RedisQuota
+from billing.reconcile.run import Reconcile
+from billing.settings import Settings
+from billing.usage.journal import Journal
+from billing.usage.outbox import RedisOutbox
+from billing.usage.publisher import Publisher, publisher_for
+from billing.usage.relay import Relay
+
+_RESULT_DATABASE = 1
+
+
+class ServerFacts(TypedDict):
+    """What the servers say of themselves; None where one did not answer."""
+
+    maxmemory_policy: str | None
+    schema_revision: str | None
+    schema_head: str
+    database_answers: bool
+
+
+def endpoints_of(settings: Settings) -> Endpoints:
+    """Where the servers are: what the settings name, else the embedded ones that are running.
+
+    Raises:
+        ConfigurationError: A server is neither named nor running; says which and the remedy.
+    """
+    running = running_endpoints(settings.local_dir)
+    found: dict[str, str] = {}
+    for name in ("database_url", "redis_url", "amqp_url"):
+        given: SecretStr | None = getattr(settings, name)
+        local = getattr(running, name) if running else None
+        if given is None and not local:
+            raise ConfigurationError(
+                name.upper(),
+                "not set, and no embedded server is running",
+                f"set {name.upper()}, or run: billing local start",
+            )
+        found[name] = given.get_secret_value() if given else str(local)
+    result_url = (
+        settings.result_url.get_secret_value()
+        if settings.result_url
+        else _database_of(found["redis_url"], _RESULT_DATABASE)
+    )
+    return Endpoints(**found, result_url=result_url)
+
+
+def _database_of(redis_url: str, number: int) -> str:
+    """The same Redis server, another database."""
+    parts = urlsplit(redis_url)
+    if parts.scheme == "unix":
+        query = "&".join(filter(None, [parts.query, f"virtual_host={number}"]))
+        return urlunsplit(("redis+socket", parts.netloc, parts.path, query, ""))
+    return urlunsplit((parts.scheme, parts.netloc, f"/{number}", parts.query, ""))
+
+
+class System:
+    """One process's servers and stores.
+
+    Args:
+        settings: Where the servers are, and every limit.
+        clock: The time.
+        endpoints: Where the servers are, if not what ``settings`` says.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock | None = None,
+        endpoints: Endpoints | None = None,
+    ) -> None:
+        self.settings = settings
+        self.clock: Clock = clock or SystemClock()
+        self._given_endpoints = endpoints
+        self._publishers: list[Publisher] = []
+        failpoints.arm(settings.failpoints, settings.spool_dir / "failpoints")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what was opened."""
+        for publisher in self._publishers:
+            publisher.close()
+        for name in ("engine", "writer_engine"):
+            if name in self.__dict__:
+                self.__dict__[name].dispose()
+        for name in ("redis", "_parent_redis", "_relay_redis"):
+            if name in self.__dict__:
+                self.__dict__[name].close()
+
+    @cached_property
+    def endpoints(self) -> Endpoints:
+        """Where the servers are."""
+        return self._given_endpoints or endpoints_of(self.settings)
+
+    # -- PostgreSQL ----------------------------------------------------------------------------
+
+    @cached_property
+    def engine(self) -> sa.Engine:
+        """PostgreSQL as the schema's owner: the catalogue, accounts, grants, partitions."""
+        return owner_engine(self.endpoints.database_url)
+
+    @cached_property
+    def writer_engine(self) -> sa.Engine:
+        """PostgreSQL as the writer: may insert into the log and nothing more of it."""
+        return writer_engine(self.endpoints.database_url)
+
+    @cached_property
+    def accounts(self) -> Accounts:
+        """Customers and budgets."""
+        return Accounts(self.engine)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """SKUs and prices."""
+        return Catalog(self.engine)
+
+    @cached_property
+    def credit(self) -> Credit:
+        """Grants."""
+        return Credit(self.engine)
+
+    @cached_property
+    def usage(self) -> Usage:
+        """Totals, from the rollups."""
+        return Usage(self.engine)
+
+    @cached_property
+    def receipts(self) -> Receipts:
+        """Lines, from the log."""
+        return Receipts(self.engine)
+
+    @cached_property
+    def dead_letters(self) -> DeadLetters:
+        """What could not be billed, with its reason."""
+        return DeadLetters(self.engine)
+
+    @cached_property
+    def writer(self) -> LogWriter:
+        """Writes batches into the log."""
+        return LogWriter(
+            self.writer_engine,
+            clock=self.clock,
+            max_age=timedelta(days=self.settings.event_max_age_days),
+            max_ahead=timedelta(seconds=self.settings.event_max_ahead_seconds),
+            currency=self.settings.currency,
+        )
+
+    def ensure_partitions(self) -> list[str]:
+        """Make the log's missing partitions; returns their names."""
+        with self.engine.begin() as connection:
+            return ensure_partitions(
+                connection, self.clock.now(), ahead_months=self.settings.partitions_ahead_months
+            )
+
+    # -- Redis ---------------------------------------------------------------------------------
+
+    @cached_property
+    def keys(self) -> Keys:
+        """The names of Redis keys."""
+        return Keys(self.settings.redis_prefix)
+
+    @cached_property
+    def redis(self) -> redis.Redis:
+        """Redis, with a task's patience."""
+        return self._redis_client(self.settings.redis_timeout_ms / 1000)
+
+    @cached_property
+    def _parent_redis(self) -> redis.Redis:
+        return self._redis_client(self.settings.parent_redis_timeout_ms / 1000)
+
+    @cached_property
+    def _relay_redis(self) -> redis.Redis:
+        # The relay reads hundreds of events at once, and nobody waits for it.
+        return self._redis_client(10.0)
+
+    def _redis_client(self, timeout_seconds: float) -> redis.Redis:
+        return redis.Redis.from_url(
+            self.endpoints.redis_url,
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
+            # One repeat for a connection that was closed while idle; every verb may be repeated.
+            retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+            health_check_interval=0,
+        )
+
+    def _quota_on(self, client: redis.Redis) -> RedisQuota:
+        return RedisQuota(
+            client,
+            prefix=self.settings.redis_prefix,
+            hold_record_ttl_seconds=self.settings.hold_record_ttl_seconds,
+            quarantine_seconds=self.settings.quarantine_seconds,
+        )
+
+    @cached_property
+    def quota(self) -> Quota:
+        """The quota store."""
+        return self._quota_on(self.redis)
+
+    @cached_property
+    def account_sync(self) -> AccountSync:
+        """Carries accounts from PostgreSQL to the quota store."""
+        return AccountSync(self.writer_engine, self.quota, self.clock)
+
+    def sync(self, customer: str) -> LoadOutcome:
+        """Tell Redis what changed in PostgreSQL for one customer; see ``AccountSync.sync``."""
+        return self.account_sync.sync(customer)
+
+    @cached_property
+    def outbox(self) -> RedisOutbox:
+        """Events not yet confirmed by RabbitMQ."""
+        return RedisOutbox(self._relay_redis, self.keys)
+
+    # -- the node's disk, RabbitMQ -------------------------------------------------------------
+
+    @cached_property
+    def journal(self) -> Journal:
+        """Second copies of what is in the outbox."""
+        return Journal(self.settings.spool_dir / "journal", clock=self.clock)
+
+    @cached_property
+    def spool(self) -> Journal:
+        """What could be neither put in the outbox nor published."""
+        return Journal(self.settings.spool_dir / "spool", fsync=True, clock=self.clock)
+
+    def publisher(self) -> Publisher:
+        """A new connection's publisher, with confirms; closed with the system."""
+        publisher = publisher_for(
+            self.endpoints.amqp_url,
+            exchange=self.settings.usage_exchange,
+            queue=self.settings.usage_queue,
+            timeout_seconds=self.settings.publish_timeout_seconds,
+        )
+        self._publishers.append(publisher)
+        return publisher
+
+    def relay(self) -> Relay:
+        """Drains outbox and spool to RabbitMQ."""
+        return Relay(
+            self.outbox,
+            self.publisher(),
+            self.journal,
+            self.spool,
+            owner=f"{self.settings.node}:{id(self)}",
+            batch=self.settings.relay_batch,
+            clock=self.clock,
+        )
+
+    def consumer(self) -> UsageConsumer:
+        """Reads the usage queue into the log."""
+        return UsageConsumer(
+            self.endpoints.amqp_url,
+            exchange=self.settings.usage_exchange,
+            queue=self.settings.usage_queue,
+            writer=self.writer,
+            dead_letters=self.dead_letters,
+            batch=self.settings.consumer_batch,
+            linger_seconds=self.settings.consumer_linger_ms / 1000,
+            on_late=self.account_sync.sync_many,
+        )
+
+    # -- the way of a task ---------------------------------------------------------------------
+
+    @cached_property
+    def _catalog_cache(self) -> CatalogCache:
+        return CatalogCache(self.catalog, self.clock, self.settings.catalog_ttl_seconds)
+
+    def sku(self, sku_id: str) -> Sku:
+        """The SKU of an id, from this process's copy of the catalogue.
+
+        Raises:
+            NotFound: There is none.
+            QuotaUnavailable: PostgreSQL is away and no copy was ever made.
+        """
+        try:
+            return self._catalog_cache.sku(sku_id)
+        except CatalogUnavailable as error:
+            raise QuotaUnavailable(str(error)) from error
+
+    @cached_property
+    def meter(self) -> Meter:
+        """Admits tasks and settles them."""
+        return self._meter_on(self.quota)
+
+    @cached_property
+    def parent_meter(self) -> Meter:
+        """The same, with the short time-outs of a worker's main process."""
+        return self._meter_on(self._quota_on(self._parent_redis))
+
+    def _meter_on(self, quota: Quota) -> Meter:
+        sync = AccountSync(self.writer_engine, quota, self.clock)
+        return Meter(
+            quota=quota,
+            skus=self.sku,
+            refresh=sync.rebuild,
+            publisher=self.publisher(),
+            journal=self.journal,
+            spool=self.spool,
+            clock=self.clock,
+            hold_ttl_seconds=self.settings.hold_ttl_seconds,
+            currency=self.settings.currency,
+        )
+
+    @cached_property
+    def reconcile(self) -> Reconcile:
+        """Checks every invariant."""
+        return Reconcile(self.engine, self.quota, self.clock)
+
+    def server_setup(self) -> ServerFacts:
+        """What a worker asks before it starts."""
+        try:
+            memory = self._relay_redis.info("memory")
+            policy = memory.get("maxmemory_policy")
+        except redis.RedisError:
+            policy = None
+        try:
+            revision, answers = migrations.current(self.endpoints.database_url), True
+        except sa.exc.DBAPIError:
+            revision, answers = None, False
+        return ServerFacts(
+            maxmemory_policy=policy,
+            schema_revision=revision,
+            schema_head=migrations.head(),
+            database_answers=answers,
+        )
+
+
+__all__: Sequence[str] = ["ServerFacts", "System", "endpoints_of"]

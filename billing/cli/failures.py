@@ -1,0 +1,66 @@
+"""Errors as an operator meets them: one clean message with its remedy, and the right exit code."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import redis
+import sqlalchemy as sa
+import typer
+from pydantic import ValidationError
+from rich.text import Text
+from typer.core import TyperGroup
+
+from billing.cli.output import err, printable
+from billing.core.errors import WeighbridgeError
+
+EXIT_ERROR: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+
+class CleanGroup(TyperGroup):
+    """The root of the commands: no traceback reaches an operator unless ``--debug`` asks for it."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's own copy of click has private types
+        """Run the command; turn what went wrong into a message and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except Exception as error:
+            message = None if ctx.params.get("debug") else message_of(error)
+            if message is None:
+                raise
+            err().print(Text(f"error: {printable(message)}", style="red"), soft_wrap=True)
+            raise typer.Exit(EXIT_ERROR) from None
+
+
+def message_of(error: Exception) -> str | None:
+    """What to tell an operator about ``error``; None where it is not ours to tell (usage, exit)."""
+    if isinstance(error, WeighbridgeError):
+        return str(error)
+    if isinstance(error, ValidationError):
+        # Only names and reasons: the values of settings may be secrets.
+        wrong = "; ".join(
+            f"{'.'.join(map(str, each['loc']))}: {each['msg']}"
+            for each in error.errors(include_input=False, include_url=False)
+        )
+        return f"settings: {wrong}. Remedy: see docs/configuration.md"
+    if isinstance(error, sa.exc.DBAPIError):
+        return _database_message(error)
+    if isinstance(error, redis.RedisError):
+        return f"Redis: {error}. Remedy: see REDIS_URL and billing doctor"
+    if isinstance(error, OSError):
+        return f"{error}. Remedy: run with --debug to see where, or billing doctor"
+    return None
+
+
+def _database_message(error: sa.exc.DBAPIError) -> str:
+    first = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else "no message"
+    state = getattr(error.orig, "sqlstate", None)
+    if state in {"42P01", "42703", "42704"}:
+        return f"PostgreSQL: {first}. Remedy: billing migrate"
+    if isinstance(error, sa.exc.OperationalError):
+        return f"PostgreSQL: {first}. Remedy: see DATABASE_URL and billing doctor"
+    return f"PostgreSQL: {first}. Remedy: run with --debug and report it"

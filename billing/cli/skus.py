@@ -1,0 +1,173 @@
+"""``billing skus``: what is sold."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from billing.catalog.sku import (
+    DenialPolicy,
+    FailurePolicy,
+    Pricing,
+    Sku,
+    UnavailablePolicy,
+)
+from billing.cli.context import Json, system_of
+from billing.cli.output import Column, instant, print_json, print_table, say
+from billing.core.clock import format_instant, parse_instant
+from billing.core.credits import format_credits, parse_credits
+
+app = typer.Typer(no_args_is_help=True, help="What is sold: add, list, price.")
+
+_Credits = Annotated[str, typer.Option(help="Credits for one unit, such as 1.5.")]
+_SkuId = Annotated[str, typer.Argument(help="A SKU's id.", metavar="SKU")]
+
+
+@app.command()
+def add(
+    context: typer.Context,
+    sku: _SkuId,
+    price: _Credits,
+    unit: Annotated[str, typer.Option(help="The word for one of it, such as page.")] = "task",
+    measured: Annotated[
+        bool, typer.Option("--measured", help="Only the body knows the quantity.")
+    ] = False,
+    hold: Annotated[
+        int, typer.Option(help="Units held before the body runs (measured SKUs).", min=1)
+    ] = 1,
+    on_failure: Annotated[
+        FailurePolicy, typer.Option(help="What a failed task costs: nothing, or what it used.")
+    ] = FailurePolicy.RELEASE,
+    on_denial: Annotated[
+        DenialPolicy, typer.Option(help="A denied task fails, or comes back later.")
+    ] = DenialPolicy.FAIL,
+    on_unavailable: Annotated[
+        UnavailablePolicy, typer.Option(help="What a task does while Redis is away.")
+    ] = UnavailablePolicy.RETRY,
+    allow_limit: Annotated[
+        int, typer.Option(help="Unheld runs per process and outage with 'allow'.", min=0)
+    ] = 0,
+    description: Annotated[str, typer.Option(help="For people.")] = "",
+    json: Json = False,
+) -> None:
+    """Add a SKU with its first price. The same again changes nothing."""
+    system = system_of(context)
+    added = system.catalog.add(
+        sku,
+        unit=unit,
+        unit_price_microcredits=parse_credits(price, field="price"),
+        effective_from=system.clock.now(),
+        pricing=Pricing.MEASURED if measured else Pricing.FIXED,
+        hold_quantity=hold,
+        failure_policy=on_failure,
+        denial_policy=on_denial,
+        unavailable_policy=on_unavailable,
+        allow_limit=allow_limit,
+        description=description,
+    )
+    if json:
+        print_json(sku_document(added, system.clock.now()))
+    else:
+        current = format_credits(added.unit_price_at(system.clock.now()))
+        say(f"SKU {added.id} is there: {current} credits a {added.unit}")
+
+
+@app.command("list")
+def list_(context: typer.Context, json: Json = False) -> None:
+    """List every SKU with its price and policies."""
+    system = system_of(context)
+    now = system.clock.now()
+    found = system.catalog.list()
+    if json:
+        print_json([sku_document(each, now) for each in found])
+        return
+    print_table(
+        "SKUs (prices in credits)",
+        [
+            Column("SKU"),
+            Column("unit"),
+            Column("pricing"),
+            Column("holds", numeric=True),
+            Column("price", numeric=True),
+            Column("next price"),
+            Column("failed"),
+            Column("denied"),
+            Column("Redis away"),
+        ],
+        [_row(each, now) for each in found],
+        empty="none; add one with: billing skus add ID --price 1",
+    )
+
+
+@app.command()
+def price(
+    context: typer.Context,
+    sku: _SkuId,
+    unit_price: Annotated[str, typer.Argument(help="Credits for one unit.", metavar="CREDITS")],
+    effective_from: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="From when, such as 2026-12-01T00:00:00Z. Unset: from now on."
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Set what one unit costs from an instant on. What was charged before never changes."""
+    system = system_of(context)
+    now = system.clock.now()
+    begin = now if effective_from is None else parse_instant(effective_from, field="from")
+    priced = system.catalog.set_price(
+        sku, parse_credits(unit_price, field="price"), begin, now=now
+    )
+    if json:
+        print_json(sku_document(priced, now))
+        return
+    amount = format_credits(parse_credits(unit_price))
+    say(f"SKU {priced.id} costs {amount} credits a {priced.unit} from {format_instant(begin)} on")
+    if effective_from is None:
+        ttl = system.settings.catalog_ttl_seconds
+        say(f"workers know the new price within {ttl} seconds; announce a price ahead with --from")
+
+
+def sku_document(sku: Sku, now: datetime) -> dict[str, object]:
+    """A SKU for machines."""
+    return {
+        "sku": sku.id,
+        "description": sku.description,
+        "unit": sku.unit,
+        "pricing": sku.pricing.value,
+        "hold_quantity": sku.hold_quantity,
+        "failure_policy": sku.failure_policy.value,
+        "denial_policy": sku.denial_policy.value,
+        "unavailable_policy": sku.unavailable_policy.value,
+        "allow_limit": sku.allow_limit,
+        "unit_price_microcredits": sku.unit_price_at(now) if sku.prices else None,
+        "prices": [
+            {
+                "unit_price_microcredits": each.unit_price_microcredits,
+                "effective_from": each.effective_from,
+            }
+            for each in sku.prices
+        ],
+    }
+
+
+def _row(sku: Sku, now: datetime) -> tuple[str | int | None, ...]:
+    coming = [each for each in sku.prices[1:] if each.effective_from > now]
+    away = sku.unavailable_policy.value
+    return (
+        sku.id,
+        sku.unit,
+        sku.pricing.value,
+        sku.hold_quantity,
+        format_credits(sku.unit_price_at(now)) if sku.prices else None,
+        f"{format_credits(coming[0].unit_price_microcredits)} from "
+        f"{instant(coming[0].effective_from)}"
+        if coming
+        else None,
+        sku.failure_policy.value,
+        sku.denial_policy.value,
+        f"{away} {sku.allow_limit}" if sku.unavailable_policy is UnavailablePolicy.ALLOW else away,
+    )

@@ -1,0 +1,106 @@
+"""The fence between the log and the balances that Redis keeps (``docs/architecture.md``).
+
+A rebuild takes a customer's fence row exclusively, raises its epoch and reads the log's totals. A
+batch takes the same row shared, so it commits either before the rebuild, which then counts it, or
+after, and then sees the new epoch: what it adds is *late*, unless the balance of this very epoch
+counted it already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from itertools import groupby
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+
+class FenceMoved(Exception):  # noqa: N818 - an event between two readings, not a fault
+    """A rebuild came between reading the epochs and locking them; roll back and try again."""
+
+
+_READ = sa.text("SELECT customer_id, epoch FROM quota_fences WHERE customer_id = ANY(:customers)")
+_MAKE = sa.text(
+    """
+    INSERT INTO quota_fences (customer_id)
+    SELECT unnest(CAST(:customers AS text[])) ORDER BY 1
+    ON CONFLICT (customer_id) DO NOTHING
+    """
+)
+# COLLATE "C" is the order of Python's sorted(): groups and the rows within them are in one order.
+_LOCK = """
+    SELECT customer_id, epoch FROM quota_fences WHERE customer_id = ANY(:customers)
+    ORDER BY customer_id COLLATE "C" FOR {strength}
+"""
+_SHARE, _UPDATE = (sa.text(_LOCK.format(strength=strength)) for strength in ("SHARE", "UPDATE"))
+_ADD_LATE = sa.text(
+    """
+    UPDATE quota_fences
+    SET late_microcredits = late_microcredits + late.amount, version = version + 1
+    FROM unnest(CAST(:customers AS text[]), CAST(:amounts AS numeric[]))
+        AS late (customer_id, amount)
+    WHERE quota_fences.customer_id = late.customer_id
+    """
+)
+
+
+def lock_fences(
+    connection: Connection, charged: Mapping[str, Collection[int]], *, exclusive: bool = False
+) -> dict[str, int]:
+    """Lock the fences of a batch's customers, in their order, until the transaction ends.
+
+    Args:
+        connection: In a READ COMMITTED transaction.
+        charged: Per customer of the batch, the epochs of its events that cost something.
+        exclusive: Take every fence for update; no rebuild can then make ``FenceMoved`` of it.
+
+    Returns:
+        The epoch of each customer.
+
+    Raises:
+        FenceMoved: A fence that was only shared has another epoch than was read before.
+    """
+    customers = sorted(charged)
+    if not customers:
+        return {}
+    epochs = _epochs(connection, customers)
+
+    def late(customer: str) -> bool:
+        return any(epoch != epochs[customer] for epoch in charged[customer])
+
+    locked: dict[str, int] = {}
+    for for_update, group in groupby(customers, key=lambda name: exclusive or late(name)):
+        names = list(group)
+        rows = connection.execute(_UPDATE if for_update else _SHARE, {"customers": names})
+        locked.update((name, epoch) for name, epoch in rows)
+        if not for_update and any(locked[name] != epochs[name] for name in names if charged[name]):
+            raise FenceMoved
+    return locked
+
+
+def add_late(connection: Connection, amounts: Mapping[str, int]) -> None:
+    """Add what the balances of the present epochs have not counted; the fences are held for update.
+
+    Args:
+        connection: The transaction that holds them.
+        amounts: Microcredits by customer.
+    """
+    if amounts:
+        customers = sorted(amounts)
+        connection.execute(
+            _ADD_LATE, {"customers": customers, "amounts": [amounts[name] for name in customers]}
+        )
+
+
+def _epochs(connection: Connection, customers: list[str]) -> dict[str, int]:
+    found = _read(connection, customers)
+    missing = [name for name in customers if name not in found]
+    if missing:
+        connection.execute(_MAKE, {"customers": missing})
+        found.update(_read(connection, missing))
+    return found
+
+
+def _read(connection: Connection, customers: list[str]) -> dict[str, int]:
+    rows = connection.execute(_READ, {"customers": customers})
+    return {row.customer_id: row.epoch for row in rows}

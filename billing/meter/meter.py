@@ -1,0 +1,351 @@
+"""The meter: what happens before a task runs and after, whichever server is away.
+
+Money is closed by default: where the balance cannot be known, the body does not run, unless its SKU
+says ``allow``. Usage is never dropped: what cannot reach the outbox is published directly, and what
+cannot be published is spooled to the node's disk.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import structlog
+
+from billing.catalog.rating import rate
+from billing.catalog.sku import FailurePolicy, Sku, UnavailablePolicy
+from billing.core.clock import Clock
+from billing.core.errors import DenialReason, NotFound, PublishFailed, QuotaUnavailable
+from billing.core.failpoints import reach
+from billing.meter.run import Admission, Recorder, TaskFacts
+from billing.quota.hold import (
+    HoldRequest,
+    LineFigures,
+    LoadOutcome,
+    Quota,
+    ReleaseCause,
+    ReleaseOutcome,
+    Reservation,
+    ReserveOutcome,
+    Settlement,
+    SettleOutcome,
+)
+from billing.usage.event import Outcome, UsageEvent
+
+log = structlog.get_logger(__name__)
+
+_LOAD_ATTEMPTS = 3
+
+
+class Publishes(Protocol):
+    """Takes events to the broker; returns when they are confirmed."""
+
+    def publish(self, events: Sequence[UsageEvent]) -> None:
+        """Publish, or raise ``PublishFailed``."""
+        ...
+
+
+class Keeps(Protocol):
+    """Keeps events on the node's disk."""
+
+    def append(self, events: Sequence[UsageEvent]) -> None:
+        """Append and return when they are kept."""
+        ...
+
+
+class Meter:
+    """Admits tasks and settles them. One per process; safe to use from several threads.
+
+    Args:
+        quota: The quota store.
+        skus: Gives the SKU of an id, or raises ``NotFound``.
+        refresh: Loads a customer's account from PostgreSQL into the quota store. Raises
+            ``NotFound`` for an unknown customer and ``QuotaUnavailable`` when PostgreSQL is away.
+        publisher: The way out when Redis is away.
+        journal: A second copy of what is in the outbox, in case Redis loses its data.
+        spool: The way out when RabbitMQ is away too.
+        clock: The time.
+        hold_ttl_seconds: How long a hold stays open.
+        currency: Of provider costs.
+    """
+
+    def __init__(
+        self,
+        *,
+        quota: Quota,
+        skus: Callable[[str], Sku],
+        refresh: Callable[[str], LoadOutcome],
+        publisher: Publishes,
+        journal: Keeps,
+        spool: Keeps,
+        clock: Clock,
+        hold_ttl_seconds: int,
+        currency: str,
+    ) -> None:
+        self._quota = quota
+        self._skus = skus
+        self._refresh = refresh
+        self._publisher = publisher
+        self._journal = journal
+        self._spool = spool
+        self._clock = clock
+        self._hold_ttl_seconds = hold_ttl_seconds
+        self._currency = currency
+        self._allowed: dict[str, int] = {}
+        self._allowed_lock = threading.Lock()
+
+    def recorder(self, sku: Sku) -> Recorder:
+        """A recorder for one run of a task of ``sku``."""
+        return Recorder(sku, self._skus)
+
+    def admit(self, facts: TaskFacts, sku_id: str, quantity: int | None) -> Admission:
+        """Hold what the task may cost, or say why it must not run.
+
+        A refusal is not yet recorded: a task that will come back is not a line on a bill. See
+        ``record_denial``.
+
+        Args:
+            facts: The task.
+            sku_id: What it is sold as.
+            quantity: Units to hold; the SKU's own where None.
+
+        Raises:
+            NotFound: There is no such SKU, or it has no price.
+            InvalidValue: The quantity cannot be.
+        """
+        sku = self._skus(sku_id)
+        units = sku.hold_quantity if quantity is None else quantity
+        needed = rate(units, sku.unit_price_at(facts.metered_at))
+        reach("hold.before")
+        started_at = self._clock.now()
+        base = Admission(facts=facts, sku=sku, started_at=started_at, needed_microcredits=needed)
+        try:
+            reservation = self._reserve(
+                HoldRequest(
+                    task_id=facts.task_id,
+                    customer=facts.customer,
+                    sku=sku.id,
+                    amount_microcredits=needed,
+                    ttl_seconds=self._hold_ttl_seconds,
+                )
+            )
+        except NotFound:
+            return replace(base, reason=DenialReason.UNKNOWN_CUSTOMER)
+        except QuotaUnavailable as error:
+            return self._without_quota(base, error)
+        self._outage_is_over(sku)
+        reach("hold.after")
+        return replace(
+            base,
+            reason=reservation.reason,
+            number=reservation.admission,
+            held_microcredits=reservation.held_microcredits,
+            left_microcredits=reservation.left_microcredits,
+            repeat=reservation.outcome is ReserveOutcome.ALREADY_SETTLED,
+        )
+
+    def record_denial(self, admission: Admission) -> None:
+        """Put the refusal on record: an event with its reason and cost 0."""
+        event = admission.denial(currency=self._currency)
+        try:
+            self._quota.append(event.customer, event)
+        except QuotaUnavailable:
+            self._deliver([event])
+        else:
+            self._keep([event])
+
+    def settle(self, admission: Admission, recorder: Recorder) -> Settlement:
+        """The body succeeded: charge what it used, and put its events into the outbox."""
+        reach("body.after")
+        return self._settle(admission, recorder, Outcome.SUCCEEDED, "")
+
+    def fail(self, admission: Admission, recorder: Recorder, cause: ReleaseCause) -> None:
+        """The body ended without success: charge or release, by the SKU's policy."""
+        if admission.sku.failure_policy is FailurePolicy.CHARGE and cause in _CHARGEABLE:
+            events = self._events(admission, recorder, Outcome.FAILED, cause.value)
+            if any(event.amount_microcredits for event in events):
+                self._settle(admission, recorder, Outcome.FAILED, cause.value)
+                return
+        event = recorder.failure(
+            admission,
+            reason=cause.value,
+            currency=self._currency,
+            finished_at=self._clock.now(),
+        )
+        facts = admission.facts
+        if admission.degraded:
+            self._deliver([event])
+            return
+        try:
+            outcome = self._quota.release(facts.customer, facts.task_id, cause, event)
+        except QuotaUnavailable:
+            # The hold will expire; the failure itself is still worth a line.
+            self._deliver([event])
+        else:
+            if outcome is ReleaseOutcome.RELEASED:
+                self._keep([event])
+
+    def lost(self, facts: TaskFacts, sku_id: str, cause: ReleaseCause) -> ReleaseOutcome:
+        """The run ended where only the worker's main process could see it: give the hold back.
+
+        Never guesses a charge: what a lost child had used is not known.
+
+        Raises:
+            QuotaUnavailable: Redis did not answer; the hold will expire by itself.
+            NotFound: There is no such SKU.
+        """
+        hold = self._quota.hold(facts.customer, facts.task_id)
+        sku = self._skus(sku_id)
+        admission = Admission(
+            facts=facts,
+            sku=sku,
+            started_at=self._clock.now(),
+            number=hold.admission if hold else 0,
+            held_microcredits=hold.held_microcredits if hold else 0,
+        )
+        event = self.recorder(sku).failure(
+            admission, reason=cause.value, currency=self._currency, finished_at=self._clock.now()
+        )
+        event = replace(event, started_at=None)
+        outcome = self._quota.release(facts.customer, facts.task_id, cause, event)
+        if outcome is ReleaseOutcome.RELEASED:
+            self._keep([event])
+        return outcome
+
+    def _reserve(self, request: HoldRequest) -> Reservation:
+        for _ in range(_LOAD_ATTEMPTS):
+            reservation = self._quota.reserve(request)
+            if reservation.outcome is not ReserveOutcome.UNKNOWN_BALANCE:
+                return reservation
+            if self._refresh(request.customer) is LoadOutcome.QUARANTINED:
+                raise QuotaUnavailable(
+                    f"the balance of {request.customer} was lost and is being rebuilt; "
+                    "nothing is admitted until the events on their way are in the log"
+                )
+        raise QuotaUnavailable(f"the balance of {request.customer} could not be loaded")
+
+    def _without_quota(self, base: Admission, error: QuotaUnavailable) -> Admission:
+        """Redis cannot say: refuse, unless the SKU allows a bounded number of unheld runs."""
+        sku = base.sku
+        if sku.unavailable_policy is UnavailablePolicy.ALLOW:
+            with self._allowed_lock:
+                used = self._allowed.get(sku.id, 0)
+                if used < sku.allow_limit:
+                    self._allowed[sku.id] = used + 1
+                    log.warning(
+                        "admitted without a hold",
+                        task_id=base.facts.task_id,
+                        customer=base.facts.customer,
+                        money="the run is metered; the balance is told when its event is logged",
+                        allowed=used + 1,
+                        allow_limit=sku.allow_limit,
+                        error=str(error),
+                    )
+                    return replace(base, degraded=True)
+        return replace(base, reason=DenialReason.QUOTA_UNAVAILABLE)
+
+    def _outage_is_over(self, sku: Sku) -> None:
+        if sku.id in self._allowed:
+            with self._allowed_lock:
+                self._allowed.pop(sku.id, None)
+
+    def _events(
+        self, admission: Admission, recorder: Recorder, outcome: Outcome, reason: str
+    ) -> list[UsageEvent]:
+        return recorder.events(
+            admission,
+            outcome=outcome,
+            reason=reason,
+            currency=self._currency,
+            finished_at=self._clock.now(),
+        )
+
+    def _settle(
+        self, admission: Admission, recorder: Recorder, outcome: Outcome, reason: str
+    ) -> Settlement:
+        events = self._events(admission, recorder, outcome, reason)
+        facts = admission.facts
+        try:
+            settlement = self._settle_twice(facts, events)
+        except QuotaUnavailable:
+            settlement = Settlement(
+                outcome=SettleOutcome.UNCOUNTED,
+                lines=tuple(
+                    LineFigures(
+                        line=event.line,
+                        amount_microcredits=event.amount_microcredits,
+                        shortfall_microcredits=0,
+                    )
+                    for event in events
+                ),
+                quota_epoch=0,
+            )
+            self._deliver([replace(event, degraded=True) for event in events])
+            reach("settle.after")
+            return settlement
+        reach("settle.after")
+        if settlement.outcome is not SettleOutcome.EXISTS:
+            self._keep(_decided(events, settlement))
+        return settlement
+
+    def _settle_twice(self, facts: TaskFacts, events: Sequence[UsageEvent]) -> Settlement:
+        """One repeat: a settle that timed out may have happened, and asking again is harmless."""
+        try:
+            return self._quota.settle(facts.customer, facts.task_id, events)
+        except QuotaUnavailable:
+            return self._quota.settle(facts.customer, facts.task_id, events)
+
+    def _keep(self, events: Sequence[UsageEvent]) -> None:
+        """Second copy. Its failure must not undo a settlement that stands."""
+        try:
+            self._journal.append(events)
+        except OSError as error:
+            log.error(
+                "the node's journal cannot be written",
+                money="nothing is lost unless Redis loses its data before the relay has sent them",
+                remedy="free or mend the disk of WEIGHBRIDGE_SPOOL_DIR",
+                error=str(error),
+            )
+
+    def _deliver(self, events: Sequence[UsageEvent]) -> None:
+        """Redis is away: publish with a confirm, else spool with an fsync."""
+        try:
+            self._publisher.publish(events)
+        except PublishFailed as error:
+            self._spool.append(events)
+            log.warning(
+                "usage spooled on this node",
+                events=len(events),
+                money="nothing is lost; it reaches the log when the relay can publish again",
+                remedy="bring Redis and RabbitMQ back",
+                error=str(error),
+            )
+
+
+_CHARGEABLE = frozenset(
+    {
+        ReleaseCause.EXCEPTION,
+        ReleaseCause.SOFT_TIME_LIMIT,
+        ReleaseCause.HARD_TIME_LIMIT,
+        ReleaseCause.EXITED,
+    }
+)
+"""Ends that a failure policy of ``charge`` charges: the body itself failed. A body that says Ignore
+or Reject, is revoked, or is lost with its child is not charged."""
+
+
+def _decided(events: Sequence[UsageEvent], settlement: Settlement) -> list[UsageEvent]:
+    """The events with the figures the quota store decided, as the outbox has them."""
+    figures = {line.line: line for line in settlement.lines}
+    return [
+        event.settled(
+            amount=figures[event.line].amount_microcredits,
+            shortfall=figures[event.line].shortfall_microcredits,
+            quota_epoch=settlement.quota_epoch,
+        )
+        for event in events
+        if event.line in figures
+    ]
+

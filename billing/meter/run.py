@@ -1,0 +1,247 @@
+"""What is known of one run of a task, and what its body records. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from billing.catalog.rating import rate
+from billing.catalog.sku import Pricing, Sku
+from billing.core.credits import check_microcredits
+from billing.core.errors import DenialReason, InvalidValue
+from billing.core.ids import event_id
+from billing.usage.event import (
+    Outcome,
+    UsageEvent,
+    check_dimensions,
+    denied_line,
+    failed_line,
+    usage_line,
+)
+
+_MAX_SUBJECT = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFacts:
+    """Who a task is, for whom it runs, and when it counts: all that its events have in common."""
+
+    task_id: str
+    customer: str
+    metered_at: datetime
+    task_name: str = ""
+    root_id: str | None = None
+    parent_id: str | None = None
+    group_id: str | None = None
+    attempt: int = 0
+    worker: str = ""
+
+    def event(self, *, sku: str, line: str, outcome: Outcome, **figures: object) -> UsageEvent:
+        """The event of one line of this task; its id follows from the facts alone."""
+        return UsageEvent(
+            id=event_id(self.task_id, line, self.metered_at),
+            customer=self.customer,
+            sku=sku,
+            line=line,
+            outcome=outcome,
+            task_id=self.task_id,
+            task_name=self.task_name,
+            root_id=self.root_id,
+            parent_id=self.parent_id,
+            group_id=self.group_id,
+            attempt=self.attempt,
+            worker=self.worker,
+            **figures,  # type: ignore[arg-type] - the remaining fields, by name
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """The answer to a task that asked to run. ``number`` counts its admissions from 1.
+
+    ``needed_microcredits`` is what was asked for, ``left_microcredits`` what the ``reason`` had left.
+    ``degraded`` admissions hold nothing: Redis was away and the SKU's policy allows some.
+    """
+
+    facts: TaskFacts
+    sku: Sku
+    started_at: datetime
+    reason: DenialReason | None = None
+    number: int = 0
+    needed_microcredits: int = 0
+    held_microcredits: int = 0
+    left_microcredits: int = 0
+    degraded: bool = False
+    repeat: bool = False
+    """The task was billed before; whatever it records costs nothing more."""
+
+    @property
+    def admitted(self) -> bool:
+        """Whether the body may run."""
+        return self.reason is None
+
+    def denial(self, *, currency: str) -> UsageEvent:
+        """The event of this refusal: its reason, and cost 0."""
+        if self.reason is None:
+            raise InvalidValue("reason", None, "only a refused admission has a denial")
+        return self.facts.event(
+            sku=self.sku.id,
+            line=denied_line(self.sku.id, self.reason),
+            outcome=Outcome.DENIED,
+            reason=self.reason.value,
+            currency=currency,
+            started_at=self.started_at,
+            finished_at=self.started_at,
+        )
+
+
+@dataclass(slots=True)
+class _Line:
+    quantity: int | None = None
+    cost_micros: int = 0
+    subject: str | None = None
+    dimensions: dict[str, str] = field(default_factory=dict)
+
+
+class Recorder:
+    """Collects what a body says it used. One run, one thread.
+
+    Args:
+        sku: The SKU of the task; ``record`` without a ``sku`` speaks of it.
+        find: Gives the SKU of an id, or raises ``NotFound``.
+    """
+
+    def __init__(self, sku: Sku, find: Callable[[str], Sku]) -> None:
+        self._sku = sku
+        self._find = find
+        self._skus = {sku.id: sku}
+        self._lines: dict[str, _Line] = {sku.id: _Line()}
+
+    def record(
+        self,
+        *,
+        quantity: int | None = None,
+        cost_micros: int | None = None,
+        subject: str | None = None,
+        dimensions: Mapping[str, str] | None = None,
+        sku: str | None = None,
+    ) -> None:
+        """Add to what this run used.
+
+        Args:
+            quantity: Units used, added to those recorded before. A fixed SKU has none of its own:
+                one task is one unit.
+            cost_micros: What it cost us (proxy, compute, storage, a third party's fee), in millionths
+                of the currency, added to the cost recorded before.
+            subject: What the work was about (a URL, a document id); the last one counts.
+            dimensions: Further texts by name, merged with those recorded before.
+            sku: Another SKU that this run also used; it becomes a line of its own.
+
+        Raises:
+            InvalidValue: A figure is not an integer of zero or more, a text is too long, or the SKU
+                is fixed and a quantity other than 1 was given. Nothing was added.
+            NotFound: There is no such SKU. Nothing was added.
+        """
+        name = sku or self._sku.id
+        if name not in self._skus:
+            self._skus[name] = self._find(name)
+        line = self._lines.get(name, _Line())
+        if quantity is not None:
+            check_microcredits(quantity, field="quantity")
+            if name == self._sku.id and self._sku.pricing is Pricing.FIXED and quantity != 1:
+                raise InvalidValue(
+                    "quantity",
+                    quantity,
+                    f"{name} is fixed, one unit a task; add it as measured to bill by quantity",
+                )
+        if cost_micros is not None:
+            check_microcredits(cost_micros, field="cost_micros")
+        if subject is not None and (not isinstance(subject, str) or "\x00" in subject):
+            raise InvalidValue("subject", subject, "use text without NUL")
+        merged = check_dimensions({**line.dimensions, **(dimensions or {})})
+        total = (line.quantity or 0) + (quantity or 0)
+        cost = line.cost_micros + (cost_micros or 0)
+        check_microcredits(total, field="quantity")
+        check_microcredits(cost, field="cost_micros")
+        if quantity is not None:
+            fixed = name == self._sku.id and self._sku.pricing is Pricing.FIXED
+            line.quantity = 1 if fixed else total
+        line.cost_micros = cost
+        line.dimensions = merged
+        if subject is not None:
+            line.subject = subject[:_MAX_SUBJECT]
+        self._lines[name] = line
+
+    @property
+    def cost_micros(self) -> int:
+        """Provider cost over all lines."""
+        return sum(line.cost_micros for line in self._lines.values())
+
+    def events(
+        self,
+        admission: Admission,
+        *,
+        outcome: Outcome,
+        reason: str,
+        currency: str,
+        finished_at: datetime,
+    ) -> list[UsageEvent]:
+        """One event per line, each with the amount it should cost.
+
+        A line of another SKU that was spoken of counts even without a quantity, as one unit if that
+        SKU is fixed.
+
+        Args:
+            admission: The admission this run has.
+            outcome: How the run ended.
+            reason: Why it failed; empty where it did not.
+            currency: Of the provider cost.
+            finished_at: When the run ended.
+        """
+        events = []
+        for name, line in self._lines.items():
+            sku = self._skus[name]
+            quantity = line.quantity
+            if quantity is None:
+                quantity = 1 if sku.pricing is Pricing.FIXED else 0
+            price = sku.unit_price_at(admission.facts.metered_at)
+            events.append(
+                admission.facts.event(
+                    sku=name,
+                    line=usage_line(name),
+                    outcome=outcome,
+                    reason=reason,
+                    quantity=quantity,
+                    amount_microcredits=rate(quantity, price),
+                    held_microcredits=admission.held_microcredits if name == self._sku.id else 0,
+                    cost_micros=line.cost_micros,
+                    currency=currency,
+                    subject=line.subject,
+                    dimensions=line.dimensions,
+                    degraded=admission.degraded,
+                    started_at=admission.started_at,
+                    finished_at=finished_at,
+                )
+            )
+        return events
+
+    def failure(
+        self, admission: Admission, *, reason: str, currency: str, finished_at: datetime
+    ) -> UsageEvent:
+        """The event of a run that ended without a charge, with what it cost us all the same."""
+        own = self._lines[self._sku.id]
+        return admission.facts.event(
+            sku=self._sku.id,
+            line=failed_line(self._sku.id, admission.number),
+            outcome=Outcome.FAILED,
+            reason=reason,
+            held_microcredits=admission.held_microcredits,
+            cost_micros=self.cost_micros,
+            currency=currency,
+            subject=own.subject,
+            dimensions=own.dimensions,
+            degraded=admission.degraded,
+            started_at=admission.started_at,
+            finished_at=finished_at,
+        )

@@ -1,0 +1,74 @@
+"""The names of the quota store's keys: 64 shards, one Redis hash tag each.
+
+A shard is a hash slot, so every script touches one slot only, and a cluster spreads the shards.
+This is the one place where keys are named.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Final
+
+SHARDS: Final = 64
+
+
+def shard_of(customer: str) -> int:
+    """The shard of a customer, ``0 <= shard < SHARDS``; the same in every process and version."""
+    return zlib.crc32(customer.encode()) % SHARDS
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Key names under one prefix, for example ``wb:{s07}:acct:acme``."""
+
+    prefix: str
+
+    def account(self, customer: str) -> str:
+        """Hash: the customer's account."""
+        return f"{self._tag(shard_of(customer))}:acct:{customer}"
+
+    def hold(self, customer: str, task_id: str) -> str:
+        """Hash: the latest admission of a task.
+
+        Named by the customer too, so that one task id used for two customers of a shard is two
+        holds, as it is across shards.
+        """
+        return f"{self._tag(shard_of(customer))}:hold:{customer}:{task_id}"
+
+    def customer_holds(self, customer: str) -> str:
+        """Hash: the customer's open holds, task id to ``period_start_ms|held|sku``.
+
+        What is held is summed from here when an account is loaded again.
+        """
+        return f"{self._tag(shard_of(customer))}:holds:{customer}"
+
+    def open(self, shard: int) -> str:
+        """Sorted set: open holds (``open_member``) by the millisecond they expire at."""
+        return f"{self._tag(shard)}:open"
+
+    def out(self, shard: int) -> str:
+        """Stream: the outbox, usage events not yet confirmed by RabbitMQ."""
+        return f"{self._tag(shard)}:out"
+
+    def born(self, shard: int) -> str:
+        """String: the millisecond at which the shard was first seen, after a loss of data again."""
+        return f"{self._tag(shard)}:born"
+
+    def outbox_keys(self) -> list[str]:
+        """The outboxes of all shards, in order of the shard."""
+        return [self.out(shard) for shard in range(SHARDS)]
+
+    def _tag(self, shard: int) -> str:
+        return f"{self.prefix}:{{s{shard:02d}}}"
+
+
+def open_member(customer: str, task_id: str) -> str:
+    """A hold's name in the sorted set of open holds. A customer's id has no ``|``; a task's may."""
+    return f"{customer}|{task_id}"
+
+
+def split_member(member: str) -> tuple[str, str]:
+    """The customer and task id of an ``open_member``."""
+    customer, _, task_id = member.partition("|")
+    return customer, task_id

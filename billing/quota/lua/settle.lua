@@ -1,0 +1,80 @@
+-- End a hold, charge its lines and put their events into the outbox.
+-- KEYS: account, hold, open, holds of the customer, outbox
+-- ARGV: customer, task id, time in ms to remember the record, then for each line:
+--       sku, line, amount asked, metered_at in ms, event
+-- Reply: outcome, epoch, then for each line: line, amount, shortfall
+local account_key, hold_key, open_key, holds_key, out_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local customer, task_id, remember_ms = ARGV[1], ARGV[2], ARGV[3]
+local FIRST, STEP = 4, 5
+local hold = read_hash(hold_key)
+
+if hold and hold.state == 'settled' then
+  local answer = { 'exists', hold.epoch }
+  for n = 1, tonumber(hold.lines) do
+    answer[#answer + 1] = hold['line' .. n]
+    answer[#answer + 1] = hold['amount' .. n]
+    answer[#answer + 1] = hold['shortfall' .. n]
+  end
+  return answer
+end
+
+local account = read_account(account_key)
+local is_open = hold and hold.state == 'held'
+local outcome, epoch, room = 'uncounted', '0', math.huge
+if account then
+  outcome, epoch = is_open and 'settled' or 'without_hold', account.epoch
+  -- What was held was promised: a balance below zero does not take it back.
+  room = (is_open and tonumber(hold.held) or 0) + math.max(account.available, 0)
+end
+
+-- Whether a line counts into the spent of the account's period: as its hold did, or without one by
+-- its own instant.
+local function counts(metered_ms)
+  if not account then
+    return false
+  end
+  if is_open then
+    return hold.period_start_ms == account.period_start_ms
+  end
+  return metered_ms >= tonumber(account.period_start_ms) and metered_ms < account.period_end_ms
+end
+
+if is_open then
+  close_hold(account, hold, open_key, holds_key, task_id)
+end
+
+local answer, record, total, lines = { outcome, epoch }, {}, 0, 0
+for i = FIRST, #ARGV, STEP do
+  local sku, line, asked, metered_ms, event = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]),
+    tonumber(ARGV[i + 3]), ARGV[i + 4]
+  local amount = math.min(asked, room)
+  local shortfall = asked - amount
+  room, total, lines = room - amount, total + amount, lines + 1
+  if counts(metered_ms) then
+    count_spent(account, sku, amount)
+  end
+  put_out(out_key, event, amount, shortfall, epoch)
+  local figures = { 'line' .. lines, line, 'amount' .. lines, whole(amount), 'shortfall' .. lines,
+    whole(shortfall) }
+  for _, figure in ipairs(figures) do
+    record[#record + 1] = figure
+  end
+  answer[#answer + 1] = line
+  answer[#answer + 1] = whole(amount)
+  answer[#answer + 1] = whole(shortfall)
+end
+
+if account then
+  redis.call('HINCRBY', account_key, 'settled', whole(total))
+end
+if not is_open then
+  -- An admission of nothing, which settles at once.
+  redis.call('HSET', hold_key, 'admission', whole((hold and tonumber(hold.admission) or 0) + 1),
+    'customer', customer, 'sku', ARGV[FIRST] or '', 'held', '0', 'expires_ms', '0',
+    'period_start_ms', account and account.period_start_ms or '0')
+  redis.call('HDEL', hold_key, 'final')
+end
+redis.call('HSET', hold_key, 'state', 'settled', 'cause', '', 'epoch', epoch, 'lines', whole(lines),
+  unpack(record))
+redis.call('PEXPIRE', hold_key, remember_ms)
+return answer

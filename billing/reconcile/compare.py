@@ -1,0 +1,129 @@
+"""The invariants, pure: what must agree once the way of every task is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What does not agree. Each says in its text what it means for money."""
+
+    AVAILABLE = "available"
+    """granted - settled - held is not what can be taken: a customer is stopped too early or late."""
+    NEGATIVE = "negative"
+    """More was settled and held than granted: somebody is upside down."""
+    GRANTED = "granted"
+    """Redis or the fence has other grants than the table of grants."""
+    SETTLED = "settled"
+    """Redis charged another sum than the log has."""
+    ROLLUP = "rollup"
+    """A rollup is not the sum of its log lines: reports and invoices would be wrong."""
+    DUPLICATE = "duplicate"
+    """A task has one line twice: it was billed twice."""
+    OVERDUE_HOLD = "overdue_hold"
+    """A hold outlived its time and a sweep: its credits are locked away."""
+    DENIED_BUT_RAN = "denied_but_ran"
+    """A refused task left a quantity, an amount or a cost: its body ran."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discrepancy:
+    """One thing that does not agree. ``expected`` is what PostgreSQL says."""
+
+    kind: Kind
+    customer: str
+    expected: int
+    found: int
+    detail: str = ""
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON-friendly."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Books:
+    """One customer as each of the three sides has it, in microcredits.
+
+    ``granted`` is the sum of grants, ``fenced`` what the fence row says of it; ``logged`` and
+    ``rolled_up`` are the sums of the log and of its rollups. The last four are the quota store's, None
+    where it has no account: then nothing was held or counted there, and there is nothing to compare.
+    """
+
+    customer: str
+    granted: int
+    fenced: int
+    logged: int
+    rolled_up: int
+    account_granted: int | None = None
+    account_settled: int | None = None
+    account_held: int | None = None
+    open_holds: int = 0
+    """The sum of the customer's open holds, each looked up by itself."""
+
+
+def compare(books: Iterable[Books]) -> list[Discrepancy]:
+    """Everything that does not agree, customer by customer. Empty when all is well and drained."""
+    found: list[Discrepancy] = []
+    for book in books:
+        found += _of_one(book)
+    return found
+
+
+def _of_one(book: Books) -> list[Discrepancy]:
+    checks: list[tuple[Kind, int, int, str]] = [
+        (Kind.GRANTED, book.granted, book.fenced, "sum of grants against the fence"),
+        (Kind.ROLLUP, book.logged, book.rolled_up, "log against rollups"),
+    ]
+    if (
+        book.account_granted is not None
+        and book.account_settled is not None
+        and book.account_held is not None
+    ):
+        available = book.account_granted - book.account_settled - book.account_held
+        checks += [
+            (Kind.GRANTED, book.granted, book.account_granted, "sum of grants against Redis"),
+            (Kind.SETTLED, book.logged, book.account_settled, "log against Redis"),
+            (Kind.AVAILABLE, book.open_holds, book.account_held, "open holds against what is held"),
+            (
+                Kind.AVAILABLE,
+                book.granted - book.logged - book.open_holds,
+                available,
+                "granted - settled - held against Redis",
+            ),
+        ]
+        if available < 0:
+            checks.append((Kind.NEGATIVE, 0, available, "available"))
+    return [
+        Discrepancy(
+            kind=kind, customer=book.customer, expected=expected, found=actual, detail=detail
+        )
+        for kind, expected, actual, detail in checks
+        if expected != actual
+    ]
+
+
+def compare_rollups(
+    logged: Mapping[tuple[str, ...], tuple[int, ...]],
+    rolled_up: Mapping[tuple[str, ...], tuple[int, ...]],
+) -> list[Discrepancy]:
+    """Rollups against sums of the log, bucket by bucket.
+
+    Args:
+        logged: By (customer, hour, SKU, outcome, reason): events, quantity, amount, shortfall, cost.
+        rolled_up: The same, from the rollups.
+    """
+    return [
+        Discrepancy(
+            kind=Kind.ROLLUP,
+            customer=bucket[0],
+            expected=logged.get(bucket, (0, 0, 0, 0, 0))[2],
+            found=rolled_up.get(bucket, (0, 0, 0, 0, 0))[2],
+            detail=f"{' '.join(bucket[1:]).strip()}: log {logged.get(bucket)}, "
+            f"rollup {rolled_up.get(bucket)}",
+        )
+        for bucket in sorted(logged.keys() | rolled_up.keys())
+        if logged.get(bucket) != rolled_up.get(bucket)
+    ]

@@ -1,0 +1,62 @@
+"""The shipped Celery app: the ingestion tasks and beat's jobs, metered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from billing.bootstrap import endpoints_of
+from billing.settings import Settings
+from workers.metering import Metering
+from workers.schedule import BEAT_SCHEDULE
+
+
+def make_app(settings: Settings) -> Celery:
+    """An app on the servers that ``settings`` name. Connects to nothing yet.
+
+    Raises:
+        ConfigurationError: A server is neither named nor running locally.
+    """
+    endpoints = endpoints_of(settings)
+    app = Celery("weighbridge", broker=endpoints.amqp_url, backend=endpoints.result_url)
+    app.conf.update(_configuration(settings, endpoints.amqp_url))
+    app.autodiscover_tasks(["workers.tasks"], related_name="ingestion")
+    app.conf.imports = ("workers.tasks.ingestion", "workers.schedule")
+    Metering(app, settings)
+    return app
+
+
+def _configuration(settings: Settings, broker_url: str) -> dict[str, Any]:
+    on_rabbitmq = broker_url.startswith("amqp")
+    return {
+        # Only JSON: a pickled message would run code.
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "result_expires": 86_400,
+        "result_extended": True,
+        # The message is acknowledged when the task is done and its usage is in the outbox.
+        "task_acks_late": True,
+        # A child that dies is retried, a bounded number of times, under the same task id and hold.
+        "task_retry_on_worker_lost": True,
+        "worker_prefetch_multiplier": 1,
+        "task_time_limit": settings.task_time_limit_seconds,
+        "task_soft_time_limit": settings.task_soft_time_limit_seconds,
+        "task_default_queue": settings.task_queue,
+        "broker_connection_retry_on_startup": True,
+        # A task that is deferred is published again before the old message is acknowledged: without
+        # a confirm it could be lost between the two. Over Redis, a message taken by a worker that
+        # died comes back after the visibility timeout; it must outlast the longest task.
+        "broker_transport_options": {"confirm_publish": True}
+        if on_rabbitmq
+        else {"visibility_timeout": settings.task_time_limit_seconds + 60},
+        # Flower lives from these.
+        "worker_send_task_events": True,
+        "task_send_sent_event": True,
+        "beat_schedule": BEAT_SCHEDULE,
+        "timezone": "UTC",
+    }
+
+
+app = make_app(Settings())

@@ -1,0 +1,42 @@
+"""What a caller of ``AsyncResult.get()`` may meet."""
+
+from __future__ import annotations
+
+from billing.core.credits import format_credits
+
+
+class QuotaExceeded(Exception):  # noqa: N818 - named by the field, as Celery's own Retry and Ignore are
+    """The task was refused before its body ran; nothing was charged.
+
+    Every argument is JSON-friendly and positional, so that Celery's JSON result backends bring the
+    same exception back.
+
+    Args:
+        reason: One of ``billing.core.errors.DenialReason``.
+        customer: Who would have paid.
+        sku: What it would have been sold as.
+        needed_microcredits: What the task asked to hold.
+        left_microcredits: What the balance or the budget had left.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        customer: str = "",
+        sku: str = "",
+        needed_microcredits: int = 0,
+        left_microcredits: int = 0,
+    ) -> None:
+        super().__init__(str(reason), customer, sku, needed_microcredits, left_microcredits)
+        self.reason = str(reason)
+        self.customer = customer
+        self.sku = sku
+        self.needed_microcredits = needed_microcredits
+        self.left_microcredits = left_microcredits
+
+    def __str__(self) -> str:
+        return (
+            f"{self.customer} was refused {self.sku}: {self.reason}; "
+            f"needed {format_credits(self.needed_microcredits)} credits, "
+            f"left {format_credits(self.left_microcredits)}"
+        )

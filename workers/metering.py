@@ -1,0 +1,102 @@
+"""Metering(app): the one line that puts Weighbridge into a Celery app."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from celery import Celery, signals
+
+from billing.bootstrap import System
+from billing.core.clock import Clock
+from billing.core.errors import InvalidValue
+from billing.meter.meter import Meter
+from billing.quota.hold import ReleaseCause
+from billing.settings import Settings
+from workers.context import HEADER, running_header
+from workers.relay import RelayStep
+from workers.request import release
+from workers.startup import StartupCheckStep
+
+log = structlog.get_logger(__name__)
+
+
+class Metering:
+    """Puts metering into an app: tasks with ``base=MeteredTask`` are billed.
+
+    Nothing connects before the first task. Each process builds its own connections: those of a parent
+    are never used in a forked child.
+
+    Args:
+        app: The Celery app.
+        settings: Where the servers are; read from the environment if not given.
+        build: Makes the system of one process; given in tests and in eager use without servers.
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        settings: Settings | None = None,
+        build: Callable[[Settings], System] = System,
+    ) -> None:
+        self.app = app
+        self.settings = settings or Settings()
+        self._build = build
+        self._lock = threading.Lock()
+        self._pid = 0
+        self._system: System | None = None
+        app.metering = self
+        app.steps["worker"].add(StartupCheckStep)
+        app.steps["worker"].add(RelayStep)
+        # weak=False: nobody else keeps these.
+        signals.before_task_publish.connect(self._inherit, weak=False)
+        signals.task_revoked.connect(self._on_revoked, weak=False)
+        signals.worker_process_init.connect(self._on_fork, weak=False)
+
+    @property
+    def system(self) -> System:
+        """This process's servers and stores."""
+        if self._system is None or self._pid != os.getpid():
+            with self._lock:
+                if self._system is None or self._pid != os.getpid():
+                    self._system = self._build(self.settings)
+                    self._pid = os.getpid()
+        return self._system
+
+    @property
+    def clock(self) -> Clock:
+        """The time."""
+        return self.system.clock
+
+    @property
+    def meter(self) -> Meter:
+        """Admits and settles, in a task."""
+        return self.system.meter
+
+    @property
+    def parent_meter(self) -> Meter:
+        """The same with the short time-outs of the worker's main process."""
+        return self.system.parent_meter
+
+    def _on_fork(self, **_: Any) -> None:
+        # A lock that another thread of the parent held at the fork would stay held for ever here.
+        self._lock = threading.Lock()
+        self._system = None
+
+    def _inherit(self, headers: dict[str, Any] | None = None, **_: Any) -> None:
+        """A plain task between metered ones passes the customer on."""
+        if headers is None or HEADER in headers:
+            return
+        try:
+            header = running_header()
+        except InvalidValue:
+            return
+        if header is not None:
+            headers[HEADER] = header.to_message()
+
+    def _on_revoked(self, sender: Any = None, request: Any = None, **_: Any) -> None:
+        if request is not None:
+            release(sender, request, ReleaseCause.REVOKED)

@@ -1,0 +1,96 @@
+"""Beat's jobs. Each may fire twice, late or never, without harm: it does whatever is due."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import Any, Final
+
+import structlog
+from celery import shared_task
+
+from billing.bootstrap import System
+
+log = structlog.get_logger(__name__)
+
+SWEEP_LIMIT: Final = 500
+"""Holds expired in one step; a sweep takes as many steps as it needs."""
+
+_SECOND_READING_SECONDS: Final = 3
+_LOOK_BACK: Final = timedelta(days=2)
+
+BEAT_SCHEDULE: Final[dict[str, dict[str, Any]]] = {
+    "sweep-holds": {
+        "task": "billing.sweep_holds",
+        "schedule": 30.0,
+        # A worker that was away must not find a day of sweeps in its queue.
+        "options": {"expires": 25},
+    },
+    "ensure-partitions": {
+        "task": "billing.ensure_partitions",
+        "schedule": 6 * 3600.0,
+        "options": {"expires": 3600},
+    },
+    "check-balances": {
+        "task": "billing.check_balances",
+        "schedule": 3600.0,
+        "options": {"expires": 1800},
+    },
+}
+
+
+@shared_task(bind=True, name="billing.sweep_holds", ignore_result=True, acks_late=True)
+def sweep_holds(self: Any) -> int:
+    """Expire holds that are over time; their credits can be spent again. Returns how many."""
+    system: System = self.app.metering.system
+    swept = 0
+    while True:
+        expired = system.quota.expire(SWEEP_LIMIT)
+        for hold in expired:
+            log.warning(
+                "a hold expired",
+                task_id=hold.task_id,
+                customer=hold.customer,
+                sku=hold.sku,
+                held_microcredits=hold.held_microcredits,
+                money="nobody settled it, so nothing was charged; what the task did, if it ran, is "
+                "charged only if it settles after all",
+            )
+        swept += len(expired)
+        if len(expired) < SWEEP_LIMIT:
+            return swept
+
+
+@shared_task(bind=True, name="billing.ensure_partitions", ignore_result=True, acks_late=True)
+def ensure_partitions(self: Any) -> list[str]:
+    """Make the log's partitions for the months ahead. Returns the names of new ones."""
+    system: System = self.app.metering.system
+    return system.ensure_partitions()
+
+
+@shared_task(bind=True, name="billing.check_balances", ignore_result=True, acks_late=True)
+def check_balances(self: Any) -> list[dict[str, Any]]:
+    """Bring Redis what it has not heard yet, then check every invariant.
+
+    What is on its way between outbox and log looks like a difference; only what a second reading
+    finds unchanged is told.
+
+    Returns:
+        The discrepancies, JSON-friendly.
+    """
+    system: System = self.app.metering.system
+    system.account_sync.sync_many(customer.id for customer in system.accounts.list())
+    since = system.clock.now() - _LOOK_BACK
+    first = system.reconcile.run(since)
+    if not first:
+        return []
+    threading.Event().wait(_SECOND_READING_SECONDS)
+    again = set(system.reconcile.run(since))
+    standing = [discrepancy for discrepancy in first if discrepancy in again]
+    for discrepancy in standing:
+        log.error(
+            "the books disagree",
+            **discrepancy.as_dict(),
+            remedy="billing doctor; the log is right, Redis is rebuilt from it",
+        )
+    return [discrepancy.as_dict() for discrepancy in standing]
