@@ -1,22 +1,25 @@
 """The composition root: the only place that builds adapters.
 
-A ``System`` is what one process works with. Everything in it is built when it is first used, so that
-nothing connects at import and a command pays only for what it needs. It belongs to the process that
-built it: a forked child builds its own.
+A ``System`` is what one process works with. Everything in it is built when it is first used, so
+that nothing connects at import and a command pays only for what it needs. It belongs to the process
+that built it: a forked child builds its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import secrets
+import threading
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cached_property
 from types import TracebackType
 from typing import Self, TypedDict
-from urllib.parse import urlsplit, urlunsplit
 
-import redis
 import sqlalchemy as sa
 from pydantic import SecretStr
+from redis import ConnectionError as RedisConnectionError
+from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -30,13 +33,15 @@ from billing.core.clock import Clock, SystemClock
 from billing.core.errors import ConfigurationError, QuotaUnavailable
 from billing.credit.store import Credit
 from billing.local import Endpoints, running_endpoints
+from billing.local.endpoints import RESULT_DATABASE, sibling_database
 from billing.log.consumer import UsageConsumer
 from billing.log.dead import DeadLetters
 from billing.log.engine import owner_engine, writer_engine
+from billing.log.intake import broker
 from billing.log.partitions import ensure_partitions
 from billing.log.receipts import Receipts
 from billing.log.rollups import Usage
-from billing.log.writer import LogWriter
+from billing.log.writer import BatchResult, LogWriter
 from billing.meter.meter import Meter
 from billing.meter.sync import AccountSync
 from billing.quota.hold import LoadOutcome, Quota
@@ -48,8 +53,6 @@ from billing.usage.journal import Journal
 from billing.usage.outbox import RedisOutbox
 from billing.usage.publisher import Publisher, publisher_for
 from billing.usage.relay import Relay
-
-_RESULT_DATABASE = 1
 
 
 class ServerFacts(TypedDict):
@@ -68,32 +71,28 @@ def endpoints_of(settings: Settings) -> Endpoints:
         ConfigurationError: A server is neither named nor running; says which and the remedy.
     """
     running = running_endpoints(settings.local_dir)
-    found: dict[str, str] = {}
-    for name in ("database_url", "redis_url", "amqp_url"):
+
+    def url(name: str) -> str:
         given: SecretStr | None = getattr(settings, name)
-        local = getattr(running, name) if running else None
-        if given is None and not local:
+        found = given.get_secret_value() if given else getattr(running, name, "")
+        if not found:
             raise ConfigurationError(
                 name.upper(),
                 "not set, and no embedded server is running",
                 f"set {name.upper()}, or run: billing local start",
             )
-        found[name] = given.get_secret_value() if given else str(local)
-    result_url = (
-        settings.result_url.get_secret_value()
-        if settings.result_url
-        else _database_of(found["redis_url"], _RESULT_DATABASE)
+        return str(found)
+
+    redis_url = url("redis_url")
+    given = settings.result_url
+    return Endpoints(
+        database_url=url("database_url"),
+        redis_url=redis_url,
+        amqp_url=url("amqp_url"),
+        result_url=given.get_secret_value()
+        if given
+        else sibling_database(redis_url, RESULT_DATABASE),
     )
-    return Endpoints(**found, result_url=result_url)
-
-
-def _database_of(redis_url: str, number: int) -> str:
-    """The same Redis server, another database."""
-    parts = urlsplit(redis_url)
-    if parts.scheme == "unix":
-        query = "&".join(filter(None, [parts.query, f"virtual_host={number}"]))
-        return urlunsplit(("redis+socket", parts.netloc, parts.path, query, ""))
-    return urlunsplit((parts.scheme, parts.netloc, f"/{number}", parts.query, ""))
 
 
 class System:
@@ -143,6 +142,15 @@ class System:
     def endpoints(self) -> Endpoints:
         """Where the servers are."""
         return self._given_endpoints or endpoints_of(self.settings)
+
+    @property
+    def _broker_url(self) -> str:
+        url = self.endpoints.amqp_url
+        if not url:
+            raise ConfigurationError(
+                "AMQP_URL", "no message broker was asked for", "set AMQP_URL to RabbitMQ"
+            )
+        return url
 
     # -- PostgreSQL ----------------------------------------------------------------------------
 
@@ -212,30 +220,30 @@ class System:
         return Keys(self.settings.redis_prefix)
 
     @cached_property
-    def redis(self) -> redis.Redis:
+    def redis(self) -> Redis:
         """Redis, with a task's patience."""
         return self._redis_client(self.settings.redis_timeout_ms / 1000)
 
     @cached_property
-    def _parent_redis(self) -> redis.Redis:
+    def _parent_redis(self) -> Redis:
         return self._redis_client(self.settings.parent_redis_timeout_ms / 1000)
 
     @cached_property
-    def _relay_redis(self) -> redis.Redis:
+    def _relay_redis(self) -> Redis:
         # The relay reads hundreds of events at once, and nobody waits for it.
         return self._redis_client(10.0)
 
-    def _redis_client(self, timeout_seconds: float) -> redis.Redis:
-        return redis.Redis.from_url(
+    def _redis_client(self, timeout_seconds: float) -> Redis:
+        return Redis.from_url(
             self.endpoints.redis_url,
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
             # One repeat for a connection that was closed while idle; every verb may be repeated.
-            retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
             health_check_interval=0,
         )
 
-    def _quota_on(self, client: redis.Redis) -> RedisQuota:
+    def _quota_on(self, client: Redis) -> RedisQuota:
         return RedisQuota(
             client,
             prefix=self.settings.redis_prefix,
@@ -274,40 +282,53 @@ class System:
         """What could be neither put in the outbox nor published."""
         return Journal(self.settings.spool_dir / "spool", fsync=True, clock=self.clock)
 
-    def publisher(self) -> Publisher:
-        """A new connection's publisher, with confirms; closed with the system."""
+    def publisher(self, stop: threading.Event | None = None) -> Publisher:
+        """A new connection's publisher, with confirms; closed with the system.
+
+        Args:
+            stop: When set, a ``publish`` in progress fails at once.
+        """
         publisher = publisher_for(
-            self.endpoints.amqp_url,
+            self._broker_url,
             exchange=self.settings.usage_exchange,
             queue=self.settings.usage_queue,
             timeout_seconds=self.settings.publish_timeout_seconds,
+            cancelled=stop.is_set if stop else lambda: False,
         )
         self._publishers.append(publisher)
         return publisher
 
-    def relay(self) -> Relay:
-        """Drains outbox and spool to RabbitMQ."""
+    def relay(self, stop: threading.Event | None = None) -> Relay:
+        """Drains outbox and spool to RabbitMQ.
+
+        Args:
+            stop: What its ``run`` will be given, so that even a publish in progress ends with it.
+        """
         return Relay(
             self.outbox,
-            self.publisher(),
+            self.publisher(stop),
             self.journal,
             self.spool,
-            owner=f"{self.settings.node}:{id(self)}",
+            owner=f"{self.settings.node}:{os.getpid()}:{secrets.token_hex(4)}",
             batch=self.settings.relay_batch,
             clock=self.clock,
         )
 
-    def consumer(self) -> UsageConsumer:
-        """Reads the usage queue into the log."""
+    def consumer(self, on_batch: Callable[[BatchResult], None] | None = None) -> UsageConsumer:
+        """Reads the usage queue into the log.
+
+        Args:
+            on_batch: Told of every batch, after its COMMIT.
+        """
         return UsageConsumer(
-            self.endpoints.amqp_url,
+            broker(self._broker_url),
             exchange=self.settings.usage_exchange,
             queue=self.settings.usage_queue,
             writer=self.writer,
-            dead_letters=self.dead_letters,
             batch=self.settings.consumer_batch,
             linger_seconds=self.settings.consumer_linger_ms / 1000,
             on_late=self.account_sync.sync_many,
+            on_batch=on_batch,
         )
 
     # -- the way of a task ---------------------------------------------------------------------
@@ -362,7 +383,7 @@ class System:
         try:
             memory = self._relay_redis.info("memory")
             policy = memory.get("maxmemory_policy")
-        except redis.RedisError:
+        except RedisError:
             policy = None
         try:
             revision, answers = migrations.current(self.endpoints.database_url), True

@@ -17,16 +17,6 @@ from alembic import command
 from billing.core.errors import ConfigurationError
 from billing.log.engine import sqlalchemy_url
 
-__all__ = [
-    "current",
-    "downgrade",
-    "head",
-    "is_current",
-    "scripts_folder",
-    "sqlalchemy_url",
-    "upgrade",
-]
-
 
 def upgrade(url: str, revision: str = "head", *, scripts: Path | None = None) -> None:
     """Bring the database to ``revision``.

@@ -28,144 +28,155 @@ class Settings(BaseSettings):
     )
 
     database_url: SecretStr | None = Field(
-        None,
+        default=None,
         validation_alias=_plain("DATABASE_URL"),
         description="PostgreSQL (15 or newer), as postgresql://user:password@host/database. "
         "Unset: the embedded one, where it is installed.",
     )
     redis_url: SecretStr | None = Field(
-        None,
+        default=None,
         validation_alias=_plain("REDIS_URL"),
-        description="Redis (7 or newer) or Valkey (8 or newer) for quota and outbox; a database of its "
-        "own with maxmemory-policy noeviction. Unset: the embedded Valkey.",
+        description="Redis (7 or newer) or Valkey (8 or newer) for quota and outbox; a database of "
+        "its own with maxmemory-policy noeviction. Unset: the embedded Valkey.",
     )
     amqp_url: SecretStr | None = Field(
-        None,
+        default=None,
         validation_alias=_plain("AMQP_URL"),
         description="RabbitMQ (3.10 or newer). Unset: a local one, else a private node, "
         "else Kombu's Redis transport.",
     )
     result_url: SecretStr | None = Field(
-        None,
+        default=None,
         validation_alias=_plain("RESULT_URL"),
         description="Celery's result backend. Unset: database 1 of the Redis server, "
         "so that results never share a database with balances.",
     )
     local_dir: Path = Field(
-        Path(".local"), description="Where embedded servers keep data, logs and sockets."
+        default=Path(".local"), description="Where embedded servers keep data, logs and sockets."
     )
-    redis_prefix: str = Field("wb", description="First part of every Redis key.")
-    usage_exchange: str = Field("usage", description="Durable topic exchange of usage events.")
-    usage_queue: str = Field("usage.log", description="Quorum queue that the consumer reads.")
-    task_queue: str = Field("ingestion", description="Celery's default queue.")
+    redis_prefix: str = Field(default="wb", description="First part of every Redis key.")
+    usage_exchange: str = Field(
+        default="usage", description="Durable topic exchange of usage events."
+    )
+    usage_queue: str = Field(
+        default="usage.log", description="Quorum queue that the consumer reads."
+    )
+    task_queue: str = Field(default="ingestion", description="Celery's default queue.")
     currency: str = Field(
-        "USD", pattern="^[A-Z]{3}$", description="Currency of provider costs and credit value."
+        default="USD",
+        pattern="^[A-Z]{3}$",
+        description="Currency of provider costs and credit value.",
     )
     credit_value: str = Field(
-        "0.01",
+        default="0.01",
         pattern=r"^\d{1,9}(\.\d{1,12})?$",
         description="What one credit is worth, a decimal string in the currency; for margins only.",
     )
     spool_dir: Path = Field(
-        Path(".local/spool"),
+        default=Path(".local/spool"),
         description="The node's journal and spool of usage events; on a local disk that survives a "
         "restart of the worker.",
     )
     hold_ttl_seconds: Seconds = Field(
-        2100,
+        default=2100,
         description="How long a hold stays open. More than the hard time limit plus 30 s.",
     )
     hold_record_ttl_seconds: Seconds = Field(
-        259_200,
+        default=259_200,
         description="How long an ended hold is remembered, so that a repeat is known as one. "
         "Longer than any redelivery can take; about 250 bytes of Redis each.",
     )
     quarantine_seconds: int = Field(
-        5,
+        default=5,
         ge=0,
-        description="How long a balance is not rebuilt after Redis lost its data, so that events on "
-        "their way reach the log first.",
+        description="How long a balance is not rebuilt after Redis lost its data, so that events "
+        "on their way reach the log first.",
     )
     redis_timeout_ms: Annotated[int, Field(gt=0)] = Field(
-        250, description="The longest wait for one answer of Redis in a task."
+        default=250, description="The longest wait for one answer of Redis in a task."
     )
     parent_redis_timeout_ms: Annotated[int, Field(gt=0)] = Field(
-        50,
+        default=50,
         description="The same in the worker's main process, which must not be held up.",
     )
     relay_in_worker: bool = Field(
-        True,  # noqa: FBT003 - a default
-        description="Whether every worker also relays the outbox; false leaves it to billing relay.",
+        default=True,
+        description="Whether every worker also relays the outbox; false leaves it to "
+        "billing relay.",
     )
     publish_timeout_seconds: Seconds = Field(
-        5, description="The longest wait for RabbitMQ to take or confirm a batch of events."
+        default=5, description="The longest wait for RabbitMQ to take or confirm a batch of events."
     )
     broker_consumer_timeout_seconds: Seconds = Field(
-        1800,
+        default=1800,
         description="RabbitMQ's consumer_timeout; a task running longer unacknowledged is lost. "
         "Weighbridge cannot read it over AMQP: set both together.",
     )
     task_time_limit_seconds: Seconds = Field(
-        600, description="Hard time limit of the shipped app's tasks."
+        default=600, description="Hard time limit of the shipped app's tasks."
     )
     task_soft_time_limit_seconds: Seconds = Field(
-        570, description="Soft time limit of the shipped app's tasks."
+        default=570, description="Soft time limit of the shipped app's tasks."
     )
     defer_seconds: Seconds = Field(
-        30, description="How long a deferred task waits before it asks again (plus up to a fifth)."
+        default=30,
+        description="How long a deferred task waits before it asks again (plus up to a fifth).",
     )
     max_deferrals: Annotated[int, Field(ge=0)] = Field(
-        2880, description="How often a task is deferred before it fails as denied."
+        default=2880, description="How often a task is deferred before it fails as denied."
     )
     catalog_ttl_seconds: Seconds = Field(
-        30, description="How old a process's copy of SKUs and prices may be."
+        default=30, description="How old a process's copy of SKUs and prices may be."
     )
     relay_batch: Annotated[int, Field(gt=0, le=2000)] = Field(
-        500, description="Events the relay publishes before it waits for their confirms."
+        default=500, description="Events the relay publishes before it waits for their confirms."
     )
     consumer_batch: Annotated[int, Field(gt=0, le=10_000)] = Field(
-        1000, description="The most events in one transaction of the consumer."
+        default=1000, description="The most events in one transaction of the consumer."
     )
     consumer_linger_ms: Annotated[int, Field(ge=0)] = Field(
-        100, description="How long the consumer waits for a batch to fill."
+        default=100, description="How long the consumer waits for a batch to fill."
     )
     event_max_age_days: Annotated[int, Field(gt=0)] = Field(
-        90, description="Older events become dead letters (too_old)."
+        default=90, description="Older events become dead letters (too_old)."
     )
     event_max_ahead_seconds: Annotated[int, Field(ge=0)] = Field(
-        300, description="Events further in the future become dead letters (in_the_future)."
+        default=300, description="Events further in the future become dead letters (in_the_future)."
     )
     partitions_ahead_months: Annotated[int, Field(ge=1)] = Field(
-        3, description="How many months ahead partitions of the log exist."
+        default=3, description="How many months ahead partitions of the log exist."
     )
     fetch_allow_networks: str = Field(
-        "",
-        description="Networks, comma-separated CIDR, that ingestion tasks may fetch from although they "
-        "are not public. Empty: public addresses only.",
+        default="",
+        description="Networks, comma-separated CIDR, that ingestion tasks may fetch from although "
+        "they are not public. Empty: public addresses only.",
     )
     fetch_ports: str = Field(
-        "80,443", description="Ports that ingestion tasks may fetch from; * for all."
+        default="80,443", description="Ports that ingestion tasks may fetch from; * for all."
     )
-    fetch_timeout_seconds: Seconds = Field(20, description="The longest one fetch may take in all.")
+    fetch_timeout_seconds: Seconds = Field(
+        default=20, description="The longest one fetch may take in all."
+    )
     fetch_max_bytes: Annotated[int, Field(gt=0)] = Field(
-        5_000_000, description="The largest page, decompressed."
+        default=5_000_000, description="The largest page, decompressed."
     )
     proxy_url: SecretStr | None = Field(
-        None, description="HTTP proxy of premium searches. Unset: direct."
+        default=None, description="HTTP proxy of premium searches. Unset: direct."
     )
     proxy_cost_micros: Annotated[int, Field(ge=0)] = Field(
-        500, description="What one request through the proxy costs, in millionths of the currency."
+        default=500,
+        description="What one request through the proxy costs, in millionths of the currency.",
     )
     flower_basic_auth: SecretStr | None = Field(
-        None, description="Flower's user:password. Flower does not start without it."
+        default=None, description="Flower's user:password. Flower does not start without it."
     )
-    flower_address: str = Field("127.0.0.1", description="Address that Flower listens on.")
+    flower_address: str = Field(default="127.0.0.1", description="Address that Flower listens on.")
     flower_port: Annotated[int, Field(gt=0, le=65535)] = Field(
-        5555, description="Port that Flower listens on."
+        default=5555, description="Port that Flower listens on."
     )
-    log_level: str = Field("INFO", description="Level of structured logs.")
+    log_level: str = Field(default="INFO", description="Level of structured logs.")
     failpoints: str = Field(
-        "", description="For tests only: places to die at, NAME=COUNT, comma-separated."
+        default="", description="For tests only: places to die at, NAME=COUNT, comma-separated."
     )
 
     @property

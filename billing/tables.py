@@ -1,7 +1,7 @@
 """Every table, in one file (SQLAlchemy Core). Migrations are checked against this for drift.
 
-Roles: the *owner* migrates and keeps the catalogue; the *writer* (consumer) may insert into and read
-the log and nothing more of it; the *reader* reads.
+Roles: the *owner* migrates and keeps the catalogue; the *writer* (consumer) may insert into and
+read the log and nothing more of it; the *reader* reads.
 """
 
 from __future__ import annotations

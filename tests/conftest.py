@@ -38,14 +38,19 @@ A_DAY_SECONDS = 86_400
 NO_RABBITMQ = "no RabbitMQ"
 
 
+MARK_OF = {"rabbitmq_url": "rabbitmq", "redis_url": "redis", "postgres_url": "postgres"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test marked ``rabbitmq`` needs the server, and one that needs the server is marked so."""
+    """A test that asks for a server is marked so; one marked ``rabbitmq`` asks for the server."""
     for item in items:
         names = getattr(item, "fixturenames", [])
         if item.get_closest_marker("rabbitmq") and "rabbitmq_url" not in names:
             names.insert(0, "rabbitmq_url")
-        elif "rabbitmq_url" in names:
-            item.add_marker(pytest.mark.rabbitmq)
+        for name, mark in MARK_OF.items():
+            if name in names:
+                item.add_marker(mark)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

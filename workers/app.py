@@ -20,14 +20,19 @@ def make_app(settings: Settings) -> Celery:
     """
     endpoints = endpoints_of(settings)
     app = Celery("weighbridge", broker=endpoints.amqp_url, backend=endpoints.result_url)
-    app.conf.update(_configuration(settings, endpoints.amqp_url))
-    app.autodiscover_tasks(["workers.tasks"], related_name="ingestion")
+    app.conf.update(configuration(settings, endpoints.amqp_url or ""))
     app.conf.imports = ("workers.tasks.ingestion", "workers.schedule")
     Metering(app, settings)
     return app
 
 
-def _configuration(settings: Settings, broker_url: str) -> dict[str, Any]:
+def configuration(settings: Settings, broker_url: str) -> dict[str, Any]:
+    """Celery's settings as billing wants them; a good start for an app of one's own.
+
+    Args:
+        settings: Ours.
+        broker_url: Celery's broker.
+    """
     on_rabbitmq = broker_url.startswith("amqp")
     return {
         # Only JSON: a pickled message would run code.
@@ -57,6 +62,3 @@ def _configuration(settings: Settings, broker_url: str) -> dict[str, Any]:
         "beat_schedule": BEAT_SCHEDULE,
         "timezone": "UTC",
     }
-
-
-app = make_app(Settings())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from workers.app import app
+from billing.settings import Settings
+from workers.app import make_app
 
-__all__ = ["app"]
+app = make_app(Settings())

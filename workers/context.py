@@ -42,8 +42,8 @@ class BillingHeader:
     """The ``billing`` header of a task message.
 
     ``metered_at`` is the ETA if the message has one, else the time of submission; it decides the
-    period the usage belongs to, and with the task id it makes the event id. ``deferrals`` counts how
-    often the task was told to come back.
+    period the usage belongs to, and with the task id it makes the event id. ``deferrals`` counts
+    how often the task was told to come back.
     """
 
     customer: str
@@ -92,7 +92,7 @@ def header_of(request: Any) -> BillingHeader | None:
 
 def running_header() -> BillingHeader | None:
     """The billing header of the task that is running here, metered or not."""
-    task = current_task
+    task: Any = current_task  # a proxy: false where no task runs
     if not task or task.request.called_directly:
         return None
     return header_of(task.request)
@@ -137,7 +137,7 @@ class Usage:
     ) -> None:
         """Add to what the running task used; see ``billing.meter.run.Recorder.record``.
 
-        Outside a metered run (a plain call, a test) there is nothing to add to, and nothing happens.
+        Outside a metered run (a plain call, a test) there is nothing to add to; nothing happens.
 
         Raises:
             InvalidValue: A figure or text cannot be; nothing was added.
@@ -169,5 +169,7 @@ def recording(recorder: Recorder | None) -> Iterator[None]:
 
 def current_settings() -> Settings:
     """The settings of the app that the running task belongs to."""
-    settings: Settings = current_app.metering.settings
+    # The task's own app: an eager one need not be the current one. Its ``metering`` is ours.
+    app: Any = current_task.app if current_task else current_app
+    settings: Settings = app.metering.settings
     return settings

@@ -1,7 +1,7 @@
 """Flower: ``celery -A workers flower --conf=workers/flowerconfig.py``.
 
-Flower shows every task of every customer, and without a password to anybody who reaches its port; so
-it does not start without one. It listens on loopback unless told otherwise: put a proxy with TLS
+Flower shows every task of every customer, and without a password to anybody who reaches its port;
+so it does not start without one. It listens on loopback unless told otherwise: put a proxy with TLS
 before it.
 """
 

@@ -57,7 +57,7 @@ class _Run:
     replaced: bool = False
 
 
-class MeteredTask(Task):  # type: ignore[misc]  # Celery ships no types
+class MeteredTask(Task[Any, Any]):
     """Base of tasks that are sold.
 
     Attributes:
@@ -99,7 +99,7 @@ class MeteredTask(Task):  # type: ignore[misc]  # Celery ships no types
             options = {"argsrepr": "(…)", "kwargsrepr": "{…}", **options}
         return super().apply_async(args, kwargs, *positional, **options)
 
-    def apply(
+    def apply(  # type: ignore[override]  # the options after the arguments only by name
         self, args: Any = None, kwargs: Any = None, *, customer: str | None = None, **options: Any
     ) -> Any:
         """Run here and now, metered as in a worker.
@@ -131,7 +131,7 @@ class MeteredTask(Task):  # type: ignore[misc]  # Celery ships no types
         return headers
 
     def _metered_at(self, options: dict[str, Any]) -> datetime:
-        now = self.metering.clock.now()
+        now: datetime = self.metering.clock.now()
         eta, countdown = options.get("eta"), options.get("countdown")
         if isinstance(eta, str):
             eta = datetime.fromisoformat(eta)
@@ -149,8 +149,9 @@ class MeteredTask(Task):  # type: ignore[misc]  # Celery ships no types
         Raises:
             ConfigurationError: The app has none.
         """
+        app: Any = self.app
         try:
-            return self.app.metering
+            return app.metering
         except AttributeError:
             raise ConfigurationError(
                 "Metering",
@@ -235,7 +236,8 @@ class MeteredTask(Task):  # type: ignore[misc]  # Celery ships no types
         if admission.reason is DenialReason.QUOTA_UNAVAILABLE:
             comes_back = policy.unavailable_policy is not UnavailablePolicy.DENY
         else:
-            comes_back = policy.denial_policy is DenialPolicy.DEFER and admission.reason not in _FINAL
+            may_change = admission.reason not in _FINAL
+            comes_back = may_change and policy.denial_policy is DenialPolicy.DEFER
         settings = self.metering.settings
         # An eager task has no queue to come back from.
         comes_back = comes_back and deferrals < settings.max_deferrals
@@ -244,7 +246,8 @@ class MeteredTask(Task):  # type: ignore[misc]  # Celery ships no types
             raise _exceeded(admission)
         if deferrals == 0 and admission.reason is not DenialReason.QUOTA_UNAVAILABLE:
             meter.record_denial(admission)
-        self._defer(replace(header, deferrals=deferrals + 1), settings.defer_seconds, _exceeded(admission))
+        header = replace(header, deferrals=deferrals + 1)
+        self._defer(header, settings.defer_seconds, _exceeded(admission))
 
     def _defer_unknown(self, error: QuotaUnavailable) -> NoReturn:
         header = header_of(self.request)
@@ -267,13 +270,13 @@ class MeteredTask(Task):  # type: ignore[misc]  # Celery ships no types
             signature.apply_async()
         except Exception as error:  # whatever the broker raises: the message must not be lost
             raise Reject(error, requeue=True) from error
-        raise Retry(exc=why, when=countdown)
+        raise Retry(exc=why, when=countdown)  # type: ignore[arg-type]  # a float is a number
 
     def _end(self, meter: Meter, run: _Run, cause: ReleaseCause) -> None:
         """Best effort: the body's own error must not be hidden behind ours; holds expire."""
         try:
             meter.fail(run.admission, run.recorder, cause)
-        except Exception as error:  # noqa: BLE001 - as the docstring says
+        except Exception as error:  # as the docstring says
             log.exception(
                 "a hold could not be ended",
                 task_id=run.admission.facts.task_id,
@@ -319,7 +322,7 @@ _FINAL = frozenset({DenialReason.REVOKED, DenialReason.UNKNOWN_CUSTOMER})
 """Refusals that coming back later cannot change."""
 
 
-def facts_of(task: Task, request: Any) -> TaskFacts:
+def facts_of(task: Task[Any, Any], request: Any) -> TaskFacts:
     """What the events of a task have in common, from its request.
 
     Raises:
@@ -378,4 +381,3 @@ def _exceeded(admission: Admission) -> QuotaExceeded:
 
 
 __all__ = ["BilledTask", "MeteredTask", "facts_of"]
-

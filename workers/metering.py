@@ -16,7 +16,7 @@ from billing.core.errors import InvalidValue
 from billing.meter.meter import Meter
 from billing.quota.hold import ReleaseCause
 from billing.settings import Settings
-from workers.context import HEADER, running_header
+from workers.context import HEADER, BillingHeader, current_customer
 from workers.relay import RelayStep
 from workers.request import release
 from workers.startup import StartupCheckStep
@@ -27,8 +27,8 @@ log = structlog.get_logger(__name__)
 class Metering:
     """Puts metering into an app: tasks with ``base=MeteredTask`` are billed.
 
-    Nothing connects before the first task. Each process builds its own connections: those of a parent
-    are never used in a forked child.
+    Nothing connects before the first task. Each process builds its own connections: those of a
+    parent are never used in a forked child.
 
     Args:
         app: The Celery app.
@@ -48,7 +48,7 @@ class Metering:
         self._lock = threading.Lock()
         self._pid = 0
         self._system: System | None = None
-        app.metering = self
+        app.metering = self  # type: ignore[attr-defined]  # where a task finds it
         app.steps["worker"].add(StartupCheckStep)
         app.steps["worker"].add(RelayStep)
         # weak=False: nobody else keeps these.
@@ -87,15 +87,15 @@ class Metering:
         self._system = None
 
     def _inherit(self, headers: dict[str, Any] | None = None, **_: Any) -> None:
-        """A plain task between metered ones passes the customer on."""
+        """A plain task between metered ones, or before them, passes the customer on."""
         if headers is None or HEADER in headers:
             return
         try:
-            header = running_header()
+            customer = current_customer()
         except InvalidValue:
             return
-        if header is not None:
-            headers[HEADER] = header.to_message()
+        if customer is not None:
+            headers[HEADER] = BillingHeader(customer, self.clock.now()).to_message()
 
     def _on_revoked(self, sender: Any = None, request: Any = None, **_: Any) -> None:
         if request is not None:

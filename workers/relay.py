@@ -10,7 +10,7 @@ from celery import bootsteps
 JOIN_SECONDS = 10
 
 
-class RelayStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
+class RelayStep(bootsteps.StartStopStep):
     """Drains the outbox to RabbitMQ while the worker runs, and once more when it stops.
 
     ``WEIGHBRIDGE_RELAY_IN_WORKER=false`` leaves it to ``billing relay``.
@@ -29,8 +29,8 @@ class RelayStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships 
 
     def start(self, parent: Any) -> None:
         """Start relaying."""
-        relay = parent.app.metering.system.relay()
         self._stop.clear()
+        relay = parent.app.metering.system.relay(self._stop)
         self._thread = threading.Thread(
             target=relay.run, args=(self._stop,), name="weighbridge-relay", daemon=True
         )

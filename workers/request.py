@@ -20,8 +20,12 @@ from workers.metered import facts_of
 log = structlog.get_logger(__name__)
 
 
-class MeteredRequest(Request):  # type: ignore[misc]  # Celery ships no types
+class MeteredRequest(Request):
     """A request that gives its hold back when its child can no longer do so."""
+
+    # Celery's, untold by its stubs.
+    task: Any
+    _context: Any
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         """As Celery does; then release the hold of a run that ended out of its child's sight."""
@@ -38,7 +42,7 @@ class MeteredRequest(Request):  # type: ignore[misc]  # Celery ships no types
             self._release(ReleaseCause.WORKER_LOST)
         return result
 
-    def on_timeout(self, soft: bool, timeout: float) -> Any:  # noqa: FBT001 - Celery's signature
+    def on_timeout(self, soft: bool, timeout: float) -> Any:
         """As Celery does; then release the hold of a run that hit its hard time limit."""
         result = super().on_timeout(soft, timeout)
         if not soft and self.task.acks_on_timeout:
@@ -86,5 +90,5 @@ def release(task: Any, context: Any, cause: ReleaseCause) -> None:
             money="its credits stay held until the hold expires; nothing is charged",
             error=str(error),
         )
-    except Exception as error:  # noqa: BLE001 - the consumer of the task queue must go on
+    except Exception as error:  # the consumer of the task queue must go on
         log.exception("a hold could not be released", task_id=context.id, error=str(error))

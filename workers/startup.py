@@ -1,4 +1,4 @@
-"""A worker that cannot be right does not start: the checks, pure, and the bootstep that asks them."""
+"""A worker that cannot be right does not start: the checks, pure, and the bootstep that asks."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def check_tasks(settings: Settings, tasks: Iterable[TaskSetup]) -> list[Configur
                 ConfigurationError(
                     "WEIGHBRIDGE_HOLD_TTL_SECONDS",
                     f"{settings.hold_ttl_seconds} s is not more than the hard time limit of "
-                    f"{task.name} ({task.time_limit:g} s) plus {TIME_LIMIT_MARGIN_SECONDS} s; a hold "
-                    "could expire under a running task",
+                    f"{task.name} ({task.time_limit:g} s) plus {TIME_LIMIT_MARGIN_SECONDS} s; a "
+                    "hold could expire under a running task",
                     f"set it to more than {least:g}, or lower the time limit",
                 )
             )
@@ -79,9 +79,9 @@ def check_tasks(settings: Settings, tasks: Iterable[TaskSetup]) -> list[Configur
             found.append(
                 ConfigurationError(
                     "WEIGHBRIDGE_BROKER_CONSUMER_TIMEOUT_SECONDS",
-                    f"{task.name} may run {task.time_limit:g} s unacknowledged, but RabbitMQ closes "
-                    f"the channel after {settings.broker_consumer_timeout_seconds} s and delivers "
-                    "it again",
+                    f"{task.name} may run {task.time_limit:g} s unacknowledged, but RabbitMQ "
+                    f"closes the channel after {settings.broker_consumer_timeout_seconds} s and "
+                    "delivers it again",
                     "raise consumer_timeout in rabbitmq.conf and this setting with it, or lower "
                     "the time limit",
                 )
@@ -128,8 +128,8 @@ def check_servers(setup: ServerSetup) -> list[ConfigurationError]:
     return found
 
 
-class StartupCheckStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
-    """Refuses to start a worker that would lose usage or overspend; warns where limits do not hold."""
+class StartupCheckStep(bootsteps.StartStopStep):
+    """Refuses to start a worker that would lose usage or overspend; warns where no limit holds."""
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)

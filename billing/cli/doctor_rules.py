@@ -60,7 +60,7 @@ def unreachable(server: str, setting: str, error: str) -> Finding:
 
 _AWAY: Final = {
     "PostgreSQL": "usage waits in the queue and is not lost; unknown balances admit nothing",
-    "Redis": "tasks are retried, denied or run unheld, as their SKUs say; usage is published directly",
+    "Redis": "tasks are retried, denied or run unheld, as their SKUs say; no usage is lost",
     "RabbitMQ": "usage waits in the outbox and is not lost; no task can be submitted",
 }
 
@@ -74,7 +74,7 @@ def server(name: str, version: str, latency_ms: float) -> list[Finding]:
         latency_ms: The median of a few round trips.
     """
     minimum = MINIMUM[name]
-    numbers = tuple(int(each) for each in _NUMBER.findall(version.split(" ")[0]))
+    numbers = tuple(int(each) for each in _NUMBER.findall(version.partition(" ")[0]))
     least = ".".join(map(str, minimum))
     found = f"{version}, {latency_ms:.1f} ms"
     if numbers < minimum:
@@ -139,8 +139,8 @@ def persistence(*, append_only: bool, fsync: str, snapshots: str, last_write_ok:
         check=check,
         level=Level.WARN,
         found=found,
-        meaning="after a crash balances are rebuilt from PostgreSQL and events from the nodes' journals; "
-        "a node lost at the same time loses its last minutes of usage",
+        meaning="after a crash balances are rebuilt from PostgreSQL, and events from the nodes' "
+        "journals; a node lost at the same time loses its last minutes of usage",
         remedy="CONFIG SET appendonly yes, and the same in its configuration",
     )
 
@@ -180,20 +180,20 @@ def schema(current: str | None, head: str) -> Finding:
     )
 
 
-def partitions(missing: Sequence[str], ahead_months: int) -> Finding:
+def partitions(missing: Sequence[str], ahead_months: int, *, this_month: str) -> Finding:
     """Whether the log has somewhere to write to.
 
     Args:
         missing: Labels of months from this one to ``ahead_months`` ahead without a partition.
         ahead_months: How many months ahead there should be.
+        this_month: The label of the present month.
     """
     check = "Partitions"
     if not missing:
         return fine(check, f"this month and {ahead_months} ahead")
-    whole = len(missing) > ahead_months
     return Finding(
         check=check,
-        level=Level.FAIL if whole else Level.WARN,
+        level=Level.FAIL if this_month in missing else Level.WARN,
         found=f"missing: {', '.join(missing)}",
         meaning="usage of a month without a partition waits as dead letters until there is one",
         remedy="billing migrate makes them; beat should do it every day",

@@ -12,7 +12,8 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from billing.cli.output import err, printable
-from billing.core.errors import WeighbridgeError
+from billing.core.errors import PublishFailed, QuotaUnavailable, WeighbridgeError
+from billing.usage.outbox import OutboxUnavailable
 
 EXIT_ERROR: Final = 1
 EXIT_USAGE: Final = 2
@@ -38,22 +39,32 @@ class CleanGroup(TyperGroup):
 
 def message_of(error: Exception) -> str | None:
     """What to tell an operator about ``error``; None where it is not ours to tell (usage, exit)."""
-    if isinstance(error, WeighbridgeError):
-        return str(error)
     if isinstance(error, ValidationError):
-        # Only names and reasons: the values of settings may be secrets.
-        wrong = "; ".join(
-            f"{'.'.join(map(str, each['loc']))}: {each['msg']}"
-            for each in error.errors(include_input=False, include_url=False)
-        )
-        return f"settings: {wrong}. Remedy: see docs/configuration.md"
+        return _settings_message(error)
     if isinstance(error, sa.exc.DBAPIError):
         return _database_message(error)
-    if isinstance(error, redis.RedisError):
-        return f"Redis: {error}. Remedy: see REDIS_URL and billing doctor"
-    if isinstance(error, OSError):
-        return f"{error}. Remedy: run with --debug to see where, or billing doctor"
-    return None
+    for kind, remedy in _REMEDIES.items():
+        if isinstance(error, kind):
+            return f"{error}. Remedy: {remedy}"
+    return str(error) if isinstance(error, WeighbridgeError) else None
+
+
+_REMEDIES: Final = {
+    QuotaUnavailable: "see REDIS_URL and billing doctor",
+    OutboxUnavailable: "see REDIS_URL and billing doctor",
+    redis.RedisError: "see REDIS_URL and billing doctor",
+    PublishFailed: "see AMQP_URL and billing doctor",
+    OSError: "run with --debug to see where, or billing doctor",
+}
+
+
+def _settings_message(error: ValidationError) -> str:
+    # Only names and reasons: the values of settings may be secrets.
+    wrong = "; ".join(
+        f"{'.'.join(map(str, each['loc']))}: {each['msg']}"
+        for each in error.errors(include_input=False, include_url=False)
+    )
+    return f"settings: {wrong}. Remedy: see docs/configuration.md"
 
 
 def _database_message(error: sa.exc.DBAPIError) -> str:

@@ -57,4 +57,4 @@ def format_cost(cost_micros: int, currency: str) -> str:
     """Provider cost for people: ``0.0005 USD``, with as many decimals as it has, four at least."""
     cost = Decimal(cost_micros) / _MICROS
     text = f"{cost:,.6f}"
-    return f"{text[:-2] if text.endswith('00') else text} {currency}"
+    return f"{text.removesuffix('00')} {currency}"

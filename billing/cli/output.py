@@ -27,11 +27,11 @@ WIDTH: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table. ``numeric`` ones are aligned to the right and never broken."""
+    """One column of a table. ``whole`` cells are never broken; nor are ``numeric`` ones."""
 
     name: str
     numeric: bool = False
-    style: str | None = None
+    whole: bool = False
 
 
 Cell = str | int | datetime | Text | None
@@ -85,26 +85,27 @@ def print_table(
     empty: str = "nothing to show",
 ) -> None:
     """Print a table, or ``empty`` where it has no rows. Long texts are folded, never cut."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         table.add_column(
             column.name,
             justify="right" if column.numeric else "left",
-            no_wrap=column.numeric,
+            no_wrap=column.numeric or column.whole,
             overflow="fold",
-            style=column.style,
         )
     for row in rows:
         table.add_row(*(cell(value) for value in row))
     if table.row_count:
+        say(title, style="bold")
         out().print(table)
     else:
-        out().print(f"{title}: {empty}")
+        say(f"{title}: {empty}")
 
 
 def print_facts(title: str, facts: Iterable[tuple[str, Cell]]) -> None:
     """Print names and values, one pair a line, under a title."""
-    grid = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+    say(title, style="bold")
+    grid = Table(box=None, show_header=False)
     grid.add_column(style="cyan", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in facts:
@@ -113,8 +114,8 @@ def print_facts(title: str, facts: Iterable[tuple[str, Cell]]) -> None:
 
 
 def say(message: str, *, style: str | None = None) -> None:
-    """Print one line of result."""
-    out().print(Text(printable(message), style=style or ""), soft_wrap=True)
+    """Print a sentence of result; a long one is broken between words."""
+    out().print(Text(printable(message), style=style or ""), overflow="fold")
 
 
 def warn(message: str) -> None:

@@ -108,9 +108,7 @@ def price(
     unit_price: Annotated[str, typer.Argument(help="Credits for one unit.", metavar="CREDITS")],
     effective_from: Annotated[
         str | None,
-        typer.Option(
-            "--from", help="From when, such as 2026-12-01T00:00:00Z. Unset: from now on."
-        ),
+        typer.Option("--from", help="From when, such as 2026-12-01T00:00:00Z. Unset: from now on."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -118,9 +116,7 @@ def price(
     system = system_of(context)
     now = system.clock.now()
     begin = now if effective_from is None else parse_instant(effective_from, field="from")
-    priced = system.catalog.set_price(
-        sku, parse_credits(unit_price, field="price"), begin, now=now
-    )
+    priced = system.catalog.set_price(sku, parse_credits(unit_price, field="price"), begin, now=now)
     if json:
         print_json(sku_document(priced, now))
         return

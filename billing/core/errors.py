@@ -59,7 +59,7 @@ class AlreadyExists(WeighbridgeError):  # noqa: N818 - as above
 
 
 class QuotaUnavailable(WeighbridgeError):  # noqa: N818 - as above
-    """The quota store (Redis) did not answer. No credits were held; nothing was admitted by this call."""
+    """The quota store (Redis) did not answer; nothing was admitted by this call."""
 
 
 class PublishFailed(WeighbridgeError):  # noqa: N818 - as above
@@ -77,9 +77,9 @@ class DenialReason(StrEnum):
     REVOKED = "revoked"
     """The task was revoked before it started: its release came before its hold."""
     QUOTA_UNAVAILABLE = "quota_unavailable"
-    """Redis, or PostgreSQL behind a missing balance, did not answer, and the SKU's policy denies."""
+    """Redis, or PostgreSQL behind a missing balance, did not answer; the SKU's policy denies."""
 
     @property
     def transient(self) -> bool:
-        """True where waiting alone, without anybody changing an account, may lead to an admission."""
-        return self in {DenialReason.QUOTA_UNAVAILABLE}
+        """True where waiting alone, without anybody changing an account, may admit the task."""
+        return self is DenialReason.QUOTA_UNAVAILABLE

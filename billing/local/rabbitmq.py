@@ -59,11 +59,11 @@ class RabbitMQ:
     start_seconds = 90.0
 
     def __init__(self, folders: Sequence[Path] = SCRIPT_FOLDERS) -> None:
-        self._folders = folders
+        self.folders = folders
 
     def installed(self) -> Path | None:
         """The start script of an installed RabbitMQ."""
-        for folder in self._folders:
+        for folder in self.folders:
             if (folder / "rabbitmq-server").is_file():
                 return folder / "rabbitmq-server"
         found = shutil.which("rabbitmq-server")

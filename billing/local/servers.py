@@ -24,6 +24,7 @@ from billing.local.postgres import Postgres
 from billing.local.process import (
     EndedAtStart,
     LocalServerError,
+    Process,
     end,
     interrupts_deferred,
     spawn,
@@ -187,20 +188,21 @@ class LocalServers:
     def _launch(self, launcher: Launcher) -> str:
         folder = self._folder / launcher.name
         folder.mkdir(parents=True, exist_ok=True)
-        record = self._open_way(launcher, folder)
         try:
-            plan = launcher.plan(folder, self._say)
-            self._say(f"{launcher.name}: starting")
-            record = self._spawn(record, plan)
-            wait_ready(
-                launcher.name,
-                lambda: launcher.ready(plan.url),
-                record.processes,
-                log=plan.log,
-                timeout_seconds=launcher.start_seconds,
-            )
+            with access.way_kept_open():
+                self._open_way(launcher, folder)
+                plan = launcher.plan(folder, self._say)
+                self._say(f"{launcher.name}: starting")
+                processes = self._spawn(launcher.name, plan)
+                wait_ready(
+                    launcher.name,
+                    lambda: launcher.ready(plan.url),
+                    processes,
+                    log=plan.log,
+                    timeout_seconds=launcher.start_seconds,
+                )
         except BaseException:
-            self._end(self._state.records().get(launcher.name, record))
+            self._stop([launcher.name], locked=True)
             raise
         self._say(f"{launcher.name}: ready at {masked(plan.url)}")
         return plan.url
@@ -218,33 +220,32 @@ class LocalServers:
             return False
         return True
 
-    def _open_way(self, launcher: Launcher, folder: Path) -> Record:
+    def _open_way(self, launcher: Launcher, folder: Path) -> None:
         opened = tuple(access.closed_folders(launcher.reached_by_others(folder)))
-        record = Record(launcher.name, opened=opened)
         if opened:
-            names = ", ".join(name for name, _ in opened)
-            self._say(f"{launcher.name}: lets its system user pass through {names} until it stops")
+            first = opened[0][0] + (f" and {len(opened) - 1} more folders" if opened[1:] else "")
+            self._say(f"{launcher.name}: lets its system user pass through {first} until it stops")
             # Written down first: whoever stops it can give the modes back, whatever happens here.
-            self._state.put(record)
+            self._state.put(Record(launcher.name, opened=opened))
             access.open_folders(opened)
-        return record
 
-    def _spawn(self, record: Record, plan: Plan) -> Record:
+    def _spawn(self, name: str, plan: Plan) -> Sequence[Process]:
+        record = self._state.records().get(name, Record(name))
         record = replace(record, url=plan.url)
         for command in plan.commands:
             with interrupts_deferred():
                 record = replace(record, processes=(*record.processes, spawn(command)))
                 self._state.put(record)
-                self._started.add(record.name)
-        return record
+                self._started.add(name)
+        return record.processes
 
-    def _stop(self, names: Collection[str]) -> list[str]:
+    def _stop(self, names: Collection[str], *, locked: bool = False) -> list[str]:
         if not names or not self._folder.exists():
             return []
-        with interrupts_deferred(), self._state.locked():
+        with interrupts_deferred(), contextlib.nullcontext() if locked else self._state.locked():
             records = [r for r in self._state.records().values() if r.name in names]
             self._end(*records)
-            self._started.difference_update(names)
+            self._started.difference_update(list(names))
             if not self._state.records():
                 self._state.put_broker_url(None)
         return [record.name for record in records]
@@ -288,7 +289,7 @@ def running_endpoints(folder: Path) -> Endpoints | None:
     return Endpoints(
         database_url=urls.get(Postgres.name, ""),
         redis_url=redis_url,
-        amqp_url=broker_url or urls.get(RabbitMQ.name),
+        amqp_url=urls.get(RabbitMQ.name) or broker_url,
         result_url=sibling_database(redis_url, RESULT_DATABASE) if redis_url else "",
     )
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from billing.local.process import LocalServerError, Process, started_at
 
 _LOCK_SECONDS: Final = 180.0
-"""Longer than the slowest start of all servers together."""
+"""Longer than the slowest start of a server."""
 _PRIVATE: Final = 0o600
 
 
@@ -40,8 +40,13 @@ class State:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file = folder / "servers.json"
-        # Child processes, which only their parent can reap, are not in the file.
+        # Handles of child processes, which only their parent can reap; not in the file.
         self._children: dict[int, Process] = {}
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever started here."""
+        return self._file.exists()
 
     def records(self) -> dict[str, Record]:
         """By name. A file that is not ours, or of another version, counts as empty."""
@@ -60,6 +65,68 @@ class State:
 
     def owner_alive(self) -> bool:
         """Whether the process that first wrote here still runs."""
+        owner = self._read().get("owner")
+        return owner is not None and started_at(owner["pid"]) == owner["started"]
+
+    def broker_url(self) -> str | None:
+        """The message broker that the servers were last started with, whoever runs it."""
+        url = self._read().get("broker_url")
+        return url if isinstance(url, str) else None
+
+    def put_broker_url(self, url: str | None) -> None:
+        """Write it down; None forgets it."""
+        if self.exists or url is not None:
+            self._write(self.records(), broker_url=url)
+
+    def put(self, record: Record) -> None:
+        """Write one record, in place of the last of its name."""
+        for process in record.processes:
+            self._children[process.pid] = process
+        self._write(self.records() | {record.name: record})
+
+    def forget(self, name: str) -> None:
+        """Drop one record."""
+        records = self.records()
+        if records.pop(name, None):
+            self._write(records)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process at a time.
+
+        Raises:
+            LocalServerError: Another one has not finished in three minutes.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + _LOCK_SECONDS
+        with (self.folder / "servers.lock").open("a") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise LocalServerError(
+                            "local servers",
+                            f"another process is starting or stopping them in {self.folder}",
+                            "wait for it, or end it",
+                        ) from None
+                    time.sleep(0.1)
+            yield
+
+    def _process(self, stored: dict[str, Any]) -> Process:
+        process = Process(**stored)
+        mine = self._children.get(process.pid)
+        return replace(process, child=mine.child) if mine == process else process
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self._file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _write(self, records: dict[str, Record], **changed: object) -> None:
         content = self._read() | changed
         content.setdefault("owner", {"pid": os.getpid(), "started": started_at(os.getpid())})
         content["servers"] = {record.name: _stored(record) for record in records.values()}

@@ -171,5 +171,5 @@ def _open(reason: DeadReason | None, *, include_replayed: bool) -> Sequence[sa.C
 
 
 def _letter(row: sa.RowMapping) -> DeadLetter:
-    fields: dict[str, Any] = dict(row.items())
+    fields: dict[str, Any] = {str(name): value for name, value in row.items()}
     return DeadLetter(**{**fields, "reason": DeadReason(fields["reason"])})

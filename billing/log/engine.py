@@ -11,6 +11,12 @@ from billing.core.errors import InvalidValue
 from billing.tables import READER_ROLE, WRITER_ROLE
 
 _DRIVER: Final = "postgresql+psycopg"
+_BOUNDED_WAITS: Final = {
+    "connect_timeout": 10,  # seconds
+    # A server that vanished is noticed although nobody closed the connection.
+    "tcp_user_timeout": 30_000,  # milliseconds
+    "keepalives_idle": 30,  # seconds
+}
 _KNOWN: Final = frozenset({"postgresql", "postgres", _DRIVER})
 
 
@@ -68,5 +74,5 @@ def _engine(url: str, role: str | None, pool_size: int) -> Engine:
         before = given if isinstance(given, str) else " ".join(given)
         target = target.update_query_dict({"options": f"{before} -c role={role}".strip()})
     return sa.create_engine(
-        target, pool_size=pool_size, pool_pre_ping=True, connect_args={"connect_timeout": 10}
+        target, pool_size=pool_size, pool_pre_ping=True, connect_args=dict(_BOUNDED_WAITS)
     )

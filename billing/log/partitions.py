@@ -25,7 +25,6 @@ from billing.tables import OWNER_ROLE
 PARENT: Final = "usage_events"
 _NAME: Final = re.compile(rf"{PARENT}_(\d{{4}})_(\d{{2}})", re.ASCII)
 _ADVISORY_KEY: Final = 0x57656967_70617274
-_LOCK_TIMEOUT: Final = "5s"
 _REFUSE: Final = "FOR EACH STATEMENT EXECUTE FUNCTION weighbridge_refuse_change()"
 
 _EXISTING: Final = sa.text(
@@ -79,7 +78,12 @@ def existing_partitions(connection: Connection) -> list[Partition]:
 
 
 def ensure_partitions(
-    connection: Connection, now: datetime, *, back_months: int = 3, ahead_months: int = 3
+    connection: Connection,
+    now: datetime,
+    *,
+    back_months: int = 3,
+    ahead_months: int = 3,
+    lock_timeout_ms: int = 5_000,
 ) -> list[str]:
     """Make the partitions that are missing around ``now``; to be committed by the caller.
 
@@ -90,13 +94,14 @@ def ensure_partitions(
         now: The present instant.
         back_months: How many months before this one.
         ahead_months: How many after it.
+        lock_timeout_ms: The longest wait for a lock; whoever queues for one holds up all behind.
 
     Returns:
         The names of those made, oldest first.
     """
     if back_months < 0 or ahead_months < 0:
         raise ValueError("back_months and ahead_months are zero or more")
-    connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
+    connection.execute(sa.text(f"SET LOCAL lock_timeout = {lock_timeout_ms:d}"))
     connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_KEY})
     before = connection.execute(sa.text("SELECT current_setting('role')")).scalar_one()
     connection.execute(sa.text(f"SET LOCAL ROLE {OWNER_ROLE}"))

@@ -22,7 +22,7 @@ from billing.log.burial import bury
 from billing.log.conflicts import as_logged, conflict, logged
 from billing.log.fences import FenceMoved, add_late, lock_fences
 from billing.log.insert import insert_events
-from billing.log.screen import Candidate, Dead, Rules, dead, screen, unknown_name
+from billing.log.screen import Candidate, Dead, Rules, screen, unknown_name
 from billing.log.tally import add_to_rollups
 from billing.usage.event import DeadReason, UsageEvent
 
@@ -118,16 +118,17 @@ class LogWriter:
             late_customers=frozenset(outcome.resend),
         )
 
-    def bury(self, bodies: Sequence[bytes], reason: DeadReason, detail: str) -> None:
-        """Keep messages as dead letters without trying to log them.
+    def bury(self, letters: Sequence[Dead]) -> None:
+        """Keep messages as dead letters without trying to log them; returns after COMMIT.
 
         Args:
-            bodies: As they came from the broker.
-            reason: Why.
-            detail: What else is to be said, the same of all.
+            letters: Of ``billing.log.screen.dead``.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: As of ``write``.
         """
         with self._engine.begin() as connection:
-            bury(connection, [dead(reason, detail, body) for body in bodies])
+            bury(connection, letters)
 
     def _write(self, bodies: Sequence[bytes], *, keep_dead: bool) -> _Outcome:
         now = self._clock.now()

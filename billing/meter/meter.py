@@ -22,6 +22,7 @@ from billing.core.failpoints import reach
 from billing.meter.run import Admission, Recorder, TaskFacts
 from billing.quota.hold import (
     HoldRequest,
+    HoldState,
     LineFigures,
     LoadOutcome,
     Quota,
@@ -148,13 +149,7 @@ class Meter:
 
     def record_denial(self, admission: Admission) -> None:
         """Put the refusal on record: an event with its reason and cost 0."""
-        event = admission.denial(currency=self._currency)
-        try:
-            self._quota.append(event.customer, event)
-        except QuotaUnavailable:
-            self._deliver([event])
-        else:
-            self._keep([event])
+        self._append(admission.denial(currency=self._currency))
 
     def settle(self, admission: Admission, recorder: Recorder) -> Settlement:
         """The body succeeded: charge what it used, and put its events into the outbox."""
@@ -180,12 +175,15 @@ class Meter:
             return
         try:
             outcome = self._quota.release(facts.customer, facts.task_id, cause, event)
+            unheld = outcome is not ReleaseOutcome.RELEASED and self._ended_untold(facts)
         except QuotaUnavailable:
             # The hold will expire; the failure itself is still worth a line.
             self._deliver([event])
-        else:
-            if outcome is ReleaseOutcome.RELEASED:
-                self._keep([event])
+            return
+        if outcome is ReleaseOutcome.RELEASED:
+            self._keep([event])
+        elif unheld:
+            self._append(event)
 
     def lost(self, facts: TaskFacts, sku_id: str, cause: ReleaseCause) -> ReleaseOutcome:
         """The run ended where only the worker's main process could see it: give the hold back.
@@ -213,6 +211,11 @@ class Meter:
         if outcome is ReleaseOutcome.RELEASED:
             self._keep([event])
         return outcome
+
+    def _ended_untold(self, facts: TaskFacts) -> bool:
+        """Whether the hold expired, or was lost with Redis's data: then nobody wrote a line."""
+        hold = self._quota.hold(facts.customer, facts.task_id)
+        return hold is None or hold.state is HoldState.EXPIRED
 
     def _reserve(self, request: HoldRequest) -> Reservation:
         for _ in range(_LOAD_ATTEMPTS):
@@ -268,7 +271,7 @@ class Meter:
         events = self._events(admission, recorder, outcome, reason)
         facts = admission.facts
         try:
-            settlement = self._settle_twice(facts, events)
+            settlement, is_told = self._settle_twice(facts, events)
         except QuotaUnavailable:
             settlement = Settlement(
                 outcome=SettleOutcome.UNCOUNTED,
@@ -286,23 +289,42 @@ class Meter:
             reach("settle.after")
             return settlement
         reach("settle.after")
-        if settlement.outcome is not SettleOutcome.EXISTS:
+        if is_told and not admission.repeat:
             self._keep(_decided(events, settlement))
         return settlement
 
-    def _settle_twice(self, facts: TaskFacts, events: Sequence[UsageEvent]) -> Settlement:
-        """One repeat: a settle that timed out may have happened, and asking again is harmless."""
+    def _settle_twice(
+        self, facts: TaskFacts, events: Sequence[UsageEvent]
+    ) -> tuple[Settlement, bool]:
+        """One repeat: a settle that timed out may have happened, and asking again is harmless.
+
+        Returns:
+            The settlement, and whether it put these very events into the outbox.
+        """
         try:
-            return self._quota.settle(facts.customer, facts.task_id, events)
+            settlement = self._quota.settle(facts.customer, facts.task_id, events)
         except QuotaUnavailable:
-            return self._quota.settle(facts.customer, facts.task_id, events)
+            settlement = self._quota.settle(facts.customer, facts.task_id, events)
+            # Where it exists, our own first try was it, unless the figures are another run's.
+            return settlement, _are_of(events, settlement)
+        return settlement, settlement.outcome is not SettleOutcome.EXISTS
+
+    def _append(self, event: UsageEvent) -> None:
+        """An event of amount 0: into the outbox, or else delivered."""
+        try:
+            self._quota.append(event.customer, event)
+        except QuotaUnavailable:
+            self._deliver([event])
+        else:
+            self._keep([event])
 
     def _keep(self, events: Sequence[UsageEvent]) -> None:
         """Second copy. Its failure must not undo a settlement that stands."""
         try:
             self._journal.append(events)
         except OSError as error:
-            log.error(
+            # Without its traceback: it says where, and that is always here.
+            log.error(  # noqa: TRY400 - as the line above says
                 "the node's journal cannot be written",
                 money="nothing is lost unless Redis loses its data before the relay has sent them",
                 remedy="free or mend the disk of WEIGHBRIDGE_SPOOL_DIR",
@@ -336,6 +358,15 @@ _CHARGEABLE = frozenset(
 or Reject, is revoked, or is lost with its child is not charged."""
 
 
+def _are_of(events: Sequence[UsageEvent], settlement: Settlement) -> bool:
+    """Whether the settlement may be of these events: the same lines, each asked the same amount."""
+    asked = [(event.line, event.amount_microcredits) for event in events]
+    return asked == [
+        (line.line, line.amount_microcredits + line.shortfall_microcredits)
+        for line in settlement.lines
+    ]
+
+
 def _decided(events: Sequence[UsageEvent], settlement: Settlement) -> list[UsageEvent]:
     """The events with the figures the quota store decided, as the outbox has them."""
     figures = {line.line: line for line in settlement.lines}
@@ -348,4 +379,3 @@ def _decided(events: Sequence[UsageEvent], settlement: Settlement) -> list[Usage
         for event in events
         if event.line in figures
     ]
-

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
+
+import orjson
 
 from billing.catalog.rating import rate
-from billing.catalog.sku import Pricing, Sku
+from billing.catalog.sku import Pricing, Sku, check_sku_id
 from billing.core.credits import check_microcredits
-from billing.core.errors import DenialReason, InvalidValue
+from billing.core.errors import DenialReason, InvalidValue, NotFound
 from billing.core.ids import event_id
 from billing.usage.event import (
     Outcome,
@@ -21,6 +24,8 @@ from billing.usage.event import (
 )
 
 _MAX_SUBJECT = 500
+_MAX_DIMENSIONS_BYTES = 32_768
+"""Half of ``MAX_BODY_BYTES``; the other texts of an event fit into the other half."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +42,14 @@ class TaskFacts:
     attempt: int = 0
     worker: str = ""
 
-    def event(self, *, sku: str, line: str, outcome: Outcome, **figures: object) -> UsageEvent:
+    def event(
+        self,
+        *,
+        sku: str,
+        line: str,
+        outcome: Outcome,
+        **figures: Any,  # noqa: ANN401 - the remaining fields of UsageEvent, by name
+    ) -> UsageEvent:
         """The event of one line of this task; its id follows from the facts alone."""
         return UsageEvent(
             id=event_id(self.task_id, line, self.metered_at),
@@ -52,7 +64,7 @@ class TaskFacts:
             group_id=self.group_id,
             attempt=self.attempt,
             worker=self.worker,
-            **figures,  # type: ignore[arg-type] - the remaining fields, by name
+            **figures,
         )
 
 
@@ -60,7 +72,8 @@ class TaskFacts:
 class Admission:
     """The answer to a task that asked to run. ``number`` counts its admissions from 1.
 
-    ``needed_microcredits`` is what was asked for, ``left_microcredits`` what the ``reason`` had left.
+    ``needed_microcredits`` is what was asked for, ``left_microcredits`` what the ``reason`` had
+    left.
     ``degraded`` admissions hold nothing: Redis was away and the SKU's policy allows some.
     """
 
@@ -132,46 +145,60 @@ class Recorder:
         Args:
             quantity: Units used, added to those recorded before. A fixed SKU has none of its own:
                 one task is one unit.
-            cost_micros: What it cost us (proxy, compute, storage, a third party's fee), in millionths
-                of the currency, added to the cost recorded before.
-            subject: What the work was about (a URL, a document id); the last one counts.
+            cost_micros: What it cost us (proxy, compute, storage, a third party's fee), in
+                millionths of the currency, added to the cost recorded before.
+            subject: What the work was about (a URL, a document id), its first 500 characters; the
+                last one counts.
             dimensions: Further texts by name, merged with those recorded before.
             sku: Another SKU that this run also used; it becomes a line of its own.
 
         Raises:
-            InvalidValue: A figure is not an integer of zero or more, a text is too long, or the SKU
-                is fixed and a quantity other than 1 was given. Nothing was added.
-            NotFound: There is no such SKU. Nothing was added.
+            InvalidValue: A figure is not an integer of zero or more, the whole of it is more than
+                an event can say, a text is not one, or the SKU is fixed and a quantity other than 1
+                was given. Nothing was added.
+            NotFound: There is no such SKU, or it has no price. Nothing was added.
         """
-        name = sku or self._sku.id
-        if name not in self._skus:
-            self._skus[name] = self._find(name)
-        line = self._lines.get(name, _Line())
+        found = self._sku_of(sku)
+        line = self._lines.get(found.id, _Line())
+        total = line.quantity
         if quantity is not None:
-            check_microcredits(quantity, field="quantity")
-            if name == self._sku.id and self._sku.pricing is Pricing.FIXED and quantity != 1:
+            total = self._total(found, line.quantity or 0, quantity)
+        check_microcredits(0 if cost_micros is None else cost_micros, field="cost_micros")
+        cost = check_microcredits(line.cost_micros + (cost_micros or 0), field="cost_micros")
+        # The costs of all lines are told together where a run ends without a charge.
+        check_microcredits(self.cost_micros + (cost_micros or 0), field="cost_micros")
+        if subject is not None:
+            _check_subject(subject)
+        merged = _merged(line.dimensions, dimensions)
+        self._lines[found.id] = _Line(
+            quantity=total,
+            cost_micros=cost,
+            subject=line.subject if subject is None else subject[:_MAX_SUBJECT],
+            dimensions=merged,
+        )
+
+    def _sku_of(self, name: str | None) -> Sku:
+        if name is None:
+            return self._sku
+        if name not in self._skus:
+            found = self._find(check_sku_id(name))
+            _dearest(found)
+            self._skus[name] = found
+        return self._skus[name]
+
+    def _total(self, sku: Sku, before: int, quantity: int) -> int:
+        check_microcredits(quantity, field="quantity")
+        if sku.id == self._sku.id and sku.pricing is Pricing.FIXED:
+            if quantity != 1:
                 raise InvalidValue(
                     "quantity",
                     quantity,
-                    f"{name} is fixed, one unit a task; add it as measured to bill by quantity",
+                    f"{sku.id} is fixed, one unit a task; add it as measured to bill by quantity",
                 )
-        if cost_micros is not None:
-            check_microcredits(cost_micros, field="cost_micros")
-        if subject is not None and (not isinstance(subject, str) or "\x00" in subject):
-            raise InvalidValue("subject", subject, "use text without NUL")
-        merged = check_dimensions({**line.dimensions, **(dimensions or {})})
-        total = (line.quantity or 0) + (quantity or 0)
-        cost = line.cost_micros + (cost_micros or 0)
-        check_microcredits(total, field="quantity")
-        check_microcredits(cost, field="cost_micros")
-        if quantity is not None:
-            fixed = name == self._sku.id and self._sku.pricing is Pricing.FIXED
-            line.quantity = 1 if fixed else total
-        line.cost_micros = cost
-        line.dimensions = merged
-        if subject is not None:
-            line.subject = subject[:_MAX_SUBJECT]
-        self._lines[name] = line
+            return 1
+        # At any of its prices: a settle must not be the first to find that it cannot be rated.
+        rate(before + quantity, _dearest(sku))
+        return before + quantity
 
     @property
     def cost_micros(self) -> int:
@@ -245,3 +272,39 @@ class Recorder:
             started_at=admission.started_at,
             finished_at=finished_at,
         )
+
+
+def _dearest(sku: Sku) -> int:
+    if not sku.prices:
+        raise NotFound("price", sku.id, f"set one with: billing skus price {sku.id} 1.5")
+    return max(price.unit_price_microcredits for price in sku.prices)
+
+
+def _check_subject(subject: object) -> None:
+    if not isinstance(subject, str) or "\x00" in subject or not _is_utf8(subject):
+        raise InvalidValue("subject", subject, "use text without NUL and lone surrogates")
+
+
+def _merged(before: Mapping[str, str], more: Mapping[str, str] | None) -> dict[str, str]:
+    if more is None:
+        return dict(before)
+    if not isinstance(more, Mapping):
+        raise InvalidValue("dimensions", more, "use texts by name")
+    merged = check_dimensions({**before, **more})
+    try:
+        size = len(orjson.dumps(merged))
+    except TypeError:
+        raise InvalidValue("dimensions", merged, "use text without lone surrogates") from None
+    if size > _MAX_DIMENSIONS_BYTES:
+        remedy = f"use at most {_MAX_DIMENSIONS_BYTES} bytes, as JSON"
+        raise InvalidValue("dimensions", merged, remedy)
+    return merged
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether the wire can carry it: a lone surrogate, as JSON may escape one, has no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,15 +1,17 @@
-"""Carries accounts from PostgreSQL, which is the truth, to the quota store, which is a fast opinion."""
+"""Carries accounts from PostgreSQL, which is the truth, to the quota store, a fast opinion."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import sqlalchemy as sa
 
 from billing import tables
+from billing.accounts.customer import check_customer_id, unknown_customer
 from billing.core.clock import Clock, to_ms
-from billing.core.errors import NotFound, QuotaUnavailable
-from billing.quota.hold import LoadOutcome, Quota
+from billing.core.errors import InvalidValue, NotFound, QuotaUnavailable
+from billing.quota.hold import AccountView, LoadOutcome, Quota
 from billing.quota.rebuild import current_state, rebuild
 
 
@@ -30,41 +32,49 @@ class AccountSync:
     def rebuild(self, customer: str, *, force: bool = False) -> LoadOutcome:
         """Load the customer's account under a new epoch of its fence.
 
-        When many tasks miss the same balance, the first to get the fence's lock rebuilds it and the
-        others find it there; ``force`` rebuilds all the same, for a repair.
+        When many tasks miss the same balance, each waits for the fence's lock and rebuilds only
+        what it does not find there then. An account whose month is over keeps its epoch and is told
+        the new month: what it counted and the log has not got yet would else be free for a moment.
+
+        Args:
+            customer: Whose account.
+            force: Begin a new epoch even where the account is there; for a repair.
 
         Raises:
             NotFound: There is no such customer.
             QuotaUnavailable: PostgreSQL or the quota store did not answer.
         """
-        try:
-            with self._engine.begin() as connection:
-                if not force and self._is_loaded(connection, customer):
-                    return LoadOutcome.STALE
-                state = rebuild(connection, customer, self._clock.now())
-        except sa.exc.DBAPIError as error:
-            raise QuotaUnavailable(
-                f"the balance of {customer} is not in Redis and PostgreSQL did not give it: "
-                f"{error.orig}"
-            ) from error
-        # After the commit: an epoch that Redis knew and PostgreSQL then forgot would be given twice.
-        return self._quota.load(state)
+        _check_name(customer)
+        now = self._clock.now()
+        with _answering(customer), self._engine.begin() as connection:
+            view = None if force else self._loaded(connection, customer)
+            if view is None:
+                state = rebuild(connection, customer, now)
+            elif to_ms(now) < view.period_end_ms:
+                return LoadOutcome.STALE
+            else:
+                state = current_state(connection, customer, now)
+        # After the commit: an epoch that Redis knew and PostgreSQL forgot would be given twice.
+        outcome = self._quota.load(state)
+        if outcome is LoadOutcome.LOADED:
+            # What changed between commit and load was told to an account that was not there yet.
+            self.sync_many([customer])
+        return outcome
 
     def sync(self, customer: str) -> LoadOutcome:
         """Tell the quota store what changed in PostgreSQL: grants, status, budgets, late usage.
 
-        The figures are absolute, under a version: telling them twice adds nothing.
+        The figures are absolute, under a version: telling them twice adds nothing. An account of an
+        older epoch is forgotten there (its rebuild was never told), so that the next admission
+        rebuilds it; nothing is loaded where there is none.
 
         Raises:
             NotFound: There is no such customer.
-            QuotaUnavailable: The quota store did not answer.
+            QuotaUnavailable: PostgreSQL or the quota store did not answer.
         """
-        with self._engine.connect() as connection:
+        _check_name(customer)
+        with _answering(customer), self._engine.connect() as connection:
             state = current_state(connection, customer, self._clock.now())
-        view = self._quota.account(customer)
-        if view is None or view.epoch != state.epoch:
-            # Never loaded, or of another epoch: the next admission rebuilds it under the fence.
-            return LoadOutcome.STALE
         return self._quota.load(state)
 
     def sync_many(self, customers: Iterable[str]) -> None:
@@ -75,15 +85,29 @@ class AccountSync:
             except (NotFound, QuotaUnavailable):
                 continue
 
-    def _is_loaded(self, connection: sa.Connection, customer: str) -> bool:
+    def _loaded(self, connection: sa.Connection, customer: str) -> AccountView | None:
+        """The account, if it is of the fence's epoch; the fence stays locked until the commit."""
         fences = tables.quota_fences
         epoch = connection.execute(
             sa.select(fences.c.epoch).where(fences.c.customer_id == customer).with_for_update()
         ).scalar()
         view = self._quota.account(customer)
-        return (
-            epoch is not None
-            and view is not None
-            and view.epoch >= epoch
-            and to_ms(self._clock.now()) < view.period_end_ms
-        )
+        return view if epoch is not None and view is not None and view.epoch >= epoch else None
+
+
+def _check_name(customer: str) -> None:
+    try:
+        check_customer_id(customer)
+    except InvalidValue:
+        # Nobody can be called so, and PostgreSQL cannot even be asked for some such names.
+        raise unknown_customer(customer) from None
+
+
+@contextmanager
+def _answering(customer: str) -> Iterator[None]:
+    try:
+        yield
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+        raise QuotaUnavailable(
+            f"the account of {customer} was asked of PostgreSQL, which did not give it: {error}"
+        ) from error

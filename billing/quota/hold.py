@@ -1,4 +1,4 @@
-"""The life of a hold, pure: its states, what each verb may do to it, and the port of the quota store.
+"""The life of a hold, pure: its states, what each verb may do to it, the port of the quota store.
 
 ::
 
@@ -7,8 +7,9 @@
                           '---expire---> expired  --reserve--> held (another admission)
 
 One *admission* is one way from ``held`` to an end; there is no other edge. A task that comes back
-after its hold was released or had expired is admitted anew under the next admission number. A settle
-that finds no open hold is an admission of nothing that settles at once: usage is never dropped.
+after its hold was released or had expired is admitted anew under the next admission number. A
+settle that finds no open hold is an admission of nothing that settles at once: usage is never
+dropped.
 
 The account of a customer keeps three integers, ``granted``, ``held`` and ``settled``; what is
 available is computed, never stored, so it cannot disagree with them.
@@ -234,9 +235,9 @@ class HoldView:
 class Quota(Protocol):
     """The quota store. Every verb is one atomic step; a repeat of any of them changes nothing.
 
-    Implemented by ``redis_quota.RedisQuota`` and ``memory.MemoryQuota``, which pass the same contract
-    suite. All raise ``QuotaUnavailable`` when the store does not answer within its time-out; the step
-    may then have happened or not, and repeating it is safe.
+    Implemented by ``redis_quota.RedisQuota`` and ``memory.MemoryQuota``, which pass the same
+    contract suite. All raise ``QuotaUnavailable`` when the store does not answer within its
+    time-out; the step may then have happened or not, and repeating it is safe.
     """
 
     def reserve(self, request: HoldRequest) -> Reservation:
@@ -250,8 +251,9 @@ class Quota(Protocol):
             customer: Whose account.
             task_id: Whose hold.
             events: One per line, each with the amount it should cost in ``amount_microcredits``.
-                The store decides what is charged: up to the hold plus what is available; the rest of
-                a line becomes its shortfall. The outbox gets the events with the decided figures.
+                The store decides what is charged: up to the hold plus what is available; the rest
+                of a line becomes its shortfall. The outbox gets the events with the decided
+                figures.
         """
         ...
 
@@ -270,7 +272,7 @@ class Quota(Protocol):
         ...
 
     def load(self, state: AccountState) -> LoadOutcome:
-        """Take over what PostgreSQL knows, if it is newer than what is here; open holds stay held."""
+        """Take over what PostgreSQL knows, if it is newer than what is here; open holds stay."""
         ...
 
     def account(self, customer: str) -> AccountView | None:

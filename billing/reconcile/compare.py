@@ -11,7 +11,7 @@ class Kind(StrEnum):
     """What does not agree. Each says in its text what it means for money."""
 
     AVAILABLE = "available"
-    """granted - settled - held is not what can be taken: a customer is stopped too early or late."""
+    """granted - settled - held is not what can be taken: a customer stops too early or late."""
     NEGATIVE = "negative"
     """More was settled and held than granted: somebody is upside down."""
     GRANTED = "granted"
@@ -48,8 +48,8 @@ class Books:
     """One customer as each of the three sides has it, in microcredits.
 
     ``granted`` is the sum of grants, ``fenced`` what the fence row says of it; ``logged`` and
-    ``rolled_up`` are the sums of the log and of its rollups. The last four are the quota store's, None
-    where it has no account: then nothing was held or counted there, and there is nothing to compare.
+    ``rolled_up`` are the sums of the log and of its rollups. The last four are the quota store's,
+    None where it has no account: nothing was held or counted there, so there is nothing to compare.
     """
 
     customer: str
@@ -93,9 +93,8 @@ def _of_one(book: Books) -> list[Discrepancy]:
                 available,
                 "granted - settled - held against Redis",
             ),
+            (Kind.NEGATIVE, 0, min(available, 0), "available"),
         ]
-        if available < 0:
-            checks.append((Kind.NEGATIVE, 0, available, "available"))
     return [
         Discrepancy(
             kind=kind, customer=book.customer, expected=expected, found=actual, detail=detail
@@ -112,7 +111,8 @@ def compare_rollups(
     """Rollups against sums of the log, bucket by bucket.
 
     Args:
-        logged: By (customer, hour, SKU, outcome, reason): events, quantity, amount, shortfall, cost.
+        logged: By (customer, hour, SKU, outcome, reason): events, quantity, amount, shortfall,
+            cost.
         rolled_up: The same, from the rollups.
     """
     return [

@@ -8,10 +8,14 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 
 from billing.core.clock import Clock, format_instant, from_ms, to_ms
-from billing.core.ids import lowest_id
+from billing.core.ids import instant_of, lowest_id
+from billing.core.period import hour_floor
 from billing.quota.hold import HoldView, Quota
 from billing.reconcile.compare import Books, Discrepancy, Kind, compare, compare_rollups
 from billing.tables import customers, grants, quota_fences, usage_events, usage_hourly
+
+Buckets = dict[tuple[str, ...], tuple[int, ...]]
+"""By (customer, hour, SKU, outcome, reason): events, quantity, amount, shortfall, cost."""
 
 SWEEP_GRACE = timedelta(seconds=90)
 """A hold is overdue when it outlived its time by this: beat sweeps every 30 seconds."""
@@ -43,7 +47,7 @@ class Reconcile:
         holds = self._quota.open_holds()
         with self._engine.connect() as connection:
             # One snapshot, or a row logged between two sums would look like a fault.
-            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            connection.execution_options(isolation_level="REPEATABLE READ")
             found = compare(self._books(connection, holds))
             found += compare_rollups(*self._buckets(connection, since))
             found += self._duplicates(connection, since)
@@ -76,10 +80,8 @@ class Reconcile:
             )
         return books
 
-    def _buckets(
-        self, connection: sa.Connection, since: datetime
-    ) -> tuple[dict[tuple[str, ...], tuple[int, ...]], dict[tuple[str, ...], tuple[int, ...]]]:
-        start = since.replace(minute=0, second=0, microsecond=0)
+    def _buckets(self, connection: sa.Connection, since: datetime) -> tuple[Buckets, Buckets]:
+        start = hour_floor(since)
         logged: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0] * 5)
         e, h = usage_events.c, usage_hourly.c
         rows = connection.execution_options(yield_per=5000).execute(
@@ -89,12 +91,11 @@ class Reconcile:
             ).where(e.id >= lowest_id(start))
         )  # fmt: skip
         for row in rows:
-            hour = from_ms(row.id.int >> 80).replace(minute=0, second=0, microsecond=0)
-            reason = row.reason if row.outcome != "succeeded" else ""
-            bucket = logged[row.customer_id, format_instant(hour), row.sku_id, row.outcome, reason]
+            hour = format_instant(hour_floor(instant_of(row.id)))
+            bucket = logged[row.customer_id, hour, row.sku_id, row.outcome, row.reason]
             for index, value in enumerate((1, *row[5:])):
                 bucket[index] += value
-        rolled = {
+        rolled: Buckets = {
             (row.customer_id, format_instant(row.hour), row.sku_id, row.outcome, row.reason): (
                 row.events, int(row.quantity), int(row.amount_microcredits),
                 int(row.shortfall_microcredits), int(row.cost_micros),
@@ -148,7 +149,8 @@ class Reconcile:
                 customer=hold.customer,
                 expected=0,
                 found=hold.held_microcredits,
-                detail=f"task {hold.task_id}, expired {format_instant(from_ms(hold.expires_at_ms))}",
+                detail=f"task {hold.task_id}, "
+                f"expired {format_instant(from_ms(hold.expires_at_ms))}",
             )
             for hold in holds
             if hold.expires_at_ms < latest
@@ -159,4 +161,4 @@ def _sums(
     connection: sa.Connection, customer: sa.Column[str], amount: sa.Column[int]
 ) -> dict[str, int]:
     query = sa.select(customer, sa.func.sum(amount)).group_by(customer)
-    return {name: int(total) for name, total in connection.execute(query).tuples()}
+    return {name: int(total) for name, total in connection.execute(query)}

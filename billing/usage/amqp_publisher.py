@@ -193,10 +193,11 @@ class _Session:
 
     def publish(self, events: Sequence[UsageEvent], deadline: float) -> None:
         """Send all, then wait for all confirms."""
-        for number, event in enumerate(events):
-            if number % _LISTEN_EVERY == 0:
-                self._listen(deadline)
-            self._send(event, deadline)
+        for start in range(0, len(events), _LISTEN_EVERY):
+            self._listen(deadline)
+            self._limit(deadline)
+            for event in events[start : start + _LISTEN_EVERY]:
+                self._send(event, deadline)
         failpoints.reach("relay.after_publish")
         while self._unconfirmed:
             self._drain(deadline)
@@ -230,7 +231,7 @@ class _Session:
             transport.connected = False
 
     def _send(self, event: UsageEvent, deadline: float) -> None:
-        self._limit(deadline)
+        self._left(deadline)
         self._sent += 1
         self._unconfirmed.add(self._sent)
         key = topology.routing_key(event.customer)
@@ -254,17 +255,19 @@ class _Session:
             _open(self._connection).drain_events(timeout=min(left, _SLICE_SECONDS))
 
     def _limit(self, deadline: float) -> float:
-        """Bound the socket's next operation by what is left of the time.
+        """Bound each of the socket's next operations by what is left of the time."""
+        left = self._left(deadline)
+        _socket_of(_open(self._connection)).settimeout(left)
+        return left
 
-        Returns:
-            The seconds that are left.
+    def _left(self, deadline: float) -> float:
+        """The seconds that are left.
 
         Raises:
             PublishFailed: Nothing is left.
         """
         left = deadline - time.monotonic()
         if left > 0:
-            _socket_of(_open(self._connection)).settimeout(left)
             return left
         if self._blocked:
             raise PublishFailed(

@@ -180,8 +180,10 @@ class Journal:
         writer.close()
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         started_ms = to_ms(self._clock.now())
+        writer.opened += 1
         # The random part keeps apart what a process id used again would not.
-        name = f"{started_ms:013d}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
+        own = f"{os.getpid()}-{writer.opened:06d}-{secrets.token_hex(4)}"
+        name = f"{started_ms:013d}-{own}{SUFFIX}"
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
         writer.descriptor = os.open(self.directory / name, flags, 0o600)
         writer.started_ms = started_ms
@@ -230,6 +232,7 @@ class _Writer:
         self.descriptor: int | None = None
         self.started_ms = 0
         self.size = 0
+        self.opened = 0
 
     @contextmanager
     def held(self) -> Iterator[bool]:

@@ -32,7 +32,8 @@ class KombuPublisher:
 
     Args:
         url: ``redis://host:port/database`` or ``redis+socket:///path``.
-        exchange: The topic exchange of usage events (a set of bindings in Redis).
+        exchange: The topic exchange of usage events; declared, for whoever binds more queues, but
+            events go to ``queue`` directly.
         queue: The queue that the consumer reads (a list in Redis).
         timeout_seconds: The longest wait for one answer of Redis.
     """
@@ -48,7 +49,7 @@ class KombuPublisher:
         """Send the events and return when Redis has taken every one.
 
         Raises:
-            PublishFailed: It did not answer, or has lost the exchange's bindings.
+            PublishFailed: It did not answer. Any subset may have arrived.
         """
         if not events:
             return
@@ -108,7 +109,9 @@ class KombuPublisher:
             content_encoding="utf-8",
             properties={"message_id": str(event.id), "delivery_mode": 2},
         )
-        channel.basic_publish(message, self._exchange, topology.routing_key(event.customer))
+        # Straight to the queue: an exchange of this transport whose bindings are lost drops what is
+        # published to it, without a word.
+        channel.basic_publish(message, "", self._queue)
 
 
 class _Slot:

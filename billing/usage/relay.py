@@ -6,6 +6,7 @@ instruction: an event leaves the outbox only after its confirm, so the worst is 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from billing.usage.replay import Replay
 _log = structlog.get_logger(__name__)
 
 LEASE_MS: Final = 10_000
-"""How long a dead relay's shards wait for another. Leases are renewed at a third of it."""
+"""Longer than a publish may take by default; leases are renewed at a third of it."""
 IDLE_SECONDS: Final = (0.02, 0.25)
 FAILURE_SECONDS: Final = (0.2, 5.0)
 _PRUNE_SECONDS: Final = 30.0
@@ -71,6 +72,7 @@ class Relay:
         owner: A name for this relay's leases, of its own among all relays.
         batch: The most events published before their confirms are waited for.
         clock: For the ages in ``lag`` and of journal segments.
+        lease_ms: How long this relay's shards wait for another when it dies.
         monotonic: Seconds that only grow.
     """
 
@@ -84,6 +86,7 @@ class Relay:
         owner: str,
         batch: int,
         clock: Clock,
+        lease_ms: int = LEASE_MS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._outbox = outbox
@@ -92,6 +95,7 @@ class Relay:
         self._owner = owner
         self._batch = batch
         self._clock = clock
+        self._lease_ms = lease_ms
         self._monotonic = monotonic
         self._replay = Replay(
             outbox, publisher, journal, clock=clock, batch=batch, monotonic=monotonic
@@ -168,11 +172,13 @@ class Relay:
 
     def _drain_outbox(self) -> int:
         if self._monotonic() >= self._next_claim:
-            self._next_claim = self._monotonic() + LEASE_MS / 3000
-            self._shards = self._outbox.claim(self._owner, LEASE_MS)
+            self._next_claim = self._monotonic() + self._lease_ms / 3000
+            self._shards = self._outbox.claim(self._owner, self._lease_ms)
         entries = self._outbox.read(self._shards, self._batch) if self._shards else []
-        for start in range(0, len(entries), self._batch):
-            batch = entries[start : start + self._batch]
+        # About `batch` at a time: a small rest would cost a whole round of confirms.
+        size = math.ceil(len(entries) / max(len(entries) // self._batch, 1)) or 1
+        for start in range(0, len(entries), size):
+            batch = entries[start : start + size]
             failpoints.reach("relay.before_publish")
             self._publisher.publish([entry.event for entry in batch])
             failpoints.reach("relay.after_confirm")

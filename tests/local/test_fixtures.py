@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import socket
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 import redis
 import sqlalchemy as sa
-from amqp import Connection
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from support import NOW, TcpProxy, add_customer, add_sku, eventually, make_event
 
 from billing import tables
@@ -90,13 +97,90 @@ def test_rabbitmq_is_one_that_takes_a_queue(rabbitmq_url: str, settings: Setting
     assert settings.amqp_url.get_secret_value() == rabbitmq_url
 
 
-class _Echo:
-    """A server that sends back what it gets."""
+@pytest.mark.rabbitmq
+def test_the_mark_alone_is_enough_to_get_rabbitmq(
+    settings: Settings, request: pytest.FixtureRequest
+):
+    assert settings.amqp_url is not None
+    assert settings.amqp_url.get_secret_value() == request.getfixturevalue("rabbitmq_url")
 
-    def __enter__(self) -> _Echo:
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.port = self._server.getsockname()[1]
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._server.close()
+WITHOUT_RABBITMQ = """
+from billing.local import LocalServerError, LocalServers
+
+def rabbitmq(self):
+    raise LocalServerError("RabbitMQ", "none is installed", "install it")
+
+LocalServers.rabbitmq = rabbitmq
+"""
+
+
+@pytest.mark.parametrize(
+    ("ci", "exit_code", "said"), [("", 0, "NOT TESTED: RabbitMQ"), ("true", 1, "and CI=true")]
+)
+def test_without_rabbitmq_a_test_is_skipped_loudly_and_fails_in_ci(
+    tmp_path: Path, ci: str, exit_code: int, said: str
+):
+    (tmp_path / "without_rabbitmq.py").write_text(WITHOUT_RABBITMQ)
+    names = {k: v for k, v in os.environ.items() if not k.endswith("AMQP_URL")}
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "without_rabbitmq", "-p", "no:cacheprovider"),
+            f"{__file__}::test_the_mark_alone_is_enough_to_get_rabbitmq",
+        ],
+        env=names | {"CI": ci, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == exit_code, ran.stdout
+    assert said in ran.stdout
+
+
+@pytest.fixture
+def proxy(redis_url: str) -> Iterator[TcpProxy]:
+    parts = urlsplit(redis_url)
+    with TcpProxy(parts.hostname or "127.0.0.1", parts.port or 6379) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def far_redis(redis_url: str, proxy: TcpProxy) -> Iterator[redis.Redis]:
+    password = urlsplit(redis_url).password
+    with redis.Redis(
+        port=proxy.port, password=password, socket_timeout=0.5, retry=Retry(NoBackoff(), 0)
+    ) as client:
+        yield client
+
+
+def test_a_good_network_passes_everything_on(far_redis: redis.Redis):
+    assert far_redis.echo("x" * 200_000) == b"x" * 200_000
+
+
+def test_a_cut_network_refuses_until_it_is_restored(proxy: TcpProxy, far_redis: redis.Redis):
+    assert far_redis.ping()
+    proxy.cut()
+    with pytest.raises(redis.ConnectionError):
+        far_redis.ping()
+    proxy.restore()
+    assert far_redis.ping()
+
+
+def test_a_silent_network_keeps_the_connection_and_answers_nothing(
+    proxy: TcpProxy, far_redis: redis.Redis
+):
+    assert far_redis.ping()
+    proxy.silence()
+    with pytest.raises(redis.TimeoutError):
+        far_redis.ping()
+    proxy.restore()
+    assert far_redis.ping()
+
+
+def test_a_slow_network_takes_its_time(proxy: TcpProxy, far_redis: redis.Redis):
+    assert far_redis.ping()
+    proxy.latency_seconds = 0.05
+    began = time.monotonic()
+    assert far_redis.ping()
+    assert time.monotonic() - began >= 0.1

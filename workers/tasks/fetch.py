@@ -152,7 +152,7 @@ class Fetcher:
             pinned = None if self.policy.proxy_url else addresses
             backend = PinnedBackend(self._backend, pinned, deadline, on_request)
             with (
-                self._pool(backend) as pool,
+                self._pool(target.url, backend) as pool,
                 pool.stream("GET", _core_url(target.url), headers=_headers(target.url)) as response,
             ):
                 return self._read(url, response, deadline)
@@ -176,20 +176,24 @@ class Fetcher:
             raise UnreachableError(str(target.url), "its name does not resolve") from None
         return check_addresses(target, answers, self.policy)
 
-    def _pool(self, backend: httpcore.NetworkBackend) -> httpcore.ConnectionPool:
+    def _pool(self, url: httpx.URL, backend: httpcore.NetworkBackend) -> httpcore.ConnectionPool:
         if self.policy.proxy_url is None:
             return httpcore.ConnectionPool(
-                ssl_context=self._ssl_context, max_connections=1, network_backend=backend
+                ssl_context=self._ssl_context_for(url), max_connections=1, network_backend=backend
             )
         proxy = httpx.Proxy(self.policy.proxy_url)
         return httpcore.HTTPProxy(
             proxy_url=_core_url(proxy.url),
             proxy_auth=proxy.raw_auth,
-            ssl_context=self._ssl_context,
-            proxy_ssl_context=self._ssl_context if proxy.url.scheme == "https" else None,
+            ssl_context=self._ssl_context_for(url),
+            proxy_ssl_context=self._ssl_context_for(proxy.url),
             max_connections=1,
             network_backend=backend,
         )
+
+    def _ssl_context_for(self, url: httpx.URL) -> ssl.SSLContext | None:
+        # Reading the certificate authorities takes 20 ms: only where they are needed.
+        return self._ssl_context if url.scheme == "https" else None
 
     def _read(self, url: str, response: httpcore.Response, deadline: Deadline) -> _Answer:
         headers = httpx.Headers(response.headers)
@@ -228,8 +232,9 @@ def _headers(url: httpx.URL) -> list[tuple[bytes, bytes]]:
 
 
 def _network_reason(error: httpcore.NetworkError) -> str:
-    if isinstance(error.__cause__, ssl.SSLCertVerificationError):
-        return f"its certificate is not valid: {error.__cause__.verify_message}"
+    cause = error.args[0] if error.args else None  # the pool drops ``__cause__``, not this
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"its certificate is not valid: {cause.verify_message}"
     if isinstance(error, httpcore.ConnectError):
         return "no connection could be made"
     return "the connection broke"

@@ -1,7 +1,7 @@
 """Where ingestion tasks may go: a guard against server-side request forgery. Pure.
 
-A customer names the address and our worker, inside our network, goes there. So an address is judged
-twice: its *form* (``check_url``), and *each* address its name resolves to (``check_addresses``). The
+A customer names a URL and our worker, inside our network, goes there. So two things are judged: the
+URL's form (``check_url``) and each address that its name resolves to (``check_addresses``). The
 connection is then made to an address judged here, never to one looked up again.
 """
 
@@ -98,8 +98,8 @@ def check_url(text: str, policy: FetchPolicy) -> Target:
     which part is the host.
 
     Raises:
-        RefusedError: Not http or https, credentials in it, a port that is not allowed, or a host that is
-            neither a plain name nor an address in its usual spelling.
+        RefusedError: Not http or https, credentials in it, a port that is not allowed, or a host
+            that is neither a plain name nor an address in its usual spelling.
     """
     if len(text) > MAX_URL_CHARACTERS:
         raise RefusedError(text, f"it has more than {MAX_URL_CHARACTERS} characters")
@@ -113,13 +113,11 @@ def check_url(text: str, policy: FetchPolicy) -> Target:
     if url.userinfo:
         raise RefusedError(text, "it has a user name or password in it")
     port = url.port if url.port is not None else _DEFAULT_PORTS[url.scheme]
-    if policy.ports is not None and port not in policy.ports:
+    if not 0 < port <= _MAX_PORT or (policy.ports is not None and port not in policy.ports):
         raise RefusedError(text, f"port {port} is not one of those that may be fetched from")
     literal = _literal(host)
     if literal is None and not _is_plain_name(host):
-        raise RefusedError(
-            text, "its host is neither a plain name nor an address as usually spelled"
-        )
+        raise RefusedError(text, "its host is neither a plain name nor a plain address")
     return Target(url if literal else url.copy_with(host=host), host, port, literal)
 
 

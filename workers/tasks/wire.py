@@ -1,4 +1,4 @@
-"""How a fetch uses the network: pinned to checked addresses, under one deadline, with bounded bytes."""
+"""How a fetch uses the network: at checked addresses, under one deadline, with bounded bytes."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Deadline:
 class PinnedBackend(httpcore.NetworkBackend):
     """Connects to the given addresses, whatever host it is asked for, and within the deadline.
 
-    Everything above it (the Host header, the TLS server name, the certificate's check) still goes by
-    the host in the URL. With ``addresses`` None, the host asked for is connected to: a proxy's.
+    Everything above it (the Host header, the TLS server name, the certificate's check) still goes
+    by the host in the URL. With ``addresses`` None, the host asked for is connected to: a proxy's.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class _DeadlineStream(httpcore.NetworkStream):
         secured = self._inner.start_tls(ssl_context, server_hostname, self._deadline.left())
         return _DeadlineStream(secured, self._deadline)
 
-    def get_extra_info(self, info: str) -> Any:  # noqa: ANN401 - httpcore's signature
+    def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
 
 

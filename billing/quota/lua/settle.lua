@@ -72,7 +72,6 @@ if not is_open then
   redis.call('HSET', hold_key, 'admission', whole((hold and tonumber(hold.admission) or 0) + 1),
     'customer', customer, 'sku', ARGV[FIRST] or '', 'held', '0', 'expires_ms', '0',
     'period_start_ms', account and account.period_start_ms or '0')
-  redis.call('HDEL', hold_key, 'final')
 end
 redis.call('HSET', hold_key, 'state', 'settled', 'cause', '', 'epoch', epoch, 'lines', whole(lines),
   unpack(record))

@@ -1,0 +1,80 @@
+# Weighbridge. `make` or `make help` lists what there is.
+# A machine needs Python 3.11 or newer, git and make; everything else is installed into .venv or started
+# from there. DATABASE_URL, REDIS_URL and AMQP_URL name servers to use instead of embedded ones.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Exact pins with hashes; only what is listed is installed, and this checkout itself is not fetched.
+INSTALL = $(PIP) install --quiet --require-hashes -r requirements/$(1).txt && \
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+PIP_COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+# More arguments for pytest: make test ARGS="tests/quota -x"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-unit lint bench up down docs pins clean
+.DELETE_ON_ERROR:
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@scripts/make-venv $(PYTHON) $(VENV)
+
+$(VENV)/.local: requirements/local.txt pyproject.toml | $(BIN)/python
+	@echo "Installing what the demo needs (requirements/local.txt)"
+	@$(call INSTALL,local)
+	@touch $@
+
+# The dev set has all of the local one, so that afterwards there is nothing left to install for the demo.
+$(VENV)/.dev: requirements/dev.txt pyproject.toml | $(BIN)/python
+	@echo "Installing what the tests need (requirements/dev.txt)"
+	@$(call INSTALL,dev)
+	@touch $(VENV)/.local $@
+
+demo: $(VENV)/.local ## Run the main job on real pages, print what happened, stop everything
+	@$(BIN)/billing demo
+
+test: $(VENV)/.dev ## Every test, on real servers
+	@$(BIN)/python scripts/ensure_rabbitmq.py
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-unit: $(VENV)/.dev ## Only tests that need no server
+	@$(BIN)/python -m pytest -m "not rabbitmq and not redis and not postgres and not worker" $(ARGS)
+
+lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/.dev ## Measure
+	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+up: $(VENV)/.local ## Everything in the foreground until Ctrl-C
+	@$(BIN)/billing up
+
+down: $(VENV)/.local ## Stop embedded servers that something left running
+	@$(BIN)/billing local stop
+
+docs: $(VENV)/.dev ## Write docs/configuration.md from billing/settings.py
+	@$(BIN)/python scripts/write_configuration.py
+
+# Pins are made by the oldest Python that is supported, Debian 12's 3.11.2: what it needs beyond newer
+# ones (redis-py: async-timeout) does not harm them, the other way round it would be missing.
+# Where .venv is of another: make pins PYTHON=/usr/bin/python3 VENV=.local/pins
+# The dev set first: the two smaller ones are held to its versions, so that all three agree.
+pins: $(BIN)/python ## Write requirements/*.txt anew from pyproject.toml (ARGS=--upgrade: newest versions)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 11, 3))' || \
+		{ echo "Use Python 3.11.2: make pins PYTHON=/usr/bin/python3 VENV=.local/pins"; exit 1; }
+	@$(PIP) install --quiet --require-hashes -r requirements/dev.txt
+	@$(PIP_COMPILE) $(ARGS) --extra local --extra dev -o requirements/dev.txt pyproject.toml
+	@$(PIP_COMPILE) -c requirements/dev.txt --extra local -o requirements/local.txt pyproject.toml
+	@$(PIP_COMPILE) -c requirements/dev.txt -o requirements/base.txt pyproject.toml
+
+clean: ## Stop embedded servers, delete .venv, .local and caches
+	@if [ -x $(BIN)/billing ] && [ -d .local ]; then $(BIN)/billing local stop; fi
+	@rm -rf $(VENV) .local .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

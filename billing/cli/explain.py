@@ -1,0 +1,199 @@
+"""``billing explain``: why a task was admitted or denied, what it cost, where its event is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated, Any, Final, TypeVar, cast
+
+import redis
+import sqlalchemy as sa
+import typer
+
+from billing.bootstrap import System
+from billing.catalog.sku import Sku
+from billing.cli.context import Json, system_of
+from billing.cli.holds import hold_document
+from billing.cli.output import Column, print_json, print_table, say, warn
+from billing.cli.story import Known, Told, tell
+from billing.core.clock import to_ms
+from billing.core.credits import format_credits
+from billing.core.errors import NotFound, QuotaUnavailable
+from billing.log.dead import DeadLetter
+from billing.quota.hold import AccountView, HoldView
+from billing.quota.keys import shard_of
+from billing.tables import dead_letters
+from billing.usage.event import InvalidEvent, UsageEvent, from_wire
+
+_PAGE: Final = 500
+_MOST_WAITING: Final = 50_000
+"""Entries of one shard's outbox that are looked through: a relay that is away for an hour."""
+
+_Answer = TypeVar("_Answer")
+
+
+def explain(
+    context: typer.Context,
+    task: Annotated[str, typer.Argument(help="Celery's task id.", metavar="TASK_ID")],
+    customer: Annotated[
+        str | None, typer.Option(help="Whose task it is; found out without.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Tell what became of a task: admitted or denied and why, its cost, where its event is."""
+    system = system_of(context)
+    known = look_up(system, task, customer)
+    for error in known.unanswered:
+        warn(f"incomplete: {error}")
+    if not known.anything:
+        raise NotFound(
+            "trace of task",
+            task,
+            "it never came here, or is older than the log and the holds remembered",
+        )
+    story = tell(known)
+    if json:
+        print_json(_document(known, story, to_ms(system.clock.now())))
+        return
+    say(f"Task {task} of customer {known.customer or 'unknown'}", style="bold")
+    for told in story:
+        say(f"- {told.words}")
+    if known.account is not None:
+        _print_account(known.account)
+
+
+def look_up(system: System, task: str, customer: str | None) -> Known:
+    """All that PostgreSQL and Redis know of a task."""
+    unanswered: list[str] = []
+    # PostgreSQL can neither keep a NUL nor compare with one.
+    known_to_log = "\x00" not in task
+    logged = system.receipts.for_task(task) if known_to_log else []
+    dead = _dead_letters(system, task) if known_to_log else []
+    owners = [each.customer for each in logged] + [each.customer_id for each in dead]
+    owner = customer or next((each for each in owners if each), None)
+    candidates = [owner] if owner else [each.id for each in system.accounts.list()]
+    hold = _ask(unanswered, partial(_hold, system, candidates, task), None)
+    if hold is not None:
+        candidates = [hold.customer]
+    nothing: list[UsageEvent] = []
+    waiting = _ask(unanswered, partial(_waiting, system, candidates, task), nothing)
+    owner = next((each.customer for each in (hold, *waiting) if each), owner)
+    account = _ask(unanswered, lambda: system.quota.account(owner) if owner else None, None)
+    return Known(
+        task_id=task,
+        customer=owner,
+        logged=logged,
+        waiting=waiting,
+        dead=dead,
+        hold=hold,
+        account=account,
+        prices=_prices(system.catalog.snapshot(), [*logged, *waiting]),
+        unanswered=list(dict.fromkeys(unanswered)),
+    )
+
+
+def _ask(unanswered: list[str], question: Callable[[], _Answer], otherwise: _Answer) -> _Answer:
+    try:
+        return question()
+    except (QuotaUnavailable, redis.RedisError) as error:
+        unanswered.append(f"Redis did not answer ({error})")
+        return otherwise
+
+
+def _prices(skus: dict[str, Sku], facts: Iterable[Any]) -> dict[str, int]:
+    return {
+        each.sku: skus[each.sku].unit_price_at(each.metered_at)
+        for each in facts
+        if each.sku in skus and skus[each.sku].prices
+    }
+
+
+def _dead_letters(system: System, task: str) -> list[DeadLetter]:
+    query = sa.select(dead_letters.c.id).where(dead_letters.c.task_id == task)
+    with system.engine.connect() as connection:
+        ids: Sequence[int] = connection.execute(query.order_by(dead_letters.c.id)).scalars().all()
+    return [system.dead_letters.show(each) for each in ids]
+
+
+def _hold(system: System, candidates: Sequence[str], task: str) -> HoldView | None:
+    holds = (system.quota.hold(customer, task) for customer in candidates)
+    return next((hold for hold in holds if hold is not None), None)
+
+
+def _waiting(system: System, candidates: Sequence[str], task: str) -> list[UsageEvent]:
+    """The task's events in the outboxes of these customers; only reads."""
+    shards = sorted({shard_of(customer) for customer in candidates})
+    return [event for shard in shards for event in _waiting_in(system, shard, task)]
+
+
+def _waiting_in(system: System, shard: int, task: str) -> Iterator[UsageEvent]:
+    start, looked_at = "-", 0
+    while looked_at < _MOST_WAITING:
+        # redis-py's types allow for decoded and for empty answers; this client gives neither.
+        page: list[tuple[bytes, dict[bytes, bytes]]] = cast(
+            "Any", system.redis.xrange(system.keys.out(shard), min=start, count=_PAGE)
+        )
+        for _, fields in page:
+            event = _event_of(fields, task)
+            if event is not None:
+                yield event
+        looked_at += len(page)
+        if len(page) < _PAGE:
+            return
+        start = f"({page[-1][0].decode()}"
+
+
+def _event_of(fields: dict[bytes, bytes], task: str) -> UsageEvent | None:
+    try:
+        event = from_wire(fields[b"e"])
+        if event.task_id != task:
+            return None
+        return event.settled(
+            amount=int(fields[b"a"]), shortfall=int(fields[b"s"]), quota_epoch=int(fields[b"p"])
+        )
+    except (InvalidEvent, KeyError, ValueError):
+        # The relay puts such an entry aside and says so; here it is only not the one looked for.
+        return None
+
+
+def _print_account(account: AccountView) -> None:
+    say(
+        f"Balance in Redis at present (epoch {account.epoch}): "
+        f"granted {format_credits(account.granted_microcredits)} "
+        f"- settled {format_credits(account.settled_microcredits)} "
+        f"- held {format_credits(account.held_microcredits)} "
+        f"= available {format_credits(account.available_microcredits)}"
+        + (", suspended" if account.suspended else "")
+    )
+    if account.budgets:
+        print_table(
+            "Budgets of the month (credits)",
+            [Column("SKU"), Column("limit", numeric=True), Column("spent or held", numeric=True)],
+            [
+                (sku, format_credits(limit), format_credits(account.spent.get(sku, 0)))
+                for sku, limit in sorted(account.budgets.items())
+            ],
+        )
+
+
+def _document(known: Known, story: Sequence[Told], now_ms: int) -> dict[str, object]:
+    account = known.account
+    return {
+        "task_id": known.task_id,
+        "customer": known.customer,
+        "story": [{**asdict(told), "place": told.place.value} for told in story],
+        "hold": hold_document(known.hold, now_ms) if known.hold else None,
+        "balance": account
+        and {
+            "epoch": account.epoch,
+            "suspended": account.suspended,
+            "granted_microcredits": account.granted_microcredits,
+            "settled_microcredits": account.settled_microcredits,
+            "held_microcredits": account.held_microcredits,
+            "available_microcredits": account.available_microcredits,
+            "budgets_microcredits": dict(account.budgets),
+            "spent_microcredits": dict(account.spent),
+        },
+        "unanswered": list(known.unanswered),
+    }

@@ -1,0 +1,27 @@
+"""``billing migrate``: the database's schema and partitions."""
+
+from __future__ import annotations
+
+import typer
+
+from billing import migrations
+from billing.cli.context import Json, system_of
+from billing.cli.output import print_json, say
+
+
+def migrate(context: typer.Context, json: Json = False) -> None:
+    """Bring the database to the newest schema, and make the log's partitions. May be repeated."""
+    system = system_of(context)
+    url = system.endpoints.database_url
+    before = migrations.current(url)
+    migrations.upgrade(url)
+    after = migrations.current(url)
+    made = system.ensure_partitions()
+    if json:
+        print_json({"revision_before": before, "revision": after, "partitions_made": made})
+        return
+    if before == after:
+        say(f"the schema is at {after} already")
+    else:
+        say(f"the schema went from {before or 'nothing'} to {after}")
+    say(f"partitions made: {', '.join(made)}" if made else "every partition was there")

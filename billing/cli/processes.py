@@ -1,0 +1,76 @@
+"""``billing consumer`` and ``billing relay``: the parts that run for ever."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import structlog
+import typer
+
+from billing.cli.context import system_of
+from billing.cli.doctor_probe import queue_depth
+from billing.cli.logs import configure_logs
+from billing.cli.output import say
+from billing.cli.running import Rate, reporting, until_signalled
+from billing.log.writer import BatchResult
+
+_log = structlog.get_logger(__name__)
+
+_Drain = Annotated[
+    bool, typer.Option("--drain", help="End once there is nothing left to do, instead of waiting.")
+]
+
+
+def consumer(context: typer.Context, drain: _Drain = False) -> None:
+    """Write the usage queue into the fulfillment log, until stopped (Ctrl-C finishes the batch)."""
+    system = system_of(context)
+    configure_logs(system.settings.log_level)
+    rate = Rate()
+
+    def count(result: BatchResult) -> None:
+        rate.add(result.inserted + result.duplicates + sum(result.dead.values()))
+
+    def figures() -> dict[str, object]:
+        depth = queue_depth(system)
+        return {
+            "events_per_second": round(rate.per_second(), 1),
+            "events": rate.total,
+            "queue_lag": "unknown" if depth is None else depth,
+        }
+
+    running = system.consumer(on_batch=count)
+    with until_signalled() as stop, reporting("consumer", figures):
+        _log.info("consumer started", queue=system.settings.usage_queue)
+        consumed = running.run(stop, idle_exit=drain)
+    dead = sum(consumed.dead.values())
+    say(
+        f"consumed: {consumed.inserted:,} logged, {consumed.duplicates:,} duplicates, "
+        f"{dead:,} dead letters, in {consumed.batches:,} batches"
+    )
+
+
+def relay(context: typer.Context, drain: _Drain = False) -> None:
+    """Take usage from the outbox and this node's spool to RabbitMQ, until stopped."""
+    system = system_of(context)
+    configure_logs(system.settings.log_level)
+    running = system.relay()
+
+    def figures() -> dict[str, object]:
+        lag = running.lag()
+        return {
+            "outbox_events": lag.outbox_events,
+            "oldest_seconds": round(lag.oldest_seconds, 1),
+            "spool_segments": lag.spool_segments,
+            "unreadable_events": lag.unreadable_events,
+        }
+
+    with until_signalled() as stop, reporting("relay", figures):
+        _log.info("relay started", exchange=system.settings.usage_exchange)
+        if not drain:
+            running.run(stop)
+            return
+        confirmed = 0
+        # Another relay may have leased some shards; then it drains those.
+        while not stop.is_set() and (now := running.run_once()):
+            confirmed += now
+    say(f"relayed: {confirmed:,} events confirmed; {system.outbox.length():,} still wait")

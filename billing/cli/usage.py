@@ -1,0 +1,136 @@
+"""``billing usage``: totals of a customer's month, from the rollups."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated
+
+import typer
+
+from billing.bootstrap import System
+from billing.cli.context import CustomerId, Json, Month, system_of
+from billing.cli.money import format_cost, format_money, margin_of
+from billing.cli.output import Cell, Column, print_json, print_table, say
+from billing.core.credits import format_credits
+from billing.core.period import Period, month_labelled, month_of
+from billing.log.rollups import By, UsageRow
+from billing.log.totals import Totals
+
+
+def usage(
+    context: typer.Context,
+    customer: CustomerId,
+    month: Month = None,
+    by: Annotated[By, typer.Option(help="What to group by.")] = By.SKU,
+    json: Json = False,
+) -> None:
+    """Show a customer's usage of a month: counts, credits, provider cost and margin."""
+    system = system_of(context)
+    period = month_for(system, customer, month)
+    rows = system.usage.by(customer, period, by)
+    total = system.usage.total(customer, period)
+    subjects = _subjects(system, customer, period) if by is By.SKU else {}
+    if json:
+        print_json(
+            {
+                **period_document(customer, period),
+                "by": by.value,
+                "currency": system.settings.currency,
+                "rows": [_row_document(each, by, subjects) for each in rows],
+                "total": totals_document(total),
+            }
+        )
+        return
+    _print(system, customer, period, by, rows, total, subjects)
+
+
+def month_for(system: System, customer: str, month: str | None) -> Period:
+    """The month of that label, else the present one, on the customer's wall clocks.
+
+    Raises:
+        NotFound: There is no such customer.
+        InvalidValue: The label is not a month.
+    """
+    time_zone = system.accounts.get(customer).time_zone
+    if month is None:
+        return month_of(system.clock.now(), time_zone)
+    return month_labelled(month, time_zone)
+
+
+def period_document(customer: str, period: Period) -> dict[str, object]:
+    """Whose usage of when, for machines; half-open, UTC."""
+    return {
+        "customer": customer,
+        "month": period.label,
+        "period_start": period.start,
+        "period_end": period.end,
+    }
+
+
+def totals_document(totals: Totals) -> dict[str, int]:
+    """Sums for machines."""
+    return {
+        "events": totals.events,
+        "quantity": totals.quantity,
+        "amount_microcredits": totals.amount_microcredits,
+        "shortfall_microcredits": totals.shortfall_microcredits,
+        "cost_micros": totals.cost_micros,
+    }
+
+
+def _subjects(system: System, customer: str, period: Period) -> dict[str, int]:
+    """Distinct subjects by SKU; they are counted per UTC month, whatever the customer's zone."""
+    return system.usage.subjects(customer, date.fromisoformat(f"{period.label}-01"))
+
+
+def _row_document(row: UsageRow, by: By, subjects: dict[str, int]) -> dict[str, object]:
+    document: dict[str, object] = {by.value: row.key}
+    if by is By.STATUS:
+        document["reason"] = row.reason
+    if by is By.SKU:
+        document["subjects"] = subjects.get(row.key, 0)
+    return {**document, **totals_document(row.totals)}
+
+
+def _print(
+    system: System,
+    customer: str,
+    period: Period,
+    by: By,
+    rows: list[UsageRow],
+    total: Totals,
+    subjects: dict[str, int],
+) -> None:
+    extra = {By.STATUS: [Column("reason")], By.SKU: [Column("subjects", numeric=True)]}.get(by, [])
+    figures = ("events", "quantity", "credits", "shortfall", "cost", "margin")
+    columns = [Column(by.value), *extra, *(Column(name, numeric=True) for name in figures)]
+
+    def figures_of(totals: Totals) -> tuple[Cell, ...]:
+        settings = system.settings
+        margin = margin_of(
+            totals.amount_microcredits,
+            totals.cost_micros,
+            credit_value=settings.credit_value,
+            currency=settings.currency,
+        )
+        return (
+            totals.events,
+            totals.quantity,
+            format_credits(totals.amount_microcredits),
+            format_credits(totals.shortfall_microcredits),
+            format_cost(totals.cost_micros, settings.currency),
+            format_money(margin.margin, settings.currency),
+        )
+
+    def first_of(row: UsageRow) -> tuple[Cell, ...]:
+        if by is By.STATUS:
+            return (row.key, row.reason)
+        return (row.key, subjects.get(row.key, 0)) if by is By.SKU else (row.key,)
+
+    table: list[tuple[Cell, ...]] = [(*first_of(row), *figures_of(row.totals)) for row in rows]
+    if table:
+        table.append(("total", *((None,) * len(extra)), *figures_of(total)))
+    print_table(f"Usage of {customer} in {period.label}", columns, table, empty="none")
+    if rows:
+        worth = f"{system.settings.credit_value} {system.settings.currency}"
+        say(f"margin: credits at {worth} each, less provider cost")

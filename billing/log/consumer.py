@@ -1,0 +1,276 @@
+"""The consumer: usage queue to log, acknowledged only after COMMIT.
+
+One thread talks to the broker (deliveries, heartbeats, acknowledgements), another writes, so that a
+long write or an unreachable database never costs the connection. While the database is away the
+batch is held and tried again; nothing is given back, because every redelivery counts towards the
+queue's delivery limit. What is not acknowledged when the process dies is delivered again and found
+to be duplicates.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+from kombu import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from billing.log.intake import Delivery, Intake
+from billing.log.screen import dead
+from billing.log.writer import BatchResult, LogWriter
+from billing.usage.event import DeadReason
+
+_log = structlog.get_logger(__name__)
+
+_FIRST_DELAY_SECONDS: Final = 0.1
+_LONGEST_DELAY_SECONDS: Final = 10.0
+_IDLE_SECONDS: Final = 1.0
+_TICK_SECONDS: Final = 0.2
+_POLL_SECONDS: Final = 0.01
+_DRAIN_AT_ONCE: Final = 200
+
+
+@dataclass(slots=True)
+class Consumed:
+    """What one run of the consumer did."""
+
+    inserted: int = 0
+    duplicates: int = 0
+    dead: Counter[DeadReason] = field(default_factory=Counter)
+    batches: int = 0
+
+    def add(self, result: BatchResult) -> None:
+        """Count a batch in."""
+        self.inserted += result.inserted
+        self.duplicates += result.duplicates
+        self.dead.update(result.dead)
+        self.batches += 1
+
+
+@dataclass(slots=True)
+class _Work:
+    """A batch on its way to the database."""
+
+    deliveries: list[Delivery]
+    of_dead_queue: bool
+    future: Future[BatchResult]
+    attempts: int = 1
+    again_at: float = 0.0
+
+
+class UsageConsumer:
+    """Reads the usage queue, and what the broker itself dead-lettered, until told to stop.
+
+    Args:
+        connect: Makes a connection to the broker (``billing.log.intake.broker``).
+        exchange: The exchange of usage events.
+        queue: The usage queue.
+        writer: Used by this consumer alone.
+        batch: The most events in one transaction.
+        linger_seconds: How long a batch may wait to fill.
+        on_late: Told, after COMMIT, whose accounts are to be sent to Redis again. May fail: the
+            balance check makes up for it.
+        on_batch: Told of every batch, after COMMIT.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        *,
+        exchange: str,
+        queue: str,
+        writer: LogWriter,
+        batch: int,
+        linger_seconds: float,
+        on_late: Callable[[frozenset[str]], None],
+        on_batch: Callable[[BatchResult], None] | None = None,
+    ) -> None:
+        self._connect = connect
+        self._names = (exchange, queue)
+        self._writer = writer
+        self._batch = batch
+        self._linger = linger_seconds
+        self._on_late = on_late
+        self._on_batch = on_batch
+
+    def run(self, stop: threading.Event, *, idle_exit: bool = False) -> Consumed:
+        """Consume until ``stop`` is set; a batch that is being written is finished first.
+
+        Args:
+            stop: Set by a signal handler or a test.
+            idle_exit: Also return once nothing came for a second and nothing is held.
+
+        Returns:
+            What was done.
+        """
+        consumed = Consumed()
+        delay = _FIRST_DELAY_SECONDS
+        with ThreadPoolExecutor(1, thread_name_prefix="log-writer") as pool:
+            while not stop.is_set():
+                exchange, queue = self._names
+                intake = Intake(
+                    self._connect(), exchange=exchange, queue=queue, prefetch=2 * self._batch
+                )
+                session = _Session(intake, self, pool, consumed)
+                try:
+                    intake.open()
+                    delay = _FIRST_DELAY_SECONDS
+                    session.serve(stop, idle_exit=idle_exit)
+                except intake.errors as error:
+                    _log.warning("broker lost", error=str(error), retry_in_seconds=delay)
+                    stop.wait(delay)
+                    delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
+                else:
+                    break
+                finally:
+                    session.abandon()
+                    intake.close()
+        return consumed
+
+    def full(self, deliveries: int, intake: Intake) -> bool:
+        """Whether a batch of so many need not wait for more."""
+        return deliveries >= min(self._batch, intake.prefetch)
+
+    @property
+    def batch(self) -> int:
+        """The most events in one transaction."""
+        return self._batch
+
+    @property
+    def linger_seconds(self) -> float:
+        """How long a batch may wait to fill."""
+        return self._linger
+
+    def write(self, deliveries: Sequence[Delivery]) -> BatchResult:
+        """Log a batch, then tell who has to know. Runs in the writing thread."""
+        result = self._writer.write([delivery.body for delivery in deliveries])
+        if result.late_customers:
+            try:
+                self._on_late(result.late_customers)
+            except Exception:  # noqa: BLE001 - the batch is committed: nothing may undo its ack
+                _log.exception("accounts not sent again", customers=sorted(result.late_customers))
+        if self._on_batch is not None:
+            self._on_batch(result)
+        return result
+
+    def bury(self, deliveries: Sequence[Delivery]) -> BatchResult:
+        """Keep what the broker gave up. Runs in the writing thread."""
+        reason = DeadReason.DELIVERY_LIMIT
+        self._writer.bury([dead(reason, found.detail, found.body) for found in deliveries])
+        return BatchResult(0, 0, {reason: len(deliveries)}, frozenset())
+
+
+class _Session:
+    """One connection's worth of consuming."""
+
+    def __init__(
+        self, intake: Intake, consumer: UsageConsumer, pool: ThreadPoolExecutor, consumed: Consumed
+    ) -> None:
+        self._intake = intake
+        self._consumer = consumer
+        self._pool = pool
+        self._consumed = consumed
+        self._work: _Work | None = None
+        self._waiting_since: float | None = None
+        self._buried_last = False
+        self._last_delivery = time.monotonic()
+
+    def serve(self, stop: threading.Event, *, idle_exit: bool) -> None:
+        """Take in, write, acknowledge, until stopped or idle."""
+        while not stop.is_set():
+            self._take_in()
+            self._advance()
+            if idle_exit and self._idle():
+                return
+        # The batch in flight is finished and acknowledged; one that fails goes back to the queue.
+        while self._work is not None and not self._work.again_at:
+            self._take_in()
+            self._advance(start=False)
+
+    def abandon(self) -> None:
+        """Wait for the writing thread: a writer is not for two batches at once."""
+        if self._work is not None:
+            wait([self._work.future])
+            self._work = None
+
+    def _idle(self) -> bool:
+        held = self._work is not None or self._intake.usage or self._intake.dead
+        return not held and time.monotonic() - self._last_delivery > _IDLE_SECONDS
+
+    def _take_in(self) -> None:
+        came = self._intake.receive(timeout=self._patience(), most=_DRAIN_AT_ONCE)
+        now = time.monotonic()
+        # Deliveries can come at any exchange of frames, the first ones before `receive` is called.
+        if self._waiting_since is None and (self._intake.usage or self._intake.dead):
+            self._waiting_since = now
+        if came or self._waiting_since is not None:
+            self._last_delivery = now
+        if not came and self._work is not None and not self._work.again_at:
+            wait([self._work.future], timeout=_POLL_SECONDS)
+
+    def _patience(self) -> float:
+        """How long to wait for the next delivery: not at all while there is other work."""
+        if self._work is not None:
+            return _TICK_SECONDS if self._work.again_at else 0.0
+        if self._waiting_since is None:
+            return _TICK_SECONDS
+        due = self._waiting_since + self._consumer.linger_seconds - time.monotonic()
+        return max(0.0, min(due, _TICK_SECONDS))
+
+    def _advance(self, *, start: bool = True) -> None:
+        if self._work is None:
+            if start:
+                self._begin()
+        elif self._work.again_at:
+            if time.monotonic() >= self._work.again_at:
+                self._submit(self._work)
+        elif self._work.future.done():
+            self._finish(self._work)
+
+    def _begin(self) -> None:
+        usage, gone = self._intake.usage, self._intake.dead
+        due = self._waiting_since is not None and (
+            time.monotonic() - self._waiting_since >= self._consumer.linger_seconds
+        )
+        # In turns, so that neither queue waits for the other to be empty.
+        of_dead_queue = bool(gone) and not (usage and self._buried_last)
+        if of_dead_queue:
+            chosen = [gone.popleft() for _ in range(len(gone))]
+        elif usage and (due or self._consumer.full(len(usage), self._intake)):
+            chosen = [usage.popleft() for _ in range(min(len(usage), self._consumer.batch))]
+        else:
+            return
+        self._buried_last = of_dead_queue
+        self._waiting_since = time.monotonic() if usage or gone else None
+        self._work = _Work(chosen, of_dead_queue, Future(), attempts=0)
+        self._submit(self._work)
+
+    def _submit(self, work: _Work) -> None:
+        job = self._consumer.bury if work.of_dead_queue else self._consumer.write
+        work.again_at = 0.0
+        work.attempts += 1
+        work.future = self._pool.submit(job, work.deliveries)
+
+    def _finish(self, work: _Work) -> None:
+        try:
+            result = work.future.result()
+        except SQLAlchemyError as error:
+            delay = min(_FIRST_DELAY_SECONDS * 2**work.attempts, _LONGEST_DELAY_SECONDS)
+            work.again_at = time.monotonic() + delay
+            _log.warning(
+                "batch not written; held",
+                events=len(work.deliveries),
+                attempts=work.attempts,
+                retry_in_seconds=delay,
+                error=str(error).partition("\n")[0],
+            )
+            return
+        self._consumed.add(result)
+        self._work = None
+        self._intake.acknowledge(work.deliveries)

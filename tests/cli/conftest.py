@@ -1,0 +1,40 @@
+"""The ``billing`` command as a test runs it: in this process, on the test's own servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+from commandline import Billing, environment_of
+from support import add_customer, add_sku
+
+from billing.bootstrap import System
+from billing.settings import Settings
+
+
+@pytest.fixture
+def billing(settings: Settings, redis_client: redis.Redis) -> Billing:  # noqa: ARG001 - deletes the keys
+    """The command, on this test's servers."""
+    return Billing(environment_of(settings))
+
+
+@pytest.fixture
+def system(settings: Settings, redis_client: redis.Redis) -> Iterator[System]:  # noqa: ARG001 - as above
+    """The same servers, for what a test sets up and looks at."""
+    with System(settings) as system:
+        yield system
+
+
+@pytest.fixture
+def moment() -> datetime:
+    """A moment ago, by the real clock, which the command reads."""
+    return datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=5)
+
+
+@pytest.fixture
+def acme(system: System) -> str:
+    """A customer with 100 credits, and the SKU ``page-capture`` at one credit."""
+    add_sku(system.engine, "page-capture")
+    return add_customer(system.engine, "acme")

@@ -1,0 +1,184 @@
+"""``billing doctor`` and ``migrate`` on real servers, in good health and in bad."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import redis
+import sqlalchemy as sa
+from commandline import Billing
+from support import make_event
+
+from billing import migrations
+from billing.bootstrap import System
+from billing.cli.doctor_probe import _place, queue_depth
+from billing.core.clock import to_ms
+from billing.quota.hold import HoldRequest
+from billing.usage.event import UsageEvent
+
+pytestmark = [pytest.mark.postgres, pytest.mark.redis]
+
+
+def checks(billing: Billing, code: int = 0) -> dict[str, Any]:
+    found = billing.json("doctor", code=code)["checks"]
+    return {each["check"]: each for each in found}
+
+
+def server_of_balances(found: dict[str, Any]) -> str:
+    return "Valkey" if "Valkey" in found else "Redis"
+
+
+@pytest.mark.rabbitmq
+def test_healthy_servers_pass_every_check(billing: Billing, system: System):
+    billing.run("relay", "--drain")
+    system.publisher().publish([])
+    document = billing.json("doctor")
+    found = {each["check"]: each for each in document["checks"]}
+    redis_name = server_of_balances(found)
+    assert set(found) == {
+        "PostgreSQL", "Clock of PostgreSQL", "Roles", "Schema", "Partitions", "Dead letters",
+        redis_name, f"Clock of {redis_name}", "Redis eviction", "Redis persistence",
+        "Redis database", "Outbox", "Holds", "RabbitMQ", "Usage queue",
+    }  # fmt: skip
+    assert all(
+        set(each) == {"check", "level", "found", "meaning", "remedy"} for each in found.values()
+    )
+    # What the machine's own servers may be warned about: their login, their persistence, and that
+    # nobody consumes this test's queue.
+    allowed = {"Roles", "Redis persistence", "Usage queue"}
+    assert {name for name, each in found.items() if each["level"] != "ok"} <= allowed
+    assert document["level"] in {"ok", "warn"}
+
+
+@pytest.mark.rabbitmq
+def test_the_table_says_what_a_fault_means_and_how_to_mend_it(
+    billing: Billing, system: System, acme: str
+):
+    system.writer.write([b"not json"])
+    assert acme == "acme"
+    table = " ".join(billing.table("doctor").split())
+    assert "Dead letters warn 1 open" in table
+    assert "remedy: billing dead list, mend the cause, billing dead replay" in table
+
+
+def test_each_server_that_is_away_fails_by_itself(billing: Billing):
+    for setting, server, url in (
+        ("DATABASE_URL", "PostgreSQL", "postgresql://nobody:secret@127.0.0.1:1/none"),
+        ("REDIS_URL", "Redis", "redis://:secret@127.0.0.1:1/0"),
+        ("AMQP_URL", "RabbitMQ", "amqp://nobody:secret@127.0.0.1:1//"),
+    ):
+        was = billing.environment[f"WEIGHBRIDGE_{setting}"]
+        billing.environment[f"WEIGHBRIDGE_{setting}"] = url
+        found = checks(billing, code=1)
+        billing.environment[f"WEIGHBRIDGE_{setting}"] = was
+        assert found[server]["level"] == "fail"
+        assert setting in found[server]["remedy"]
+        assert "secret" not in str(found)
+        assert len(found) > 4
+
+
+def test_a_database_that_was_never_migrated_is_found_and_migrated(billing: Billing, system: System):
+    url = system.endpoints.database_url
+    migrations.downgrade(url, "base")
+    assert checks(billing, code=1)["Schema"]["remedy"] == "billing migrate"
+    assert "Remedy: billing migrate" in billing.error("customers", "list")
+    migrated = billing.json("migrate")
+    assert migrated["revision_before"] is None
+    assert migrated["revision"] == migrations.head()
+    assert billing.json("migrate")["partitions_made"] == []
+    assert "already" in billing.table("migrate")
+    assert billing.json("customers", "list") == []
+    assert checks(billing, code=0 if _rabbitmq_answers(system) else 1)["Schema"]["level"] == "ok"
+
+
+def _rabbitmq_answers(system: System) -> bool:
+    document = checks_of(system)
+    return all(each.level.value != "fail" for each in document)
+
+
+def checks_of(system: System) -> list[Any]:
+    from billing.cli.doctor_probe import examine  # noqa: PLC0415 - only here
+
+    return examine(system)
+
+
+def test_a_missing_partition_is_found_and_made_by_migrate(billing: Billing, system: System):
+    last = "SELECT max(relname) FROM pg_class WHERE relname ~ '^usage_events_\\d{4}_\\d{2}$'"
+    with system.engine.begin() as connection:
+        name = connection.exec_driver_sql(last).scalar_one()
+        connection.execute(sa.text(f"DROP TABLE {name}"))
+    found = {each.check: each for each in checks_of(system)}["Partitions"]
+    assert found.level.value == "warn"
+    assert name.removeprefix("usage_events_").replace("_", "-") in found.found
+    assert billing.json("migrate")["partitions_made"] == [name]
+
+
+def test_an_outbox_that_nobody_drains_is_told(system: System, redis_client: redis.Redis, acme: str):
+    event: UsageEvent = make_event(customer=acme)
+    an_hour_ago = to_ms(system.clock.now()) - 3_700_000
+    redis_client.xadd(
+        system.keys.out(7), {"e": event.to_wire(), "a": 1, "s": 0, "p": 1}, id=f"{an_hour_ago}-1"
+    )
+    found = {each.check: each for each in checks_of(system)}["Outbox"]
+    assert found.level.value == "fail"
+    assert found.found.startswith("1 waiting, oldest 3,7")
+
+
+def test_a_hold_past_its_time_and_a_sweep_is_told(
+    system: System, redis_client: redis.Redis, acme: str
+):
+    system.account_sync.rebuild(acme)
+    system.quota.reserve(
+        HoldRequest(
+            task_id="t-1",
+            customer=acme,
+            sku="page-capture",
+            amount_microcredits=2_500_000,
+            ttl_seconds=60,
+        )
+    )
+    (hold,) = system.quota.open_holds()
+    long_ago = hold.expires_at_ms - 1_000_000
+    for key in redis_client.scan_iter(match=f"{system.settings.redis_prefix}:*:open"):
+        (member,) = redis_client.zrange(key, 0, -1)
+        redis_client.zadd(key, {member: long_ago})
+    redis_client.hset(system.keys.hold(acme, "t-1"), "expires_ms", str(long_ago))
+    found = {each.check: each for each in checks_of(system)}["Holds"]
+    assert found.level.value == "warn"
+    assert found.found == "1 of 1 open holds are overdue: 2.5 credits"
+
+
+def test_balances_that_share_a_database_with_results_are_told(billing: Billing):
+    billing.environment["WEIGHBRIDGE_RESULT_URL"] = billing.environment["WEIGHBRIDGE_REDIS_URL"]
+    assert checks(billing, code=1)["Redis database"]["level"] == "fail"
+
+
+@pytest.mark.rabbitmq
+def test_events_that_wait_unread_are_told(billing: Billing, system: System, acme: str):
+    system.publisher().publish([make_event(customer=acme)])
+    found = checks(billing, code=1)["Usage queue"]
+    assert found["level"] == "fail"
+    assert "1 waiting, 0 consumers" in found["found"]
+    assert queue_depth(system) == 1
+
+
+def test_the_depth_of_a_queue_that_cannot_be_asked_is_unknown(billing: Billing, system: System):
+    assert billing.environment
+    assert queue_depth(system) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("redis://localhost:6379/0", "127.0.0.1:6379/0"),
+        ("redis://127.0.0.1", "127.0.0.1:6379/0"),
+        ("redis://:secret@host:7000/3", "host:7000/3"),
+        ("unix:///tmp/valkey.sock?db=2", "/tmp/valkey.sock/2"),
+        ("redis+socket:///tmp/valkey.sock?virtual_host=1", "/tmp/valkey.sock/1"),
+        ("amqp://guest:guest@127.0.0.1:5672//", ""),
+        ("", ""),
+    ],
+)
+def test_a_redis_database_is_known_however_its_url_is_written(url: str, place: str):
+    assert _place(url) == place

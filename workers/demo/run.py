@@ -1,0 +1,223 @@
+"""The demo, stage by stage: servers, catalogue, processes, tasks, checks, report."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from billing import migrations
+from billing.bootstrap import System
+from billing.settings import Settings
+from workers.app import make_app
+from workers.demo import programs
+from workers.demo.bars import Bars
+from workers.demo.books import read_books
+from workers.demo.catalogue import add_customer, add_sku
+from workers.demo.checks import Check, Evidence, as_planned, invariants
+from workers.demo.children import Children
+from workers.demo.ground import Ground
+from workers.demo.hosts import DifficultHost, ForwardProxy
+from workers.demo.pages import LIGHT_PAGES
+from workers.demo.report import print_checklist, print_overview, print_receipts
+from workers.demo.scenario import CUSTOMERS, SKUS, Places, batches
+from workers.demo.stages import Stages
+from workers.demo.summary import Summary, summarise
+from workers.demo.visits import closed_port, count_visits
+from workers.demo.work import Work
+
+CONCURRENCY: Final = 3
+"""Processes of the worker's pool: on two cores, one waits for the network while two work."""
+PROXY_COST_MICROS: Final = 4_000
+"""What a request through the demo's proxy is said to cost: 0.004 of the currency."""
+SUMMARY: Final = "summary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """The demo's small servers and where the pages are."""
+
+    difficult: DifficultHost
+    proxy: ForwardProxy
+    places: Places
+
+
+@dataclass(slots=True)
+class Demo:
+    """One run.
+
+    Args:
+        console: Where it prints.
+        folder: Its own; logs, data and the summary are there afterwards.
+        given: What the environment says.
+    """
+
+    console: Console
+    folder: Path
+    given: Settings
+    stages: Stages = field(init=False)
+    children: Children = field(init=False)
+    ground: Ground = field(init=False)
+    system: System = field(init=False)
+    _result_keys: list[str] = field(default_factory=list)
+    _cleanup: ExitStack = field(default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        self.stages = Stages(self.console)
+        self.children = Children(self.folder)
+
+    def run(self) -> bool:
+        """Run it and stop everything it started, whatever happens.
+
+        Returns:
+            Whether every invariant holds and everything went as planned.
+
+        Raises:
+            WeighbridgeError: It cannot go on.
+        """
+        try:
+            self._start_servers()
+            self._fill_catalogue()
+            hosts = self._start_processes()
+            evidence = self._do_the_work(hosts)
+            return self._report(evidence)
+        finally:
+            self._stop()
+
+    # -- stages ----------------------------------------------------------------------------------
+
+    def _start_servers(self) -> None:
+        with self.stages.stage("Servers") as stage:
+            self.ground = Ground(self.folder, self.given, stage.show)
+            self._cleanup.callback(self.ground.stop)
+            endpoints = self.ground.start()
+            stage.outcome = self.ground.told()
+        for note in endpoints.notes:
+            self.stages.note(note)
+        # This process and those it starts are told the same.
+        os.environ.update(self.ground.environment())
+        self.system = System(Settings())
+        self._cleanup.callback(self._clear_away)
+
+    def _fill_catalogue(self) -> None:
+        with self.stages.stage("Catalogue") as stage:
+            stage.show("migrating the schema")
+            migrations.upgrade(self.system.endpoints.database_url)
+            for sku in SKUS:
+                add_sku(self.system, sku)
+            for customer in CUSTOMERS:
+                add_customer(self.system, customer)
+            stage.outcome = f"schema migrated, {len(SKUS)} SKUs, {len(CUSTOMERS)} customers"
+
+    def _start_processes(self) -> Hosts:
+        with self.stages.stage("Processes") as stage:
+            site = programs.site(self.folder)
+            self._cleanup.callback(self.children.stop)
+            self.children.start(site, {})
+            proxy = self._cleanup.enter_context(ForwardProxy())
+            programs_ = [
+                programs.consumer(),
+                programs.worker(self.ground.node_name, CONCURRENCY),
+                programs.beat(self.folder),
+            ]
+            environment = {
+                "WEIGHBRIDGE_FETCH_ALLOW_NETWORKS": "127.0.0.0/8",
+                "WEIGHBRIDGE_FETCH_PORTS": "*",
+                "WEIGHBRIDGE_PROXY_URL": proxy.url,
+                "WEIGHBRIDGE_PROXY_COST_MICROS": str(PROXY_COST_MICROS),
+            }
+            for program in programs_:
+                stage.show(f"starting the {program.name}")
+                self.children.start(program, environment)
+            self.children.wait_ready(site, *programs_)
+            site_url = (self.folder / programs.SITE_URL).read_text().rstrip("/")
+            difficult = self._cleanup.enter_context(
+                DifficultHost(lambda name: f"{site_url}/{LIGHT_PAGES[int(name)]}.html")
+            )
+            nowhere = self._cleanup.enter_context(closed_port())
+            stage.outcome = f"worker ({CONCURRENCY} processes, with relay), consumer, beat, site"
+        places = Places(site=site_url, difficult=difficult.url, nowhere=nowhere)
+        return Hosts(difficult, proxy, places)
+
+    def _do_the_work(self, hosts: Hosts) -> Evidence:
+        app = make_app(self.system.settings)
+        self._cleanup.callback(app.close)
+        app.loader.import_default_modules()
+        app.loader.import_task_module("workers.demo.tasks")
+        planned = batches(hosts.places)
+        began, started = self.stages.elapsed_seconds, self.system.clock.now()
+        with Bars(self.console, CUSTOMERS) as bars:
+            work = Work(app, self.system, self.children, bars)
+            try:
+                work.run(planned)
+            finally:
+                self._result_keys = work.results.keys()
+        seconds = self.stages.elapsed_seconds - began
+        tickets = work.results.tickets
+        self.stages.done(
+            "Tasks", f"{len(tickets):,} tasks, {len(tickets) / seconds:.0f} a second", seconds
+        )
+        with self.stages.stage("Books") as stage:
+            evidence = Evidence(
+                plans=CUSTOMERS,
+                tickets=tickets,
+                ends=work.results.ends,
+                by_customer=work.results.by_customer(),
+                broken_chords=work.results.broken_chords(),
+                books=read_books(self.system, [plan.id for plan in CUSTOMERS]),
+                discrepancies=self.system.reconcile.run(started),
+                visits=count_visits(
+                    site_url=hosts.places.site,
+                    site_log=self.folder / programs.SITE_LOG,
+                    difficult_url=hosts.difficult.url,
+                    difficult=hosts.difficult.asked(),
+                    proxy=hosts.proxy.asked(),
+                ),
+            )
+            stage.outcome = "Redis, log, rollups and the servers' own records read and compared"
+        return evidence
+
+    def _report(self, evidence: Evidence) -> bool:
+        settings, books = self.system.settings, evidence.books
+        print_receipts(self.console, CUSTOMERS, books, currency=settings.currency)
+        print_overview(
+            self.console,
+            CUSTOMERS,
+            books,
+            credit_value=settings.credit_value,
+            currency=settings.currency,
+        )
+        found, plan = invariants(evidence), as_planned(evidence)
+        print_checklist(self.console, [*found, plan], self.stages.tick)
+        summary = summarise(evidence, found)
+        (self.folder / SUMMARY).write_text(summary.to_json(), "utf-8")
+        self.console.print(f"\n{_verdict(summary, plan)} Figures: {self._shown(SUMMARY)}\n")
+        return summary.discrepancies == 0 and plan.holds
+
+    def _stop(self) -> None:
+        with self.stages.stage("Stopped") as stage:
+            stage.show("stopping everything that was started")
+            self._cleanup.close()
+            stage.outcome = "every process and server that was started"
+
+    def _clear_away(self) -> None:
+        settings = self.system.settings
+        self.system.close()
+        for left in self.ground.clear_away(settings, self._result_keys):
+            self.stages.note(f"Could not be deleted: {left}")
+
+    def _shown(self, name: str) -> str:
+        path = self.folder / name
+        return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _verdict(summary: Summary, plan: Check) -> str:
+    as_it_should = "as planned" if plan.holds else "NOT as planned"
+    return (
+        f"{summary.tasks_submitted:,} tasks, {summary.events_logged:,} lines in the log, "
+        f"discrepancies: {summary.discrepancies}; everything went {as_it_should}."
+    )

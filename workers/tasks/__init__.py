@@ -1,0 +1,1 @@
+"""The intelligence platform's own work: capturing pages, premium searches, forensic searches."""
