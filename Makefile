@@ -45,11 +45,13 @@ test: $(VENV)/.dev ## Every test, on real servers
 test-unit: $(VENV)/.dev ## Only tests that need no server
 	@$(BIN)/python -m pytest -m "not rabbitmq and not redis and not postgres and not worker" $(ARGS)
 
-lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
+lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter, and whether the configuration page is current
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python scripts/write_configuration.py --check || \
+		{ echo "docs/configuration.md is not that of billing/settings.py: make docs"; exit 1; }
 
 bench: $(VENV)/.dev ## Measure
 	@$(BIN)/python benchmarks/run.py $(ARGS)

@@ -170,6 +170,7 @@ def recording(recorder: Recorder | None) -> Iterator[None]:
 def current_settings() -> Settings:
     """The settings of the app that the running task belongs to."""
     # The task's own app: an eager one need not be the current one. Its ``metering`` is ours.
-    app: Any = current_task.app if current_task else current_app
+    task: Any = current_task  # a proxy: false where no task runs
+    app: Any = task.app if task else current_app
     settings: Settings = app.metering.settings
     return settings

@@ -170,7 +170,13 @@ class MeteredTask(Task[Any, Any]):
         facts = facts_of(self, self.request)
         try:
             meter: Meter = self.metering.meter
-            admission = meter.admit(facts, self.sku, self._units(args, kwargs))
+            admission = meter.admit(
+                facts,
+                self.sku,
+                self._units(args, kwargs),
+                # apply_async(time_limit=…) can be longer than what was checked at start-up.
+                time_limit_seconds=getattr(self.request, "time_limit", None) or 0,
+            )
         except QuotaUnavailable as error:
             # Not even the SKU, and so its policy, is known: come back, as the default policy says.
             self._defer_unknown(error)
@@ -211,16 +217,19 @@ class MeteredTask(Task[Any, Any]):
         try:
             meter.settle(run.admission, run.recorder)
         except OSError as error:
-            # Redis, RabbitMQ and the node's disk all refused: only the broker still has the task.
-            log.critical(
-                "usage could not be kept anywhere; the task goes back to its queue",
-                task_id=run.admission.facts.task_id,
-                customer=run.admission.facts.customer,
-                money="the work was done and is not yet billed; it is done and billed again",
-                remedy="free the disk of WEIGHBRIDGE_SPOOL_DIR, bring Redis and RabbitMQ back",
-                error=str(error),
-            )
-            raise Reject(error, requeue=True) from error
+            self._keep_the_message(run, error)
+
+    def _keep_the_message(self, run: _Run, error: OSError) -> NoReturn:
+        """Redis, RabbitMQ and the node's disk all refused: only the broker still has the task."""
+        log.critical(
+            "usage could not be kept anywhere; the task goes back to its queue",
+            task_id=run.admission.facts.task_id,
+            customer=run.admission.facts.customer,
+            money="the work was done and is not yet billed; it is done and billed again",
+            remedy="free the disk of WEIGHBRIDGE_SPOOL_DIR, bring Redis and RabbitMQ back",
+            error=str(error),
+        )
+        raise Reject(error, requeue=True) from error
 
     def _units(self, args: Any, kwargs: Any) -> int | None:
         # Through the class: a plain function set as an attribute would bind to self.
@@ -276,6 +285,8 @@ class MeteredTask(Task[Any, Any]):
         """Best effort: the body's own error must not be hidden behind ours; holds expire."""
         try:
             meter.fail(run.admission, run.recorder, cause)
+        except OSError as error:
+            self._keep_the_message(run, error)
         except Exception as error:  # as the docstring says
             log.exception(
                 "a hold could not be ended",

@@ -30,6 +30,7 @@ class TaskSetup:
     sku: str
     acks_late: bool
     time_limit: float | None
+    soft_time_limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,16 @@ def check_tasks(settings: Settings, tasks: Iterable[TaskSetup]) -> list[Configur
                 )
             )
             continue
+        if task.soft_time_limit is not None and task.soft_time_limit >= task.time_limit:
+            found.append(
+                ConfigurationError(
+                    f"{task.name}.soft_time_limit",
+                    f"{task.soft_time_limit:g} s is not less than the hard time limit "
+                    f"({task.time_limit:g} s): Celery starts the hard one's clock only after the "
+                    "soft one, so a run could outlive its hold",
+                    "lower the soft limit, or set none",
+                )
+            )
         least = task.time_limit + TIME_LIMIT_MARGIN_SECONDS
         if settings.hold_ttl_seconds <= least:
             found.append(
@@ -163,6 +174,7 @@ def _problems(app: Any) -> Iterable[ConfigurationError]:
             sku=task.sku,
             acks_late=bool(task.acks_late),
             time_limit=task.time_limit or app.conf.task_time_limit,
+            soft_time_limit=task.soft_time_limit or app.conf.task_soft_time_limit,
         )
         for task in app.tasks.values()
         if isinstance(task, MeteredTask)

@@ -7,6 +7,7 @@ show that the point was reached.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from dataclasses import dataclass, field
@@ -31,9 +32,13 @@ NAMES: Final = frozenset(
 )
 
 
+_WITH_ITS_GROUP: Final = "!"
+
+
 @dataclass(slots=True)
 class _Armed:
     remaining: dict[str, int] = field(default_factory=dict)
+    with_group: set[str] = field(default_factory=set)
     record: Path | None = None
 
 
@@ -44,7 +49,8 @@ def arm(specification: str, record: Path) -> None:
     """Arm points from ``"settle.after=3,relay.after_publish=1"``: die the n-th time one is reached.
 
     Args:
-        specification: Names of ``NAMES`` with a count of one or more; empty disarms all.
+        specification: Names of ``NAMES`` with a count of one or more; empty disarms all. A ``!``
+            after the count kills the whole process group: a worker with all its children.
         record: A file that gets one line, the name, per hit. A name already in it does not fire
             again, so that a restarted process goes on.
 
@@ -52,14 +58,19 @@ def arm(specification: str, record: Path) -> None:
         InvalidValue: An unknown name, or a count that is not a positive integer.
     """
     remaining: dict[str, int] = {}
+    with_group: set[str] = set()
     for part in filter(None, specification.split(",")):
         name, _, count = part.strip().partition("=")
+        if count.endswith(_WITH_ITS_GROUP):
+            count = count.removesuffix(_WITH_ITS_GROUP)
+            with_group.add(name)
         if name not in NAMES:
             raise InvalidValue("failpoint", name, f"use one of {', '.join(sorted(NAMES))}")
         if not count.isdecimal() or int(count) < 1:
-            raise InvalidValue("failpoint", part, "write NAME=COUNT with a count of one or more")
+            raise InvalidValue("failpoint", part, "write NAME=COUNT or NAME=COUNT!, COUNT from 1")
         remaining[name] = int(count)
     _armed.remaining = remaining
+    _armed.with_group = with_group
     _armed.record = record
 
 
@@ -70,11 +81,16 @@ def reach(name: str) -> None:
     _armed.remaining[name] -= 1
     if _armed.remaining[name] or _armed.record is None:
         return
-    if _armed.record.exists() and name in _armed.record.read_text().split():
-        return
     _armed.record.parent.mkdir(parents=True, exist_ok=True)
-    with _armed.record.open("a") as record:
+    with _armed.record.open("a+") as record:
+        # Of two processes that come here in one moment, one dies; its death opens the lock.
+        fcntl.flock(record, fcntl.LOCK_EX)
+        record.seek(0)
+        if name in record.read().split():
+            return
         record.write(f"{name}\n")
         record.flush()
         os.fsync(record.fileno())
-    os.kill(os.getpid(), signal.SIGKILL)
+        if name in _armed.with_group:
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -28,6 +28,7 @@ from billing.local.process import (
     end,
     interrupts_deferred,
     spawn,
+    terminated_as_interrupt,
     wait_ready,
 )
 from billing.local.rabbitmq import SCRIPT_FOLDERS, STANDARD_URL, RabbitMQ, answers
@@ -265,14 +266,17 @@ def running(
 ) -> Iterator[Endpoints]:
     """Servers for the length of a block, in ``settings.local_dir``; then stops what it started.
 
+    Also after Ctrl-C and SIGTERM, both of which end the block with ``KeyboardInterrupt``.
+
     Raises:
         LocalServerError: A server cannot be had.
     """
     servers = LocalServers(settings.local_dir, say=say)
-    try:
-        yield servers.start(settings, need_rabbitmq=need_rabbitmq, allow_kombu=allow_kombu)
-    finally:
-        servers.stop_started()
+    with terminated_as_interrupt():
+        try:
+            yield servers.start(settings, need_rabbitmq=need_rabbitmq, allow_kombu=allow_kombu)
+        finally:
+            servers.stop_started()
 
 
 def running_endpoints(folder: Path) -> Endpoints | None:

@@ -8,9 +8,8 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from billing.local.endpoints import Endpoints
@@ -40,7 +39,7 @@ def up(settings: Settings, *, say: Say, procfile: Path = Path("Procfile")) -> in
     """
     if not procfile.is_file():
         raise LocalServerError("Procfile", f"no {procfile}", "run this in the checkout")
-    with _terminated_as_interrupt(), running(settings, say=say) as endpoints:
+    with running(settings, say=say) as endpoints:
         for note in endpoints.notes:
             say(note)
         say("PostgreSQL: bringing the schema up to date")
@@ -88,15 +87,3 @@ def _wait(honcho: subprocess.Popen[bytes]) -> None:
         honcho.wait(_STOP_SECONDS)
         return
     honcho.kill()
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupt() -> Iterator[None]:
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import ceil
 from typing import Protocol
 
 import structlog
@@ -21,6 +22,7 @@ from billing.core.errors import DenialReason, NotFound, PublishFailed, QuotaUnav
 from billing.core.failpoints import reach
 from billing.meter.run import Admission, Recorder, TaskFacts
 from billing.quota.hold import (
+    TIME_LIMIT_MARGIN_SECONDS,
     HoldRequest,
     HoldState,
     LineFigures,
@@ -101,7 +103,14 @@ class Meter:
         """A recorder for one run of a task of ``sku``."""
         return Recorder(sku, self._skus)
 
-    def admit(self, facts: TaskFacts, sku_id: str, quantity: int | None) -> Admission:
+    def admit(
+        self,
+        facts: TaskFacts,
+        sku_id: str,
+        quantity: int | None,
+        *,
+        time_limit_seconds: float = 0,
+    ) -> Admission:
         """Hold what the task may cost, or say why it must not run.
 
         A refusal is not yet recorded: a task that will come back is not a line on a bill. See
@@ -111,6 +120,7 @@ class Meter:
             facts: The task.
             sku_id: What it is sold as.
             quantity: Units to hold; the SKU's own where None.
+            time_limit_seconds: This message's own hard limit; its hold outlives that.
 
         Raises:
             NotFound: There is no such SKU, or it has no price.
@@ -129,7 +139,10 @@ class Meter:
                     customer=facts.customer,
                     sku=sku.id,
                     amount_microcredits=needed,
-                    ttl_seconds=self._hold_ttl_seconds,
+                    ttl_seconds=max(
+                        self._hold_ttl_seconds,
+                        ceil(time_limit_seconds) + TIME_LIMIT_MARGIN_SECONDS + 1,
+                    ),
                 )
             )
         except NotFound:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 
 import pytest
 import sqlalchemy as sa
@@ -101,23 +102,21 @@ def test_customers_without_stripe_do_not_collide(accounts: Accounts):
     assert [each.stripe_customer_id for each in accounts.list()] == [None, None]
 
 
-@pytest.mark.parametrize(
-    ("field", "arguments"),
-    [
+def test_what_cannot_be_right_is_refused_before_anything_is_written(
+    accounts: Accounts, engine: sa.Engine, subtests: pytest.Subtests
+):
+    for field, arguments in [
         ("customer", ("a|b", "Acme")),
         ("name", ("acme", "")),
         ("time_zone", ("acme", "Acme", "Berlin")),
         ("time_zone", ("acme", "Acme", "../etc/passwd")),
         ("stripe_customer_id", ("acme", "Acme", "UTC", "cus\x00")),
-    ],
-)
-def test_what_cannot_be_right_is_refused_before_anything_is_written(
-    accounts: Accounts, engine: sa.Engine, field: str, arguments: tuple[str, ...]
-):
-    with pytest.raises(InvalidValue) as caught:
-        accounts.add(*arguments)
-    assert caught.value.field == field
-    assert count(engine, customers) == 0
+    ]:
+        with subtests.test(field=field, arguments=arguments):
+            with pytest.raises(InvalidValue) as caught:
+                accounts.add(*arguments)
+            assert caught.value.field == field
+            assert count(engine, customers) == 0
 
 
 def test_twenty_threads_adding_one_customer_make_one(accounts: Accounts, engine: sa.Engine):
@@ -134,16 +133,17 @@ def test_customers_are_listed_by_id(accounts: Accounts):
     assert [each.id for each in accounts.list()] == [each.id for each in accounts.list()]
 
 
-@pytest.mark.parametrize("customer", ["nobody", "", "a\x00b", "'; drop table customers --"])
-def test_an_unknown_customer_is_not_found(accounts: Accounts, customer: str):
-    for ask in (
-        lambda: accounts.get(customer),
-        lambda: accounts.budgets(customer),
-        lambda: accounts.set_status(customer, "active"),
-        lambda: accounts.set_budget(customer, "*", 5),
-    ):
-        with pytest.raises(NotFound, match="customers list"):
-            ask()
+def test_an_unknown_customer_is_not_found(accounts: Accounts, subtests: pytest.Subtests):
+    for customer in ["nobody", "", "a\x00b", "'; drop table customers --"]:
+        with subtests.test(customer=customer):
+            for ask in (
+                partial(accounts.get, customer),
+                partial(accounts.budgets, customer),
+                partial(accounts.set_status, customer, "active"),
+                partial(accounts.set_budget, customer, "*", 5),
+            ):
+                with pytest.raises(NotFound, match="customers list"):
+                    ask()
 
 
 def test_suspending_and_resuming_each_raise_the_version_once(accounts: Accounts, engine: sa.Engine):
@@ -193,14 +193,15 @@ def test_the_budget_over_all_skus_comes_first_and_needs_no_sku(accounts: Account
     assert [each.sku for each in accounts.budgets("acme")] == ["*", sku]
 
 
-@pytest.mark.parametrize("unknown", ["nothing", "", "a\x00"])
 def test_a_budget_for_an_unknown_sku_is_refused(
-    accounts: Accounts, engine: sa.Engine, unknown: str
+    accounts: Accounts, engine: sa.Engine, subtests: pytest.Subtests
 ):
-    accounts.add("acme", "Acme")
-    with pytest.raises(NotFound, match="skus list"):
-        accounts.set_budget("acme", unknown, 5)
-    assert count(engine, budgets) == 0
+    for unknown in ["nothing", "", "a\x00"]:
+        with subtests.test(unknown=unknown):
+            accounts.add("acme", "Acme")
+            with pytest.raises(NotFound, match="skus list"):
+                accounts.set_budget("acme", unknown, 5)
+            assert count(engine, budgets) == 0
 
 
 @pytest.mark.parametrize("limit", [-1, 2**53 + 1])

@@ -85,28 +85,27 @@ def test_adding_a_sku_again_after_a_price_change_compares_with_its_first_price(
     assert add(catalog, now) == priced
 
 
-@pytest.mark.parametrize(
-    ("field", "change"),
-    [
+def test_the_same_id_with_other_content_is_refused_by_field(
+    catalog: Catalog, now: datetime, subtests: pytest.Subtests
+):
+    for field, change in [
         ("unit", {"unit": "search"}),
         ("unit_price_microcredits", {"unit_price_microcredits": 5}),
         ("pricing", {"pricing": "measured"}),
         ("failure_policy", {"failure_policy": "charge"}),
         ("description", {"description": "other"}),
-    ],
-)
-def test_the_same_id_with_other_content_is_refused_by_field(
-    catalog: Catalog, now: datetime, field: str, change: dict[str, object]
+    ]:
+        with subtests.test(field=field, change=change):
+            before = add(catalog, now)
+            with pytest.raises(AlreadyExists, match=f"with {field}="):
+                add(catalog, now, **change)
+            assert catalog.get("page-capture") == before
+
+
+def test_what_cannot_be_right_is_refused_before_anything_is_written(
+    catalog: Catalog, engine: sa.Engine, now: datetime, subtests: pytest.Subtests
 ):
-    before = add(catalog, now)
-    with pytest.raises(AlreadyExists, match=f"with {field}="):
-        add(catalog, now, **change)
-    assert catalog.get("page-capture") == before
-
-
-@pytest.mark.parametrize(
-    ("field", "change"),
-    [
+    for field, change in [
         ("sku", {"sku_id": "Page"}),
         ("sku", {"sku_id": "*"}),
         ("unit", {"unit": ""}),
@@ -129,16 +128,13 @@ def test_the_same_id_with_other_content_is_refused_by_field(
             {"unit_price_microcredits": 2**52, "pricing": "measured", "hold_quantity": 3},
         ),
         ("instant", {"effective_from": datetime(2026, 11, 21)}),  # noqa: DTZ001 - the fault tested
-    ],
-)
-def test_what_cannot_be_right_is_refused_before_anything_is_written(
-    catalog: Catalog, engine: sa.Engine, now: datetime, field: str, change: dict[str, object]
-):
-    with pytest.raises(InvalidValue) as caught:
-        add(catalog, now, **change)
-    assert caught.value.field == field
-    assert caught.value.remedy
-    assert count(engine, skus) == 0
+    ]:
+        with subtests.test(field=field, change=change):
+            with pytest.raises(InvalidValue) as caught:
+                add(catalog, now, **change)
+            assert caught.value.field == field
+            assert caught.value.remedy
+            assert count(engine, skus) == 0
 
 
 def test_twenty_threads_adding_one_sku_make_one(catalog: Catalog, engine: sa.Engine, now: datetime):
@@ -148,13 +144,14 @@ def test_twenty_threads_adding_one_sku_make_one(catalog: Catalog, engine: sa.Eng
     assert count(engine, skus) == count(engine, prices) == 1
 
 
-@pytest.mark.parametrize("sku_id", ["nothing", "", "a\x00", "*"])
-def test_an_unknown_sku_is_not_found(catalog: Catalog, now: datetime, sku_id: str):
-    with pytest.raises(NotFound, match="skus list"):
-        catalog.get(sku_id)
-    if "\x00" not in sku_id:
-        with pytest.raises(NotFound, match="skus list"):
-            catalog.set_price(sku_id, 1, now, now=now)
+def test_an_unknown_sku_is_not_found(catalog: Catalog, now: datetime, subtests: pytest.Subtests):
+    for sku_id in ["nothing", "", "a\x00", "*"]:
+        with subtests.test(sku_id=sku_id):
+            with pytest.raises(NotFound, match="skus list"):
+                catalog.get(sku_id)
+            if "\x00" not in sku_id:
+                with pytest.raises(NotFound, match="skus list"):
+                    catalog.set_price(sku_id, 1, now, now=now)
 
 
 def test_a_price_from_now_on_leaves_what_came_before(catalog: Catalog, now: datetime):
@@ -212,11 +209,14 @@ def test_prices_begin_at_whole_milliseconds(catalog: Catalog, now: datetime):
     assert priced.prices[-1] == Price(5, exact)
 
 
-@pytest.mark.parametrize("price", [-1, 2**53 + 1, 0.5])
-def test_a_price_that_cannot_be_right_is_refused(catalog: Catalog, now: datetime, price: int):
-    add(catalog, now)
-    with pytest.raises(InvalidValue, match=r"^unit_price_microcredits="):
-        catalog.set_price("page-capture", price, now, now=now)
+def test_a_price_that_cannot_be_right_is_refused(
+    catalog: Catalog, now: datetime, subtests: pytest.Subtests
+):
+    for price in [-1, 2**53 + 1, 0.5]:
+        with subtests.test(price=price):
+            add(catalog, now)
+            with pytest.raises(InvalidValue, match=r"^unit_price_microcredits="):
+                catalog.set_price("page-capture", price, now, now=now)
 
 
 def test_a_price_that_makes_the_usual_hold_impossible_is_refused(catalog: Catalog, now: datetime):

@@ -51,9 +51,10 @@ def test_adding_a_customer_again_is_no_error_and_with_other_content_is_one(billi
     assert "with name='Acme', not 'Other'" in billing.error("customers", "add", "acme", "Other")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
+def test_an_error_names_the_field_the_value_and_the_remedy(
+    billing: Billing, acme: str, subtests: pytest.Subtests
+):
+    for arguments, said in [
         (("customers", "add", "a|b", "Acme"), "customer='a|b': use letters"),
         (("customers", "add", "acme", "Acme", "--time-zone", "Berlin"), "time_zone='Berlin'"),
         (("customers", "show", "nobody"), "no customer 'nobody'"),
@@ -72,25 +73,18 @@ def test_adding_a_customer_again_is_no_error_and_with_other_content_is_one(billi
         (("skus", "price", "nothing", "1"), "no SKU 'nothing'"),
         (("skus", "price", "page-capture", "1", "--from", "tomorrow"), "RFC 3339"),
         (("skus", "price", "page-capture", "2", "--from", "2021-01-01T00:00:00Z"), "never change"),
-    ],
-)
-def test_an_error_names_the_field_the_value_and_the_remedy(
-    billing: Billing,
-    acme: str,
-    arguments: tuple[str, ...],
-    said: str,
-):
-    assert acme == "acme"
-    # A negative number is not an option: everything after "--" is an argument.
-    shown = [*arguments[:2], "--", *arguments[2:]] if "-1" in arguments else list(arguments)
-    message = billing.error(*shown)
-    assert message.startswith("error: ")
-    assert said in message
+    ]:
+        with subtests.test(arguments=arguments, said=said):
+            assert acme == "acme"
+            # A negative number is not an option: everything after "--" is an argument.
+            shown = [*arguments[:2], "--", *arguments[2:]] if "-1" in arguments else list(arguments)
+            message = billing.error(*shown)
+            assert message.startswith("error: ")
+            assert said in message
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
+def test_wrong_usage_exits_with_two(billing: Billing, subtests: pytest.Subtests):
+    for arguments in [
         ("customers", "add", "acme"),
         ("customers", "nonsense"),
         ("nonsense",),
@@ -98,10 +92,9 @@ def test_an_error_names_the_field_the_value_and_the_remedy(
         ("skus", "add", "page"),
         ("skus", "add", "page", "--price", "1", "--on-denial", "shrug"),
         ("customers", "list", "--nonsense"),
-    ],
-)
-def test_wrong_usage_exits_with_two(billing: Billing, arguments: tuple[str, ...]):
-    billing.error(*arguments, code=2)
+    ]:
+        with subtests.test(arguments=arguments):
+            billing.error(*arguments, code=2)
 
 
 def test_suspending_reaches_redis_at_once(billing: Billing, system: System, acme: str):

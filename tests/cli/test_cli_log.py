@@ -95,14 +95,15 @@ def test_usage_by_time_names_the_hour_or_day(
     assert (row[by], row["events"]) == (moment.strftime(form), 4)
 
 
-@pytest.mark.parametrize("by", ["sku", "hour", "day", "status"])
 def test_a_usage_table_ends_with_the_total_and_the_margin(
-    billing: Billing, used: str, month: str, by: str
+    billing: Billing, used: str, month: str, subtests: pytest.Subtests
 ):
-    table = billing.table("usage", used, "--month", month, "--by", by)
-    assert "total" in table
-    # Three credits at 0.01 USD less 0.001 USD.
-    assert "0.0290 USD" in table
+    for by in ["sku", "hour", "day", "status"]:
+        with subtests.test(by=by):
+            table = billing.table("usage", used, "--month", month, "--by", by)
+            assert "total" in table
+            # Three credits at 0.01 USD less 0.001 USD.
+            assert "0.0290 USD" in table
 
 
 def test_this_month_is_shown_without_being_asked_for(billing: Billing, acme: str):
@@ -112,9 +113,10 @@ def test_this_month_is_shown_without_being_asked_for(billing: Billing, acme: str
     assert "none" in billing.table("usage", acme)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
+def test_an_error_names_what_was_asked_and_the_remedy(
+    billing: Billing, acme: str, subtests: pytest.Subtests
+):
+    for arguments, said in [
         (("usage", "nobody"), "no customer 'nobody'"),
         (("usage", "acme", "--month", "2026-13"), "month='2026-13'"),
         (("receipt", "nobody"), "no customer 'nobody'"),
@@ -122,21 +124,21 @@ def test_this_month_is_shown_without_being_asked_for(billing: Billing, acme: str
         (("dead", "show", "7"), "no dead letter '7'"),
         (("dead", "replay", "0"), "ID=0"),
         (("holds", "list", "--customer", "nobody"), "no customer 'nobody'"),
-    ],
-)
-def test_an_error_names_what_was_asked_and_the_remedy(
-    billing: Billing, acme: str, arguments: tuple[str, ...], said: str
-):
-    assert acme == "acme"
-    assert said in billing.error(*arguments)
+    ]:
+        with subtests.test(arguments=arguments, said=said):
+            assert acme == "acme"
+            assert said in billing.error(*arguments)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [("receipt",), ("dead", "replay"), ("usage", "acme", "--by", "moon"), ("dead", "show", "x")],
-)
-def test_wrong_usage_of_a_query_exits_with_two(billing: Billing, arguments: tuple[str, ...]):
-    billing.error(*arguments, code=2)
+def test_wrong_usage_of_a_query_exits_with_two(billing: Billing, subtests: pytest.Subtests):
+    for arguments in [
+        ("receipt",),
+        ("dead", "replay"),
+        ("usage", "acme", "--by", "moon"),
+        ("dead", "show", "x"),
+    ]:
+        with subtests.test(arguments=arguments):
+            billing.error(*arguments, code=2)
 
 
 def test_a_receipt_has_a_line_per_event_and_adds_up(billing: Billing, used: str, month: str):

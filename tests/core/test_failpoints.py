@@ -43,6 +43,7 @@ def walk(specification: str, record: Path, *names: str) -> tuple[int, list[str]]
         text=True,
         timeout=30,
         check=False,
+        start_new_session=True,  # a group of its own, or "!" would end the tests
     )
     assert done.stderr == ""
     return done.returncode, done.stdout.split()
@@ -97,6 +98,81 @@ def test_several_points_each_kill_once(tmp_path: Path):
     assert record.read_text().split() == list(way)
 
 
+FAMILY = """
+import os, sys, time
+from pathlib import Path
+from billing.core.failpoints import arm, reach
+
+arm(sys.argv[1], Path(sys.argv[2]))
+if os.fork() == 0:
+    reach("hold.before")
+print("parent waits", flush=True)
+os.wait()
+print("parent lives", flush=True)
+"""
+
+
+def family(specification: str, record: Path) -> tuple[int, list[str]]:
+    """A parent whose child reaches a point; the parent's exit code and what it could say."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAMILY, specification, str(record)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        start_new_session=True,
+    )
+    return done.returncode, done.stdout.splitlines()
+
+
+def test_a_point_kills_the_process_that_reached_it_and_not_its_parent(tmp_path: Path):
+    code, said = family("hold.before=1", tmp_path / "hits")
+
+    assert code == 0
+    assert said[-1] == "parent lives"
+
+
+def test_a_point_with_an_exclamation_mark_kills_the_whole_group(tmp_path: Path):
+    record = tmp_path / "hits"
+
+    code, said = family("hold.before=1!", record)
+
+    assert code == -signal.SIGKILL
+    assert "parent lives" not in said
+    assert record.read_text() == "hold.before\n"
+
+
+CROWD = """
+import os, sys
+from pathlib import Path
+from billing.core.failpoints import arm, reach
+
+arm(sys.argv[1], Path(sys.argv[2]))
+children = []
+for _ in range(8):
+    child = os.fork()
+    if child == 0:
+        reach("hold.before")
+        os._exit(0)
+    children.append(child)
+print(sum(os.WIFSIGNALED(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+
+def test_of_many_processes_that_reach_a_point_at_once_one_dies(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", CROWD, "hold.before=1", str(tmp_path / "hits")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+        start_new_session=True,
+    )
+
+    assert done.stdout == "1\n"
+    assert (tmp_path / "hits").read_text() == "hold.before\n"
+
+
 def test_the_folder_of_the_record_is_made(tmp_path: Path):
     record = tmp_path / "spool" / "deep" / "hits"
 
@@ -116,7 +192,8 @@ def test_arming_anew_forgets_what_was_armed(tmp_path: Path):
 @pytest.mark.parametrize(
     "specification",
     ["nowhere=1", "=1", "hold.before", "hold.before=", "hold.before=0", "hold.before=-1",
-     "hold.before=1.5", "hold.before=x", "hold.before=1,nowhere=1", " "],
+     "hold.before=1.5", "hold.before=!", "hold.before=1!!", "hold.before!", "hold.before=x",
+     "hold.before=1,nowhere=1", " "],
 )  # fmt: skip
 def test_a_specification_that_cannot_be_right_is_refused_and_arms_nothing(
     tmp_path: Path, specification: str

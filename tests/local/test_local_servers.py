@@ -342,8 +342,11 @@ def test_a_run_that_was_killed_is_cleared_up_by_the_next(place: Path):
         own.remove()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("when", ["starting", "ready"])
-def test_ctrl_c_at_any_moment_stops_what_was_started(place: Path, when: str):
+def test_an_interrupt_at_any_moment_stops_what_was_started(
+    place: Path, when: str, number: signal.Signals
+):
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom billing.local import running\n"
         "from billing.settings import Settings\n"
@@ -363,7 +366,7 @@ def test_ctrl_c_at_any_moment_stops_what_was_started(place: Path, when: str):
     for line in process.stdout:
         if line.startswith(f"valkey: {when}"):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.stdout.close()
     assert process.wait(30) != 0
     assert (place / "local" / "postgres" / "data").exists()

@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from billing.settings import Settings
+
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = {
     "help",
@@ -119,19 +121,20 @@ def test_every_process_of_the_procfile_is_a_program_of_ours():
     assert (ROOT / conf).is_file()
 
 
+def test_the_configuration_page_has_every_setting_with_its_names_and_default():
+    page = _script("write_configuration").page()
+    for field in Settings.model_fields:
+        assert page.count(f"`WEIGHBRIDGE_{field.upper()}`") == 1
+    assert "| `WEIGHBRIDGE_AMQP_URL`, `AMQP_URL` | unset | RabbitMQ" in page
+    assert "| `WEIGHBRIDGE_REDIS_PREFIX` | `wb` |" in page
+
+
 class TestInstallingRabbitMQ:
     """With an apt-get that only writes down how it was called."""
 
     @pytest.fixture
     def script(self) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(
-            "ensure_rabbitmq", ROOT / "scripts/ensure_rabbitmq.py"
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return _script("ensure_rabbitmq")
 
     @pytest.fixture
     def policy(self, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -175,6 +178,15 @@ class TestInstallingRabbitMQ:
         monkeypatch.setenv("AMQP_URL", "amqp://somewhere//")
         monkeypatch.setattr(script, "install", pytest.fail)
         script.main()
+
+
+def _script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _program(file: Path, body: str) -> Path:

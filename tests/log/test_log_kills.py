@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 from kombu import Connection
@@ -71,7 +72,11 @@ def test_a_consumer_killed_anywhere_in_a_batch_leaves_one_row_per_event(
     rollups_are_exact: Callable[[], None],
 ) -> None:
     with Connection(rabbitmq_url) as connection, connection.channel() as channel:
-        topology.declare(channel, exchange=settings.usage_exchange, queue=settings.usage_queue)
+        topology.declare(
+            cast("topology.Channel", channel),
+            exchange=settings.usage_exchange,
+            queue=settings.usage_queue,
+        )
         with connection.Producer(channel) as producer:
             for _ in range(30):
                 producer.publish(

@@ -11,17 +11,20 @@ from threading import Barrier, Event
 import pytest
 import redis
 import sqlalchemy as sa
-from meter_fakes import CREDIT, FlakyQuota
+from meter_fakes import CREDIT, FlakyQuota, make_facts
 from small_system import SmallSystem
 from support import add_customer, add_sku, make_event
 
 from billing.accounts.store import Accounts
+from billing.catalog.store import Catalog
 from billing.core.clock import ManualClock
 from billing.core.errors import NotFound, QuotaUnavailable
 from billing.credit.store import Credit
+from billing.meter.meter import Meter
 from billing.meter.sync import AccountSync
 from billing.quota.hold import AccountState, AccountView, LoadOutcome
 from billing.quota.memory import MemoryQuota
+from billing.reconcile.compare import Kind
 from billing.settings import Settings
 from billing.tables import quota_fences, usage_events
 
@@ -248,6 +251,37 @@ def test_what_changes_between_commit_and_load_is_told_after_it(system: SmallSyst
     AccountSync(system.engine, quota, system.clock).rebuild("acme")
 
     assert account_of(system).granted_microcredits == 20 * CREDIT
+
+
+def test_a_settle_whose_answers_were_all_lost_is_billed_once_and_the_balance_mended(
+    system: SmallSystem,
+):
+    lossy = FlakyQuota(system.quota)  # type: ignore[arg-type]  # either store will do
+    meter = Meter(
+        quota=lossy,
+        skus=Catalog(system.engine).get,
+        refresh=system.account_sync.rebuild,
+        publisher=system.published,
+        journal=system.journal,
+        spool=system.spool,
+        clock=system.clock,
+        hold_ttl_seconds=60,
+        currency="USD",
+    )
+    admission = meter.admit(make_facts(), "page-capture", None)
+    lossy.faults.plan("settle", "after", "after")
+    meter.settle(admission, meter.recorder(admission.sku))
+
+    # The direct telling comes first, so the log takes it for usage that no balance has counted.
+    assert system.drain() == 2
+
+    assert logged_total(system.engine) == CREDIT
+    found = system.reconcile.run(system.clock.now())
+    assert {(d.kind, d.expected, d.found) for d in found if d.kind is Kind.SETTLED} == {
+        (Kind.SETTLED, CREDIT, 2 * CREDIT)
+    }
+    system.account_sync.rebuild("acme", force=True)
+    assert system.reconcile.run(system.clock.now()) == []
 
 
 @pytest.mark.parametrize("customer", ["nobody", "", "a\x00b", "a\ud800b", "a|b", "x" * 65])

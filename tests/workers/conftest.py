@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ import pytest
 import redis
 import sqlalchemy as sa
 from celery import Celery
+from celery.result import AsyncResult
+from celery.states import READY_STATES
 from live_app import make_live_app
 from support import add_customer, add_sku, eventually
 
 from billing.bootstrap import System
-from billing.catalog.sku import DenialPolicy, Pricing
+from billing.catalog.sku import DenialPolicy, Pricing, UnavailablePolicy
 from billing.reconcile.compare import Discrepancy
 from billing.settings import Settings
 from billing.tables import usage_events
@@ -57,14 +60,10 @@ class Worker:
         """A warm shutdown; a kill if that takes too long."""
         if self.process.poll() is None:
             self.process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                pass
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 class Live:
@@ -83,7 +82,9 @@ class Live:
 
     def environment(self, **overrides: str) -> dict[str, str]:
         s = self.settings
-        assert s.database_url and s.redis_url and s.amqp_url
+        assert s.database_url
+        assert s.redis_url
+        assert s.amqp_url
         return {
             **os.environ,
             "PYTHONPATH": str(HERE),
@@ -113,7 +114,7 @@ class Live:
                     "--without-mingle", "--without-gossip", "-n", f"{self.settings.redis_prefix}.{self._started}@localhost",
                 ],
                 env=self.environment(**env), cwd=self.folder, stdout=out, stderr=out,
-                start_new_session=True, preexec_fn=_die_with_the_tests,
+                start_new_session=True, preexec_fn=_die_with_the_tests,  # noqa: PLW1509 - one system call, no lock taken
             )  # fmt: skip
         return Worker(process, log)
 
@@ -132,6 +133,40 @@ class Live:
             return " ready." in worker.text
 
         eventually(ready, timeout=READY_SECONDS, message="the worker is ready")
+
+    @contextmanager
+    def process(self, *arguments: str, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A ``python`` with arguments, in a process group of its own; killed at the end."""
+        self._started += 1
+        log = self.folder / f"process{self._started}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, *arguments], env=self.environment(**env), cwd=self.folder,
+                stdout=out, stderr=out, start_new_session=True, preexec_fn=_die_with_the_tests,  # noqa: PLW1509 - one system call, no lock taken
+            )  # fmt: skip
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+    def reached(self) -> list[str]:
+        """The fail points at which a process died."""
+        file = self.settings.spool_dir / "failpoints"
+        return file.read_text().split() if file.exists() else []
+
+    def await_done(self, results: Sequence[AsyncResult], timeout: float = 60) -> None:
+        """Until every task has succeeded or failed."""
+        waiting = {result.id: result for result in results}
+
+        def done() -> bool:
+            for task_id, result in list(waiting.items()):
+                if result.state in READY_STATES:
+                    del waiting[task_id]
+            return not waiting
+
+        eventually(done, timeout=timeout, interval=0.1, message="every task is done")
 
     def trace(self, word: str = "") -> list[str]:
         file = self.settings.spool_dir / "trace"
@@ -190,6 +225,9 @@ def live(
     add_sku(engine, "page", price=1)
     add_sku(engine, "pages", price=1, pricing=Pricing.MEASURED, hold_quantity=10)
     add_sku(engine, "deferred", price=1, denial_policy=DenialPolicy.DEFER)
+    allow, deny = UnavailablePolicy.ALLOW, UnavailablePolicy.DENY
+    add_sku(engine, "allowed", price=1, unavailable_policy=allow, allow_limit=3)
+    add_sku(engine, "strict", price=1, unavailable_policy=deny)
     add_customer(engine, "acme", credits=1000)
     add_customer(engine, "globex", credits=1000)
     live = Live(settings, engine, tmp_path)

@@ -41,11 +41,15 @@ def trace(task: Task, word: str = "") -> None:
 def make_live_app(settings: Settings) -> Celery:
     """The shipped app, with these tasks beside its own."""
     app = make_app(settings)
-    app.conf.update(result_expires=120, task_publish_retry=True)
+    # A message's own hard limit counts only where no longer soft one comes first: see startup.py.
+    app.conf.update(result_expires=120, task_soft_time_limit=None)
     app.conf.imports = ("workers.schedule",)
+    # How long Celery waits for a last word of a child that died; 10 s by default.
+    app.conf.worker_lost_wait = 2.0
     _plain_ends(app)
     _hard_ends(app)
     _canvas(app)
+    _outages(app)
     return app
 
 
@@ -114,8 +118,7 @@ def _hard_ends(app: Celery) -> None:
         return "back"
 
     @app.task(
-        shared=False, base=Marked, sku="page", name="live.sleep", bind=True,
-        time_limit=20, soft_time_limit=19,
+        shared=False, base=Marked, sku="page", name="live.sleep", bind=True, time_limit=20,
     )  # fmt: skip
     def sleep(self: Any, seconds: float) -> str:
         trace(self, "began")
@@ -141,6 +144,29 @@ def _canvas(app: Celery) -> None:
     def body(self: Any, results: Any) -> Any:
         trace(self)
         return results
+
+
+def _outages(app: Celery) -> None:
+    @app.task(shared=False, base=Marked, sku="allowed", name="live.allowed", bind=True)
+    def allowed(self: Any) -> str:
+        trace(self)
+        return "ran"
+
+    @app.task(shared=False, base=Marked, sku="strict", name="live.strict", bind=True)
+    def strict(self: Any) -> str:
+        trace(self)
+        return "ran"
+
+    @app.task(shared=False, base=Marked, sku="page", name="live.gated", bind=True, time_limit=60)
+    def gated(self: Any) -> str:
+        """Runs until the test makes the file ``WEIGHBRIDGE_SPOOL_DIR/gate``."""
+        trace(self, "began")
+        gate = self.app.metering.settings.spool_dir / "gate"
+        deadline = time.monotonic() + 50
+        while not gate.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        trace(self, "ended")
+        return "went through"
 
 
 if __name__ != "__main__" and os.environ.get("WEIGHBRIDGE_LIVE_APP") == "yes":

@@ -74,7 +74,9 @@ class Bench:
         )
 
 
-def make_bench(credits: str = "100", settings: Settings | None = None) -> Bench:
+def make_bench(
+    credits: str = "100",  # noqa: A002 - the field's word
+    settings: Settings | None = None) -> Bench:
     app = Celery("memory", set_as_current=False)
     app.conf.update(
         task_always_eager=True,
@@ -83,7 +85,10 @@ def make_bench(credits: str = "100", settings: Settings | None = None) -> Bench:
         result_backend="cache+memory://",
     )
     system = MemorySystem(
-        skus=SKUS, credits={"acme": credits, "globex": credits}, settings=settings, clock=SystemClock()
+        skus=SKUS,
+        credits={"acme": credits, "globex": credits},
+        settings=settings,
+        clock=SystemClock(),
     )
     Metering(app, settings or Settings(), build=lambda _: system)  # type: ignore[arg-type,return-value]
     bench = Bench(app, system, [])
@@ -91,7 +96,7 @@ def make_bench(credits: str = "100", settings: Settings | None = None) -> Bench:
     return bench
 
 
-def _tasks(bench: Bench) -> None:
+def _tasks(bench: Bench) -> None:  # noqa: C901 - a list of tasks, not a flow
     app, ran = bench.app, bench.ran
 
     @app.task(shared=False, base=MeteredTask, sku="fixed", name="fixed")
@@ -128,7 +133,9 @@ def _tasks(bench: Bench) -> None:
     def calls_another() -> str:
         return str(fixed("inner"))
 
-    @app.task(shared=False, base=MeteredTask, sku="fixed", name="retrying", bind=True, max_retries=3)
+    @app.task(
+        shared=False, base=MeteredTask, sku="fixed", name="retrying", bind=True, max_retries=3
+    )
     def retrying(self: Any, times: int) -> int:
         ran.append(f"retry {self.request.retries}")
         if self.request.retries < times:

@@ -84,9 +84,7 @@ def test_one_task_delivered_again_and_run_twice_at_once_is_charged_once(live: Li
         for copy in copies:
             assert copy.get(timeout=30) == "slept"
         live.await_idle()
-        again = live.task("sleep").apply_async(
-            (0.1,), task_id="twice", headers={"billing": header}
-        )
+        again = live.task("sleep").apply_async((0.1,), task_id="twice", headers={"billing": header})
         assert again.get(timeout=30) == "slept"
         live.drain()
     assert live.lines() == [("page", "succeeded", CREDIT)]

@@ -6,6 +6,7 @@ import pytest
 from memory_app import CREDIT, Bench, make_bench
 
 from billing.core.errors import NotFound
+from workers.context import BillingHeader
 from workers.errors import QuotaExceeded
 
 
@@ -124,8 +125,6 @@ def test_a_replacement_takes_over_the_hold(bench: Bench):
 
 
 def test_the_same_task_id_is_charged_once(bench: Bench):
-    from workers.context import BillingHeader
-
     header = BillingHeader("acme", bench.system.clock.now()).to_message()
     for _ in range(3):
         bench.app.tasks["fixed"].apply(("x",), task_id="same", headers={"billing": header})

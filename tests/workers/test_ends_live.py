@@ -65,7 +65,7 @@ def test_time_limits_soft_hard_and_in_c_code(live: Live):
     with live.worker(concurrency=3) as worker:
         soft = bill(live, "sleep", 60.0, soft_time_limit=1, time_limit=15)
         hard = bill(live, "sleep", 60.0, time_limit=1)
-        in_c = bill(live, "burn", 60_000_000, time_limit=1)
+        in_c = bill(live, "burn", 40_000_000, time_limit=1)
         with pytest.raises(Exception, match="SoftTimeLimitExceeded"):
             soft.get(timeout=30)
         with pytest.raises(TimeLimitExceeded):
@@ -135,9 +135,9 @@ def test_a_deferred_task_comes_back_and_runs_when_credits_arrive(live: Live):
         assert result.get(timeout=30) == "ran"
         live.await_idle("poor")
         live.drain()
-    assert live.lines() == [
-        ("denied:deferred:insufficient_credits", "denied", 0),
+    assert sorted(live.lines()) == [
         ("deferred", "succeeded", CREDIT),
+        ("denied:deferred:insufficient_credits", "denied", 0),
     ]
     assert len({row.task_id for row in live.events()}) == 1
     assert live.discrepancies() == []

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from celery import chain, chord, group
+from celery.signals import before_task_publish
 from memory_app import CREDIT, Bench, make_bench
 
 from workers.context import CustomerRequired, bill_to, current_customer
@@ -51,8 +52,8 @@ def test_an_explicit_customer_wins_over_the_context(bench: Bench):
 
 
 def test_an_eager_chain_is_billed_by_the_context(bench: Bench):
-    # Celery applies the members of an eager chain one after another, outside of any task, so there is
-    # nothing to inherit from; in a worker they inherit (test_canvas.py).
+    # Celery applies the members of an eager chain one after another, outside of any task, so
+    # there is nothing to inherit from; in a worker they inherit (test_canvas_live.py).
     fixed, plain = bench.app.tasks["fixed"], bench.app.tasks["plain"]
     with bill_to("acme"):
         chain(fixed.s("x"), plain.s(), fixed.si("z")).apply_async()
@@ -83,7 +84,9 @@ def test_metered_at_counts_a_countdown(bench: Bench):
 def test_a_naive_eta_is_read_in_the_apps_time_zone(bench: Bench):
     bench.app.conf.timezone = "Asia/Kolkata"
     bench.app.tasks["fixed"].apply_async(
-        ("x",), customer="acme", eta=datetime(2026, 11, 30, 12, 0)  # noqa: DTZ001 - the case
+        ("x",),
+        customer="acme",
+        eta=datetime(2026, 11, 30, 12, 0),  # noqa: DTZ001 - the case
     )
     assert bench.system.events[0].metered_at == datetime(2026, 11, 30, 6, 30, tzinfo=UTC)
 
@@ -105,8 +108,6 @@ def test_arguments_are_masked_unless_the_task_shows_them(bench: Bench):
 
     def remember(headers: dict[str, object] | None = None, **_: object) -> None:
         seen.update(headers or {})
-
-    from celery.signals import before_task_publish
 
     bench.app.conf.task_always_eager = False
     before_task_publish.connect(remember)

@@ -20,7 +20,7 @@ from billing.settings import Settings
 from workers.demo.children import Children
 from workers.demo.errors import DemoError
 from workers.demo.report import print_next
-from workers.demo.run import Demo
+from workers.demo.run import SUMMARY, Demo
 from workers.demo.stages import make_console
 
 _INTERRUPTED = 130
@@ -46,21 +46,25 @@ def main() -> int:
     except WeighbridgeError as error:
         console.print(Text(f"\nThe demo could not go on: {error}", style="red"))
         return 1
-    console.print(f"    in {demo.stages.elapsed_seconds:.0f} s altogether")
+    figures = os.path.relpath(folder / SUMMARY)
+    console.print(
+        f"\n{demo.stages.elapsed_seconds:.0f} s altogether; the figures are in {figures}."
+    )
     if demo.ground.keeps_data:
-        print_next(console, _commands(folder))
+        print_next(console, _commands(folder, demo.denied_task))
     return 0 if well else 1
 
 
-def _commands(folder: Path) -> dict[str, str]:
-    where = f"export WEIGHBRIDGE_LOCAL_DIR={os.path.relpath(folder)}"
+def _commands(folder: Path, denied_task: str | None) -> dict[str, str]:
     billing = os.path.relpath(Path(sys.executable).with_name("billing"))
+    explain = {f"{billing} explain {denied_task}": "why it was denied"} if denied_task else {}
     return {
-        f"{where} && {billing} local start": "the demo's servers, with all its data",
-        f"{billing} receipt corvus": "every line of a customer",
-        f"{billing} usage atlas --by sku": "totals, from the rollups",
-        f"{billing} local stop": "and stop them again",
-        "unset WEIGHBRIDGE_LOCAL_DIR && make up": "everything running, to submit tasks of your own",
+        f"export WEIGHBRIDGE_LOCAL_DIR={os.path.relpath(folder)}": "look at this run's data",
+        f"{billing} local start": "start its servers again",
+        f"{billing} receipt corvus": "a customer's lines",
+        f"{billing} usage borealis --by sku": "totals, from the rollups",
+        **explain,
+        f"{billing} local stop": "stop the servers",
     }
 
 

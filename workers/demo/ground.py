@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -35,13 +35,13 @@ class Ground:
     Args:
         folder: The demo's own; servers that no setting names run in it.
         settings: What the environment says.
-        say: Takes lines about what is going on.
+        servers: Start what is not given, in that folder.
     """
 
-    def __init__(self, folder: Path, settings: Settings, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, settings: Settings, servers: LocalServers) -> None:
         self._given = settings
         self._folder = folder
-        self._servers = LocalServers(folder, say=say)
+        self._servers = servers
         self._own_name = f"weighbridge_demo_{secrets.token_hex(4)}"
         self._database_made = False
         self._endpoints: Endpoints | None = None

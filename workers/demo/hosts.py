@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import sys
 import threading
 import time
 from collections import Counter
@@ -52,6 +53,11 @@ class _Server(ThreadingHTTPServer):
         super().__init__((LOOPBACK, 0), _Handler)
         self.answer = answer
         self.note = note
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """No traceback for a client that went away: its task ran out of time."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Host:

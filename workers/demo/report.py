@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from typing import Final
 from urllib.parse import urlsplit
 
 from rich import box
@@ -16,16 +17,19 @@ from billing.cli.output import printable
 from billing.core.credits import format_credits
 from billing.core.errors import DenialReason
 from billing.log.receipts import ReceiptLine
+from billing.quota.hold import ReleaseCause
 from workers.demo.books import Books, CustomerBooks
 from workers.demo.checks import Check
 from workers.demo.scenario import CustomerPlan
 
-WORDS = {
+WORDS: Final[Mapping[str, str]] = {
     DenialReason.INSUFFICIENT_CREDITS: "out of credits",
     DenialReason.BUDGET_EXCEEDED: "monthly budget used up",
     DenialReason.SKU_BUDGET_EXCEEDED: "monthly budget of this SKU used up",
+    ReleaseCause.EXCEPTION: "the page could not be had; not charged",
+    ReleaseCause.SOFT_TIME_LIMIT: "ran out of time; charged for the pages it got to",
 }
-"""What a denial's reason means, for people."""
+"""What the reason of a denial or failure means, for people."""
 
 _MONEY = Decimal("0.001")
 
@@ -35,13 +39,14 @@ def print_receipts(
 ) -> None:
     """The newest lines of every customer's receipt."""
     of_customer = {book.customer: book for book in books.customers}
+    console.print()
     for plan in plans:
         latest = of_customer[plan.id].latest
         table = _table(f"{plan.id}: the last {len(latest)} lines of its receipt")
-        for name in ("time", "SKU", "outcome"):
-            table.add_column(name, no_wrap=True)
-        for name in ("quantity", "credits", f"cost {currency}"):
-            table.add_column(name, justify="right", no_wrap=True)
+        for name, width in (("time", 8), ("SKU", 20), ("outcome", 9)):
+            table.add_column(name, no_wrap=True, width=width)
+        for name, width in (("units", 5), ("credits", 7), (f"cost {currency}", 8)):
+            table.add_column(name, justify="right", no_wrap=True, width=width)
         table.add_column("what for, or why not", no_wrap=True, overflow="ellipsis", ratio=1)
         for line in latest:
             table.add_row(*_receipt_row(line))
@@ -116,9 +121,9 @@ def _overview_row(book: CustomerBooks, *, credit_value: str, currency: str) -> l
 def _story(plan: CustomerPlan, books: Books) -> Text:
     outcomes = next(book.outcomes for book in books.customers if book.customer == plan.id)
     told = [
-        f"{count:,} denied: {WORDS.get(DenialReason(reason), reason)} ({reason})"
+        f"{count:,} {outcome}: {WORDS.get(reason, '')} ({reason})"
         for (outcome, reason), count in sorted(outcomes.items())
-        if outcome == "denied"
+        if outcome != "succeeded"
     ]
     line = Text.assemble("  ", (plan.id.ljust(9), "bold"), f" {plan.habit}")
     for each in told:
@@ -152,11 +157,12 @@ def print_next(console: Console, commands: Mapping[str, str]) -> None:
 
 def _table(title: str) -> Table:
     return Table(
-        title=f"\n{title}",
+        title=title,
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1),
+        collapse_padding=True,
         expand=True,
     )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 
 from billing import migrations
 from billing.bootstrap import System
+from billing.local import LocalServers
 from billing.settings import Settings
 from workers.app import make_app
 from workers.demo import programs
@@ -54,15 +56,20 @@ class Demo:
         console: Where it prints.
         folder: Its own; logs, data and the summary are there afterwards.
         given: What the environment says.
+        make_servers: Makes what starts the servers that are not given.
+
+    ``denied_task`` is the id of one that was denied, once the tasks are done.
     """
 
     console: Console
     folder: Path
     given: Settings
+    make_servers: Callable[..., LocalServers] = LocalServers
     stages: Stages = field(init=False)
     children: Children = field(init=False)
     ground: Ground = field(init=False)
     system: System = field(init=False)
+    denied_task: str | None = None
     _result_keys: list[str] = field(default_factory=list)
     _cleanup: ExitStack = field(default_factory=ExitStack)
 
@@ -92,7 +99,8 @@ class Demo:
 
     def _start_servers(self) -> None:
         with self.stages.stage("Servers") as stage:
-            self.ground = Ground(self.folder, self.given, stage.show)
+            servers = self.make_servers(self.folder, say=stage.show)
+            self.ground = Ground(self.folder, self.given, servers)
             self._cleanup.callback(self.ground.stop)
             endpoints = self.ground.start()
             stage.outcome = self.ground.told()
@@ -145,7 +153,7 @@ class Demo:
 
     def _do_the_work(self, hosts: Hosts) -> Evidence:
         app = make_app(self.system.settings)
-        self._cleanup.callback(app.close)
+        self._cleanup.callback(_let_go, app)
         app.loader.import_default_modules()
         app.loader.import_task_module("workers.demo.tasks")
         planned = batches(hosts.places)
@@ -183,6 +191,8 @@ class Demo:
 
     def _report(self, evidence: Evidence) -> bool:
         settings, books = self.system.settings, evidence.books
+        denied = (task for task, end in evidence.ends.items() if end.outcome == "denied")
+        self.denied_task = next(denied, None)
         print_receipts(self.console, CUSTOMERS, books, currency=settings.currency)
         print_overview(
             self.console,
@@ -195,7 +205,7 @@ class Demo:
         print_checklist(self.console, [*found, plan], self.stages.tick)
         summary = summarise(evidence, found)
         (self.folder / SUMMARY).write_text(summary.to_json(), "utf-8")
-        self.console.print(f"\n{_verdict(summary, plan)} Figures: {self._shown(SUMMARY)}\n")
+        self.console.print(f"\n{_verdict(summary, plan)}\n")
         return summary.discrepancies == 0 and plan.holds
 
     def _stop(self) -> None:
@@ -210,9 +220,17 @@ class Demo:
         for left in self.ground.clear_away(settings, self._result_keys):
             self.stages.note(f"Could not be deleted: {left}")
 
-    def _shown(self, name: str) -> str:
-        path = self.folder / name
-        return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+def _let_go(app: Any) -> None:
+    """Close the app's connections while their servers still run.
+
+    Results subscribe to their task's channel and unsubscribe when they are deleted, which may be
+    after the servers were stopped: by then there must be nothing left to unsubscribe from.
+    """
+    consumer = app.backend.result_consumer
+    consumer.stop()
+    consumer.subscribed_to.clear()
+    app.close()
 
 
 def _verdict(summary: Summary, plan: Check) -> str:

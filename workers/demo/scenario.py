@@ -250,7 +250,7 @@ class _Site:
         number = self._given[customer]
         self._given[customer] += 1
         name = LIGHT_PAGES[number % len(LIGHT_PAGES)]
-        return f"{self.places.site}/{name}.html?for={customer}-{number}"
+        return f"{self.places.site}/{name}.html?{customer}-{number}"
 
     def captures(self, customer: str, count: int) -> tuple[Call, ...]:
         """Captures of light pages."""
@@ -288,14 +288,14 @@ def _atlas(site: _Site) -> list[Batch]:
 
 def _borealis(site: _Site) -> list[Batch]:
     deep = [
-        forensic(f"{site.places.site}/{name}.html?for=borealis-deep-{number}", "python", pages)
+        forensic(f"{site.places.site}/{name}.html?borealis-deep-{number}", "python", pages)
         for number, (name, pages) in enumerate(
             zip(SEARCH_SEEDS, (40, 36, 32, 28, 24, 20, 20, 20), strict=True)
         )
     ]
     # A site of seven pages: of the forty units held, thirty-three are given back.
     deep += [
-        forensic(f"{site.places.difficult}/leaflet/?for=borealis-leaflet-{number}", "page", 40)
+        forensic(f"{site.places.difficult}/leaflet/?borealis-leaflet-{number}", "page", 40)
         for number in range(2)
     ]
     premium = [site.premium("borealis", query) for query in ("text", "file", "error", "object")]
@@ -323,9 +323,9 @@ def _delphi(site: _Site) -> list[Batch]:
 
 def _elbrus(site: _Site) -> list[Batch]:
     places = site.places
-    gone = [capture(f"{places.difficult}/gone/{n}.html?for=elbrus-gone-{n}") for n in range(25)]
-    nowhere = [capture(f"{places.nowhere}/{n}.html?for=elbrus-nowhere-{n}") for n in range(18)]
-    forbidden = [capture(f"{METADATA_URL}?for=elbrus-forbidden-{n}") for n in range(2)]
+    gone = [capture(f"{places.difficult}/gone/{n}.html?elbrus-gone-{n}") for n in range(25)]
+    nowhere = [capture(f"{places.nowhere}/{n}.html?elbrus-nowhere-{n}") for n in range(18)]
+    forbidden = [capture(f"{METADATA_URL}?elbrus-forbidden-{n}") for n in range(2)]
     # The proxy is asked, and charges us, though none of the pages is there: cost without revenue.
     lost = Call(
         task=PREMIUM,
@@ -333,13 +333,13 @@ def _elbrus(site: _Site) -> list[Batch]:
         urls=(f"{places.nowhere}/a.html", f"{places.nowhere}/b.html"),
     )
     slow = [
-        forensic(f"{places.difficult}/slow/{n}00.html?for=elbrus-slow-{n}", "page", 40, SOFT_LIMIT)
+        forensic(f"{places.difficult}/slow/{n}00.html?elbrus-slow-{n}", "page", 40, SOFT_LIMIT)
         for n in range(4)
     ]
     busy = [
-        capture(f"{places.difficult}/busy/{n}?for=elbrus-busy-{n}", task=PATIENT) for n in range(10)
+        capture(f"{places.difficult}/busy/{n}?elbrus-busy-{n}", task=PATIENT) for n in range(10)
     ]
     return [
-        Batch(customer="elbrus", way=Way.OPTION, calls=(*slow, *gone, *nowhere, *forbidden, lost)),
         Batch(customer="elbrus", way=Way.BILL_TO, calls=tuple(busy)),
+        Batch(customer="elbrus", way=Way.OPTION, calls=(*slow, *gone, *nowhere, *forbidden, lost)),
     ]

@@ -60,6 +60,7 @@ class Work:
         self._children = children
         self._bars = bars
         self._pulse = _Pulse()
+        self._next_look = 0.0
         self.results = Results(app.backend)  # type: ignore[arg-type]  # of Redis: key-value
 
     def run(self, planned: Sequence[Batch]) -> None:
@@ -90,6 +91,9 @@ class Work:
 
     def _look(self, pause: float = 0.0) -> None:
         time.sleep(pause)
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _POLL_SECONDS
         self._children.check()
         self.results.ask()
         logged = events_logged(self._system)
