@@ -36,7 +36,7 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml | $(BIN)/python
 	@touch $(VENV)/.local $@
 
 demo: $(VENV)/.local ## Run the main job on real pages, print what happened, stop everything
-	@$(BIN)/billing demo
+	@$(BIN)/python -m workers.demo
 
 test: $(VENV)/.dev ## Every test, on real servers
 	@$(BIN)/python scripts/ensure_rabbitmq.py

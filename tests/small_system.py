@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Final, Self
@@ -18,7 +18,7 @@ from billing.log.writer import LogWriter
 from billing.meter.meter import Meter
 from billing.meter.run import Admission, TaskFacts
 from billing.meter.sync import AccountSync
-from billing.quota.hold import Quota
+from billing.quota.hold import LoadOutcome, Quota
 from billing.quota.keys import SHARDS, Keys
 from billing.quota.memory import MemoryQuota
 from billing.quota.redis_quota import RedisQuota
@@ -91,14 +91,18 @@ class SmallSystem:
             max_ahead=timedelta(seconds=300),
             currency="USD",
         )
-        self.meter = Meter(
-            quota=quota,
-            skus=Catalog(engine).get,
-            refresh=self.account_sync.rebuild,
+        self.meter = self.meter_with(self.account_sync.rebuild)
+
+    def meter_with(self, refresh: Callable[[str], LoadOutcome]) -> Meter:
+        """A meter on the same servers that loads missing balances by ``refresh``."""
+        return Meter(
+            quota=self.quota,
+            skus=Catalog(self.engine).get,
+            refresh=refresh,
             publisher=self.published,
             journal=self.journal,
             spool=self.spool,
-            clock=clock,
+            clock=self.clock,
             hold_ttl_seconds=600,
             currency="USD",
         )

@@ -31,8 +31,9 @@ def sqlalchemy_url(url: str) -> str:
     """
     scheme, mark, rest = url.partition("://")
     if not mark or scheme not in _KNOWN:
-        # The rest may hold a password.
-        raise InvalidValue("database_url", f"{scheme}://…", "write postgresql://user@host/database")
+        # What follows the scheme, or all of it where there is none, may hold a password.
+        shown = f"{scheme}://…" if mark else "…"
+        raise InvalidValue("database_url", shown, "write postgresql://user@host/database")
     return f"{_DRIVER}://{rest}"
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -13,6 +15,10 @@ from billing.core.clock import Clock, to_ms
 from billing.core.errors import InvalidValue, NotFound, QuotaUnavailable
 from billing.quota.hold import AccountView, LoadOutcome, Quota
 from billing.quota.rebuild import current_state, rebuild
+
+_LOCK_CLASS: Final = 0x77B
+"""First half of the advisory lock's key, so that ours meet no other program's."""
+_LOCK_SECONDS: Final = 5
 
 
 class AccountSync:
@@ -28,13 +34,15 @@ class AccountSync:
         self._engine = engine
         self._quota = quota
         self._clock = clock
+        self._threads = threading.Lock()
 
     def rebuild(self, customer: str, *, force: bool = False) -> LoadOutcome:
         """Load the customer's account under a new epoch of its fence.
 
-        When many tasks miss the same balance, each waits for the fence's lock and rebuilds only
-        what it does not find there then. An account whose month is over keeps its epoch and is told
-        the new month: what it counted and the log has not got yet would else be free for a moment.
+        When many tasks miss the same balance, one rebuilds it and the others wait until it is
+        loaded: a second rebuild would begin from the log, which has not got yet what the first
+        epoch settled, and give those credits out again. An account whose month is over keeps its
+        epoch, for the same reason, and is told the new month.
 
         Args:
             customer: Whose account.
@@ -46,20 +54,36 @@ class AccountSync:
         """
         _check_name(customer)
         now = self._clock.now()
-        with _answering(customer), self._engine.begin() as connection:
-            view = None if force else self._loaded(connection, customer)
-            if view is None:
-                state = rebuild(connection, customer, now)
-            elif to_ms(now) < view.period_end_ms:
-                return LoadOutcome.STALE
-            else:
-                state = current_state(connection, customer, now)
-        # After the commit: an epoch that Redis knew and PostgreSQL forgot would be given twice.
-        outcome = self._quota.load(state)
+        with self._one_at_a_time(customer):
+            with _answering(customer), self._engine.begin() as connection:
+                view = None if force else self._loaded(connection, customer)
+                if view is None:
+                    state = rebuild(connection, customer, now)
+                elif to_ms(now) < view.period_end_ms:
+                    return LoadOutcome.STALE
+                else:
+                    state = current_state(connection, customer, now)
+            # After the commit: an epoch that Redis knew and PostgreSQL forgot would be given twice.
+            outcome = self._quota.load(state)
         if outcome is LoadOutcome.LOADED:
             # What changed between commit and load was told to an account that was not there yet.
             self.sync_many([customer])
         return outcome
+
+    @contextmanager
+    def _one_at_a_time(self, customer: str) -> Iterator[None]:
+        """From the look at the store until the load, past the commit in between.
+
+        A transaction of its own holds an advisory lock (so it works through a pooler as well); a
+        lock of this process keeps its threads from taking every connection of the pool to wait.
+        """
+        with self._threads, _answering(customer), self._engine.begin() as guard:
+            guard.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'"))
+            guard.execute(
+                sa.text("SELECT pg_advisory_xact_lock(:class, hashtext(:customer))"),
+                {"class": _LOCK_CLASS, "customer": customer},
+            )
+            yield
 
     def sync(self, customer: str) -> LoadOutcome:
         """Tell the quota store what changed in PostgreSQL: grants, status, budgets, late usage.

@@ -53,7 +53,7 @@ class Billing:
         assert not wide
         return stdout
 
-    def json(self, *arguments: str, code: int = 0) -> Any:  # noqa: ANN401 - any JSON value
+    def json(self, *arguments: str, code: int = 0) -> Any:
         """The one JSON document printed with ``--json``."""
         return json.loads(self.run(*arguments, "--json", code=code).stdout)
 

@@ -7,11 +7,19 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import redis
+import structlog
 from commandline import Billing, environment_of
 from support import add_customer, add_sku
 
 from billing.bootstrap import System
 from billing.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Commands that run for long configure logs for their process, which here is the tests' own."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

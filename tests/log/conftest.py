@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from urllib.parse import urlsplit
 
+import amqp
 import pytest
 import sqlalchemy as sa
+from consuming import Count, Publish, waiting
 from support import add_customer, add_sku, eventually
 
 from billing.core.clock import ManualClock
 from billing.log.engine import writer_engine
 from billing.log.totals import totals_from_log, totals_from_rollups
 from billing.log.writer import LogWriter
+from billing.settings import Settings
+from billing.usage import topology
 
 MAX_AGE = timedelta(days=90)
 MAX_AHEAD = timedelta(seconds=300)
@@ -93,6 +98,49 @@ def somebody_waits(engine: sa.Engine) -> Callable[[], None]:
         eventually(waiting, message="somebody waits for a lock")
 
     return wait
+
+
+@pytest.fixture
+def channel(rabbitmq_url: str, settings: Settings) -> Iterator[amqp.Channel]:
+    """A channel of the test's own, with everything declared."""
+    parts = urlsplit(rabbitmq_url)
+    connection = amqp.Connection(
+        host=f"{parts.hostname}:{parts.port or 5672}",
+        userid=parts.username or "guest",
+        password=parts.password or "guest",
+        virtual_host=parts.path[1:] or "/",
+    )
+    with connection:
+        opened = connection.channel()
+        topology.declare(opened, exchange=settings.usage_exchange, queue=settings.usage_queue)
+        yield opened
+
+
+@pytest.fixture
+def publish(channel: amqp.Channel, settings: Settings) -> Publish:
+    """Puts messages into the usage exchange and waits for the last confirm."""
+
+    def put(*bodies: bytes, **properties: str) -> None:
+        channel.confirm_select()
+        for body in bodies:
+            channel.basic_publish_confirm(
+                amqp.Message(body, delivery_mode=2, **properties),
+                exchange=settings.usage_exchange,
+                routing_key=topology.routing_key("acme"),
+                mandatory=True,
+            )
+
+    return put
+
+
+@pytest.fixture
+def ready(channel: amqp.Channel, settings: Settings) -> Count:
+    """How many messages wait in the usage queue, those delivered and unacknowledged not counted."""
+
+    def count() -> int:
+        return waiting(channel, settings.usage_queue)
+
+    return count
 
 
 # The hour and the month of an id, computed by PostgreSQL from the id's own first 48 bits.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from threading import Barrier, Event
@@ -22,11 +22,12 @@ from billing.core.errors import NotFound, QuotaUnavailable
 from billing.credit.store import Credit
 from billing.meter.meter import Meter
 from billing.meter.sync import AccountSync
-from billing.quota.hold import AccountState, AccountView, LoadOutcome
+from billing.quota.hold import AccountState, AccountView, LoadOutcome, Quota, Settlement
 from billing.quota.memory import MemoryQuota
 from billing.reconcile.compare import Kind
 from billing.settings import Settings
 from billing.tables import quota_fences, usage_events
+from billing.usage.event import UsageEvent
 
 TIMEOUT_SECONDS = 60
 
@@ -130,6 +131,71 @@ def test_twenty_threads_missing_one_balance_leave_one_consistent_account(system:
     assert (account.held_microcredits, account.available_microcredits) == (15 * CREDIT, 0)
     assert account.epoch == fence_epoch(system.engine)
     assert len(system.quota.open_holds("acme")) == 15
+
+
+class _Overtaking:
+    """A quota store under two loaders in the worst order.
+
+    The second looks before the first has loaded, and loads after the first settled. Each wait ends
+    by itself, for where the second does not even look before the first is done.
+    """
+
+    def __init__(self, inner: Quota) -> None:
+        self._inner = inner
+        self._looks, self._loads = 0, 0
+        self._looked, self._told, self._settled = Event(), Event(), Event()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    def account(self, customer: str) -> AccountView | None:
+        self._looks += 1
+        if self._looks != 2:
+            return self._inner.account(customer)
+        seen = self._inner.account(customer)
+        self._looked.set()
+        self._told.wait(0.5)
+        return seen
+
+    def load(self, state: AccountState) -> LoadOutcome:
+        self._loads += 1
+        if self._loads == 1:
+            self._looked.wait(0.5)
+        if self._loads > 2:
+            self._settled.wait(0.5)
+        outcome = self._inner.load(state)
+        if self._loads == 2:
+            self._told.set()
+        return outcome
+
+    def settle(self, customer: str, task_id: str, events: Sequence[UsageEvent]) -> Settlement:
+        settlement = self._inner.settle(customer, task_id, events)
+        self._settled.set()
+        return settlement
+
+
+def test_processes_that_miss_a_balance_together_never_admit_more_than_it_has(
+    system: SmallSystem, acme: str, database_url: str
+):
+    # As worker processes do, each with its own connections, at a customer's very first tasks: a
+    # second rebuild would not know what the first epoch settled and the log has not got yet.
+    quota = _Overtaking(system.quota)
+    admitted = []
+
+    def process(index: int) -> None:
+        with SmallSystem(system.engine, database_url, quota, system.clock) as own:
+            for turn in range(12):
+                facts = make_facts(task_id=f"t{index}.{turn}", customer=acme)
+                admission = own.meter.admit(facts, "page-capture", None)
+                if admission.admitted:
+                    admitted.append(admission)
+                    own.meter.settle(admission, own.meter.recorder(admission.sku))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(process, range(2)))
+    assert len(admitted) == 15
+    system.drain()
+    assert system.reconcile.run(system.clock.now() - timedelta(days=1)) == []
 
 
 def test_rebuilds_among_grants_runs_and_logging_neither_lose_nor_double(system: SmallSystem):

@@ -125,26 +125,19 @@ def test_alembic_sees_no_drift_from_the_tables(database_url: str) -> None:
         assert compare_metadata(context, metadata) == []
 
 
-@pytest.mark.parametrize(
-    "query", [COLUMNS, CHECKS, INDEXES], ids=["columns", "constraints", "indexes"]
-)
 def test_the_migrated_schema_is_the_one_made_from_the_tables(
-    query: str, database_url: str, make_database: MakeDatabase
-) -> None:
-    made = make_database()
-    engine = sa.create_engine(sqlalchemy_url(made), poolclass=sa.NullPool)
-    metadata.create_all(engine)
-    assert rows(database_url, query) == rows(made, query)
-
-
-def test_the_comparison_with_the_tables_would_notice_a_dropped_check(
     database_url: str, make_database: MakeDatabase
 ) -> None:
     made = make_database()
     metadata.create_all(sa.create_engine(sqlalchemy_url(made), poolclass=sa.NullPool))
+    for query in (COLUMNS, CHECKS, INDEXES):
+        assert rows(database_url, query) == rows(made, query)
+    # The comparison is worth something: it notices what is missing.
     with psycopg.connect(made) as connection:
         connection.execute("ALTER TABLE skus DROP CONSTRAINT skus_pricing_check")
-    assert rows(database_url, CHECKS) != rows(made, CHECKS)
+        connection.execute("DROP INDEX usage_events_task_id_idx")
+    for query in (CHECKS, INDEXES):
+        assert rows(database_url, query) != rows(made, query)
 
 
 def test_the_log_has_no_default_partition(database_url: str) -> None:
@@ -171,7 +164,7 @@ def test_the_template_of_new_migrations_sets_a_lock_timeout() -> None:
 def test_databases_migrated_at_the_same_time_do_not_fail_over_the_roles(
     make_database: MakeDatabase,
 ) -> None:
-    urls = [make_database() for _ in range(4)]
+    urls = [make_database() for _ in range(3)]
     with ThreadPoolExecutor(len(urls)) as pool:
         list(pool.map(_migrate_in_a_process, urls))
     assert all(migrations.is_current(url) for url in urls)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import psycopg
@@ -60,14 +59,26 @@ def logged(engine: sa.Engine, database_url: str) -> Iterator[sa.Engine]:
     writing.dispose()
 
 
-@pytest.mark.parametrize("statement", FORBIDDEN)
-def test_the_writer_is_denied(statement: str, logged: sa.Engine) -> None:
-    # A login that is a superuser keeps session_replication_role even under another role: what is
-    # tested is the role, so such a login first becomes nobody in particular.
-    with logged.connect() as connection, pytest.raises(sa.exc.ProgrammingError) as refused:
-        connection.execute(sa.text(statement))
-    assert refused.value.orig is not None
-    assert isinstance(refused.value.orig, psycopg.errors.InsufficientPrivilege)
+def refusals(engine: sa.Engine, statements: list[str]) -> dict[str, str]:
+    """What PostgreSQL said to each statement; each in a transaction of its own."""
+    said = {}
+    for statement in statements:
+        with engine.connect() as connection:
+            try:
+                connection.execute(sa.text(statement))
+                said[statement] = "done"
+            except sa.exc.ProgrammingError as error:
+                if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+                    raise
+                said[statement] = str(error.orig)
+    return said
+
+
+def test_the_writer_is_denied_everything_but_inserting_and_reading(logged: sa.Engine) -> None:
+    said = refusals(logged, FORBIDDEN)
+    assert [statement for statement, answer in said.items() if answer == "done"] == []
+    allowed = ["SELECT * FROM usage_events", "UPDATE dead_letters SET detail = 'x'"]
+    assert set(refusals(logged, allowed).values()) == {"done"}
 
 
 def test_the_writers_connections_are_never_anybody_else(logged: sa.Engine) -> None:
@@ -95,27 +106,20 @@ def test_the_reader_reads_every_table_and_writes_none(database_url: str) -> None
 
 
 @pytest.mark.usefixtures("logged")
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "UPDATE usage_events SET amount_microcredits = 0",
-        "DELETE FROM usage_events",
-        "TRUNCATE usage_events",
-        f"UPDATE {MONTH} SET amount_microcredits = 0",
-        f"DELETE FROM {MONTH}",
-        f"TRUNCATE {MONTH}",
-    ],
-)
-def test_even_the_owner_is_told_that_the_log_is_append_only(
-    statement: str, database_url: str
-) -> None:
+def test_even_the_owner_is_told_that_the_log_is_append_only(database_url: str) -> None:
     owner = owner_engine(database_url)
-    with owner.connect() as connection, pytest.raises(sa.exc.ProgrammingError) as refused:
-        connection.execute(sa.text(statement))
+    changes = [
+        f"{verb} {table} {rest}"
+        for table in ("usage_events", MONTH)
+        for verb, rest in (
+            ("UPDATE", "SET amount_microcredits = 0"),
+            ("DELETE FROM", ""),
+            ("TRUNCATE", ""),
+        )
+    ]
+    for statement, answer in refusals(owner, changes).items():
+        assert answer.startswith("the log is append-only"), statement
     owner.dispose()
-    assert re.search(
-        r"the log is append-only: (UPDATE|DELETE|TRUNCATE) of usage_events", str(refused.value)
-    )
 
 
 def test_every_table_belongs_to_the_owner_role_which_cannot_log_in(engine: sa.Engine) -> None:

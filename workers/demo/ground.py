@@ -90,9 +90,9 @@ class Ground:
         redis_name = "Valkey" if self.own_redis else "Redis"
         whose_database = _whose(self._given.database_url, self.endpoints.database_url)
         whose_redis = _whose(self._given.redis_url, self.endpoints.redis_url)
-        whose_broker = "own" if self.own_broker else _address(url)
-        stores = f"PostgreSQL ({whose_database}), {redis_name} ({whose_redis})"
-        return f"{stores}, {broker} ({whose_broker})"
+        whose_broker = "(own)" if self.own_broker else _address(url)
+        stores = f"PostgreSQL {whose_database}, {redis_name} {whose_redis}"
+        return f"{stores}, {broker} {whose_broker}"
 
     @property
     def node_name(self) -> str:
@@ -120,7 +120,7 @@ class Ground:
 
         Args:
             settings: The demo's, with the names of everything.
-            result_keys: Celery's keys in the result backend.
+            result_keys: Celery's keys in the result backend; those with a ``*`` are patterns.
 
         Returns:
             What could not be deleted, for people; empty when all is gone.
@@ -154,7 +154,7 @@ class Ground:
 
 
 def _whose(given: object, url: str) -> str:
-    return "own" if given is None else _address(url)
+    return "(own)" if given is None else _address(url)
 
 
 def _address(url: str) -> str:
@@ -209,9 +209,13 @@ def _delete_keys(url: str, prefix: str) -> None:
 
 def _delete_results(url: str, keys: Iterable[str]) -> None:
     with redis.Redis.from_url(url, socket_timeout=_BROKER_SECONDS) as client:
-        names = list(keys)
+        names = [name for key in keys for name in _names_of(client, key)]
         for start in range(0, len(names), _SCAN):
             client.unlink(*names[start : start + _SCAN])
+
+
+def _names_of(client: redis.Redis, key: str) -> list[Any]:
+    return list(client.scan_iter(match=key, count=_SCAN)) if "*" in key else [key]
 
 
 def _delete_queues(url: str, settings: Settings) -> None:

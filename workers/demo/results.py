@@ -21,6 +21,10 @@ class Backend(Protocol):
         """The key of a result."""
         ...
 
+    def get_key_for_group(self, group_id: str, key: str) -> Any:
+        """The key of something about a group."""
+        ...
+
     def mget(self, keys: list[Any]) -> list[Any]:
         """Several values at once; None where there is none."""
         ...
@@ -70,6 +74,7 @@ class Results:
         self._backend = backend
         self._tickets: dict[str, Ticket] = {}
         self._bodies: dict[str, str] = {}
+        self._groups: list[str] = []
         self._pending: set[str] = set()
         self.ends: dict[str, End] = {}
         """By task id; the chords' bodies are among them."""
@@ -78,6 +83,7 @@ class Results:
         """Wait for these, too."""
         self._tickets |= {ticket.task_id: ticket for ticket in submitted.tickets}
         self._bodies |= submitted.bodies
+        self._groups += submitted.groups
         self._pending |= {ticket.task_id for ticket in submitted.tickets} | submitted.bodies.keys()
 
     @property
@@ -115,11 +121,12 @@ class Results:
         )
 
     def keys(self) -> list[str]:
-        """The backend's keys of all results."""
-        return [
-            key.decode() if isinstance(key, bytes) else str(key)
-            for key in map(self._backend.get_key_for_task, [*self._tickets, *self._bodies])
-        ]
+        """The backend's keys of all results; those with a ``*`` are patterns."""
+        backend = self._backend
+        asked = [backend.get_key_for_task(each) for each in (*self._tickets, *self._bodies)]
+        # A chord keeps its count and its members' results under several endings.
+        asked += [backend.get_key_for_group(each, "*") for each in self._groups]
+        return [key.decode() if isinstance(key, bytes) else str(key) for key in asked]
 
     def _ask_some(self, task_ids: Iterable[str]) -> None:
         asked = list(task_ids)

@@ -14,6 +14,7 @@ from rich.console import Console
 from billing import migrations
 from billing.bootstrap import System
 from billing.local import LocalServers
+from billing.local.process import interrupts_deferred
 from billing.settings import Settings
 from workers.app import make_app
 from workers.demo import programs
@@ -211,7 +212,9 @@ class Demo:
     def _stop(self) -> None:
         with self.stages.stage("Stopped") as stage:
             stage.show("stopping everything that was started")
-            self._cleanup.close()
+            # A second Ctrl-C waits until nothing is left running.
+            with interrupts_deferred():
+                self._cleanup.close()
             stage.outcome = "every process and server that was started"
 
     def _clear_away(self) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 WIDTH = 100
-_TITLE_WIDTH = 16
+_TITLE_WIDTH = 10
 
 
 def make_console() -> Console:

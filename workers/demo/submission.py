@@ -27,15 +27,21 @@ class Ticket:
 
 @dataclass(slots=True)
 class Submitted:
-    """What was submitted. ``bodies``: whose chord it is, by the task id of its unmetered body."""
+    """What was submitted.
+
+    ``bodies`` says whose chord it is, by the task id of its unmetered body; ``groups`` are the ids
+    of groups and of chords' headers.
+    """
 
     tickets: list[Ticket] = field(default_factory=list)
     bodies: dict[str, str] = field(default_factory=dict)
+    groups: list[str] = field(default_factory=list)
 
     def __iadd__(self, other: Submitted) -> Self:
         """Both."""
         self.tickets += other.tickets
         self.bodies |= other.bodies
+        self.groups += other.groups
         return self
 
 
@@ -81,14 +87,16 @@ def _one_by_one(app: Celery, batch: Batch) -> Submitted:
 def _group(app: Celery, batch: Batch) -> Submitted:
     with bill_to(batch.customer):
         members: Any = group(_signatures(app, batch.calls)).apply_async()
-    return Submitted(_tickets(members.results, batch))
+    return Submitted(_tickets(members.results, batch), groups=[members.id])
 
 
 def _chord(app: Celery, batch: Batch) -> Submitted:
     digest: Any = app.tasks[DIGEST]
     with bill_to(batch.customer):
         body: Any = chord(_signatures(app, batch.calls))(digest.s())
-    return Submitted(_tickets(body.parent.results, batch), {body.id: batch.customer})
+    return Submitted(
+        _tickets(body.parent.results, batch), {body.id: batch.customer}, [body.parent.id]
+    )
 
 
 def _twice(app: Celery, customer: str, call: Call, clock: Clock) -> Ticket:

@@ -1,0 +1,63 @@
+"""How much is measured. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from benchmarks.report import MIN_REPETITIONS, Figure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How long each suite goes on.
+
+    Attributes:
+        repetitions: Of every figure.
+        quota_calls: Reserves, settles and PINGs in one repetition.
+        transport_batches: Batches of 500 in one repetition.
+        transport_singles: Events confirmed one by one in one repetition.
+        ingest_batches: Batches in one repetition, by their size.
+        round_seconds: The least length of a measured round of tasks.
+        calibration_tasks: Tasks run before, to see how many fill a round.
+    """
+
+    repetitions: int
+    quota_calls: int
+    transport_batches: int
+    transport_singles: int
+    ingest_batches: dict[int, int]
+    round_seconds: float
+    calibration_tasks: int
+
+    def __post_init__(self) -> None:
+        if self.repetitions < MIN_REPETITIONS:
+            raise ValueError(f"{self.repetitions} repetitions; {MIN_REPETITIONS} are needed")
+
+
+FULL: Final = Effort(
+    repetitions=5,
+    quota_calls=1500,
+    transport_batches=4,
+    transport_singles=200,
+    ingest_batches={1000: 4, 5000: 1},
+    round_seconds=3.0,
+    calibration_tasks=600,
+)
+QUICK: Final = Effort(
+    repetitions=5,
+    quota_calls=200,
+    transport_batches=1,
+    transport_singles=40,
+    ingest_batches={1000: 1, 5000: 1},
+    round_seconds=0.4,
+    calibration_tasks=150,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a suite found, and what a reader has to know about how."""
+
+    figures: list[Figure]
+    notes: list[str] = field(default_factory=list)
