@@ -43,14 +43,13 @@ def make_event(customer: str, metered_at: datetime, task_id: str | None = None) 
 
 
 def add_customers(system: System, suite: str, count: int) -> list[str]:
-    """Add the SKU, if need be, and ``count`` customers with more credits than they will spend."""
-    if SKU not in {sku.id for sku in system.catalog.list()}:
-        system.catalog.add(
-            SKU,
-            unit="page",
-            unit_price_microcredits=PRICE_MICROCREDITS,
-            effective_from=system.clock.now(),
-        )
+    """Add the SKU and ``count`` customers with more credits than they will spend."""
+    system.catalog.add(
+        SKU,
+        unit="page",
+        unit_price_microcredits=PRICE_MICROCREDITS,
+        effective_from=system.clock.now(),
+    )
     names = [f"{suite}-{number}" for number in range(count)]
     for name in names:
         system.accounts.add(name, name)

@@ -64,33 +64,43 @@ class ServerFacts(TypedDict):
     database_answers: bool
 
 
-def endpoints_of(settings: Settings) -> Endpoints:
-    """Where the servers are: what the settings name, else the embedded ones that are running.
+def url_of(settings: Settings, name: str) -> str:
+    """The URL of one server: what the settings name, else the embedded one that is running.
+
+    Args:
+        settings: Where the servers are.
+        name: ``database_url``, ``redis_url`` or ``amqp_url``.
 
     Raises:
-        ConfigurationError: A server is neither named nor running; says which and the remedy.
+        ConfigurationError: The server is neither named nor running; says which and the remedy.
     """
-    running = running_endpoints(settings.local_dir)
+    given: SecretStr | None = getattr(settings, name)
+    if given is not None:
+        return given.get_secret_value()
+    running = getattr(running_endpoints(settings.local_dir), name, None)
+    if not running:
+        raise ConfigurationError(
+            name.upper(),
+            "not set, and no embedded server is running",
+            f"set {name.upper()}, or run: billing local start",
+        )
+    return str(running)
 
-    def url(name: str) -> str:
-        given: SecretStr | None = getattr(settings, name)
-        found = given.get_secret_value() if given else getattr(running, name, "")
-        if not found:
-            raise ConfigurationError(
-                name.upper(),
-                "not set, and no embedded server is running",
-                f"set {name.upper()}, or run: billing local start",
-            )
-        return str(found)
 
-    redis_url = url("redis_url")
-    given = settings.result_url
+def endpoints_of(settings: Settings) -> Endpoints:
+    """Where all the servers are.
+
+    Raises:
+        ConfigurationError: As ``url_of``.
+    """
+    redis_url = url_of(settings, "redis_url")
+    result_url = settings.result_url
     return Endpoints(
-        database_url=url("database_url"),
+        database_url=url_of(settings, "database_url"),
         redis_url=redis_url,
-        amqp_url=url("amqp_url"),
-        result_url=given.get_secret_value()
-        if given
+        amqp_url=url_of(settings, "amqp_url"),
+        result_url=result_url.get_secret_value()
+        if result_url
         else sibling_database(redis_url, RESULT_DATABASE),
     )
 
@@ -143,26 +153,34 @@ class System:
         """Where the servers are."""
         return self._given_endpoints or endpoints_of(self.settings)
 
-    @property
+    @cached_property
+    def database_url(self) -> str:
+        """PostgreSQL; asked for alone, so that ``billing migrate`` needs no other server."""
+        return self._url("database_url")
+
+    @cached_property
+    def _redis_url(self) -> str:
+        return self._url("redis_url")
+
+    @cached_property
     def _broker_url(self) -> str:
-        url = self.endpoints.amqp_url
-        if not url:
-            raise ConfigurationError(
-                "AMQP_URL", "no message broker was asked for", "set AMQP_URL to RabbitMQ"
-            )
-        return url
+        return self._url("amqp_url")
+
+    def _url(self, name: str) -> str:
+        given = getattr(self._given_endpoints, name, None)
+        return str(given) if given else url_of(self.settings, name)
 
     # -- PostgreSQL ----------------------------------------------------------------------------
 
     @cached_property
     def engine(self) -> sa.Engine:
         """PostgreSQL as the schema's owner: the catalogue, accounts, grants, partitions."""
-        return owner_engine(self.endpoints.database_url)
+        return owner_engine(self.database_url)
 
     @cached_property
     def writer_engine(self) -> sa.Engine:
         """PostgreSQL as the writer: may insert into the log and nothing more of it."""
-        return writer_engine(self.endpoints.database_url)
+        return writer_engine(self.database_url)
 
     @cached_property
     def accounts(self) -> Accounts:
@@ -235,7 +253,7 @@ class System:
 
     def _redis_client(self, timeout_seconds: float) -> Redis:
         return Redis.from_url(
-            self.endpoints.redis_url,
+            self._redis_url,
             socket_timeout=timeout_seconds,
             socket_connect_timeout=timeout_seconds,
             # One repeat for a connection that was closed while idle; every verb may be repeated.
@@ -386,7 +404,7 @@ class System:
         except RedisError:
             policy = None
         try:
-            revision, answers = migrations.current(self.endpoints.database_url), True
+            revision, answers = migrations.current(self.database_url), True
         except sa.exc.DBAPIError:
             revision, answers = None, False
         return ServerFacts(

@@ -103,6 +103,11 @@ class Admission:
             line=denied_line(self.sku.id, self.reason),
             outcome=Outcome.DENIED,
             reason=self.reason.value,
+            # For who asks later why; a denial's fingerprint leaves them out.
+            dimensions={
+                "needed_microcredits": str(self.needed_microcredits),
+                "left_microcredits": str(self.left_microcredits),
+            },
             currency=currency,
             started_at=self.started_at,
             finished_at=self.started_at,

@@ -117,7 +117,13 @@ class Replay:
             # A node that has put nothing into the outbox yet has lost nothing.
             self._remember(generation)
             return 0
-        if self._first_pass is None:
+        if self._first_pass is None and self._remembered() is None:
+            _log.info(
+                "journal_published_once",
+                meaning="this node's relay meets this Redis for the first time; what the journal "
+                "has is published again, and the log drops duplicates",
+            )
+        elif self._first_pass is None:
             _log.warning(
                 "redis_lost_data",
                 generation=generation,

@@ -1,0 +1,239 @@
+"""The ground a benchmark stands on: servers, and names of its own on them.
+
+Whoever the servers belong to, a run makes a database, a key prefix, queues and exchanges of its
+own, and deletes them when it ends. Servers that it started itself go with all their data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+import sqlalchemy as sa
+from kombu import Connection
+from kombu.exceptions import OperationalError
+from pydantic import SecretStr
+
+from benchmarks.errors import BenchError
+from billing import migrations
+from billing.bootstrap import System
+from billing.local import Endpoints, LocalServers
+from billing.local.process import Command, Process, end, interrupts_deferred, spawn
+from billing.local.state import Record, State
+from billing.log.engine import sqlalchemy_url
+from billing.settings import Settings
+from billing.usage.topology import dead_exchange, dead_queue
+
+Say = Callable[[str], None]
+
+_SCAN: Final = 1000
+_SECONDS: Final = 10.0
+_STOP_SECONDS: Final = 20.0
+_PATIENCE: Final[dict[str, object]] = {
+    # Time-outs that a loaded machine must not reach; they do not change how fast anything is.
+    "redis_timeout_ms": 10_000,
+    "parent_redis_timeout_ms": 10_000,
+    "publish_timeout_seconds": 60,
+    "quarantine_seconds": 0,
+    "failpoints": "",
+    "relay_in_worker": True,
+}
+
+
+class Ground:
+    """Servers, data and processes of one run; a context manager that leaves nothing behind.
+
+    Args:
+        folder: For this run alone; gone afterwards.
+        given: What the environment says.
+        say: Takes lines about what is going on.
+    """
+
+    def __init__(self, folder: Path, given: Settings, say: Say) -> None:
+        self._folder = folder
+        self._given = given
+        self._servers = LocalServers(folder / "servers", say=say)
+        self._processes = State(folder / "processes")
+        self._running: list[Process] = []
+        self._systems: list[System] = []
+        self._name = f"wbbench_{secrets.token_hex(4)}"
+        self._database_made = False
+        self._queues: list[str] = []
+        self._exchanges: list[str] = []
+        self.left: list[str] = []
+        self.endpoints: Endpoints
+
+    def __enter__(self) -> Self:
+        try:
+            self._clear_leftovers()
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self.endpoints = self._servers.start(self._given, need_rabbitmq=True, allow_kombu=True)
+            _run(self.endpoints.database_url, f'CREATE DATABASE "{self._name}"')
+            self._database_made = True
+            migrations.upgrade(self._database_url())
+        except BaseException:
+            self._clear_away()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._clear_away()
+
+    @property
+    def on_rabbitmq(self) -> bool:
+        """Whether the broker is RabbitMQ; else Kombu's transport over Valkey takes its place."""
+        return (self.endpoints.amqp_url or "").startswith("amqp")
+
+    def folder_of(self, suite: str) -> Path:
+        """The folder of one suite."""
+        folder = self._folder / suite
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def settings(self, suite: str) -> Settings:
+        """Settings with names that are this suite's own."""
+        own = f"{self._name}.{suite}"
+        settings = self.endpoints.applied_to(self._given).model_copy(
+            update={
+                **_PATIENCE,
+                "database_url": SecretStr(self._database_url()),
+                "local_dir": self._folder,
+                "spool_dir": self.folder_of(suite) / "spool",
+                "redis_prefix": own,
+                "usage_exchange": f"{own}.usage",
+                "usage_queue": f"{own}.usage.log",
+                "task_queue": f"{own}.tasks",
+            }
+        )
+        usage = (settings.usage_queue, settings.usage_exchange)
+        self.to_delete(usage[0], dead_queue(usage[0]), settings.task_queue)
+        self._exchanges += [usage[1], dead_exchange(usage[1])]
+        return settings
+
+    def to_delete(self, *queues: str) -> None:
+        """Name queues that a suite declares, each with a direct exchange of its name or none."""
+        self._queues += queues
+        self._exchanges += queues
+
+    def system(self, settings: Settings) -> System:
+        """This process's stores; closed with the ground."""
+        system = System(settings, endpoints=_endpoints(settings))
+        self._systems.append(system)
+        return system
+
+    def start(self, name: str, arguments: list[str], settings: Settings, log: Path) -> Process:
+        """Start a process with these settings; ended with the ground.
+
+        Raises:
+            LocalServerError: It could not be started.
+        """
+        environment = {**os.environ, **environment_of(settings)}
+        command = Command(name, arguments, Path.cwd(), log, environment)
+        self._processes.folder.mkdir(exist_ok=True)
+        with interrupts_deferred():
+            process = spawn(command)
+            self._running.append(process)
+            self._processes.put(Record(name, processes=(process,)))
+        return process
+
+    def _database_url(self) -> str:
+        return urlunsplit(urlsplit(self.endpoints.database_url)._replace(path=f"/{self._name}"))
+
+    def _clear_leftovers(self) -> None:
+        """End what a killed run left here."""
+        if self._processes.exists:
+            records = self._processes.records().values()
+            end([process for record in records for process in record.processes])
+        LocalServers(self._folder / "servers").remove()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _clear_away(self) -> None:
+        with interrupts_deferred():
+            end(self._running, timeout_seconds=_STOP_SECONDS)
+            for system in self._systems:
+                system.close()
+            if hasattr(self, "endpoints"):
+                self._delete_data()
+            self._servers.stop_started()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _delete_data(self) -> None:
+        if self._database_made:
+            with _noting(self.left, f"database {self._name}", sa.exc.SQLAlchemyError):
+                drop = f'DROP DATABASE IF EXISTS "{self._name}" WITH (FORCE)'
+                _run(self.endpoints.database_url, drop)
+        with _noting(self.left, f"Redis keys {self._name}.*", redis.RedisError):
+            _delete_keys(self.endpoints.redis_url, self._name)
+        if self.on_rabbitmq:
+            with _noting(self.left, f"queues {self._name}.*", OperationalError, OSError):
+                self._delete_queues(self.endpoints.amqp_url or "")
+
+    def _delete_queues(self, url: str) -> None:
+        with Connection(url, connect_timeout=_SECONDS) as connection:
+            channel: Any = connection.channel()
+            for queue in self._queues:
+                channel.queue_delete(queue)
+            for exchange in self._exchanges:
+                channel.exchange_delete(exchange)
+
+
+def environment_of(settings: Settings) -> Mapping[str, str]:
+    """Settings as the environment of a process. Prefixed names: they win over plain ones."""
+    return {
+        f"WEIGHBRIDGE_{name.upper()}": value.get_secret_value()
+        if isinstance(value, SecretStr)
+        else str(value)
+        for name, value in settings
+        if value is not None
+    }
+
+
+def _endpoints(settings: Settings) -> Endpoints:
+    def url(given: SecretStr | None) -> str:
+        if given is None:
+            raise BenchError("the settings of a suite name every server")
+        return given.get_secret_value()
+
+    return Endpoints(
+        url(settings.database_url),
+        url(settings.redis_url),
+        url(settings.amqp_url),
+        url(settings.result_url),
+    )
+
+
+@contextlib.contextmanager
+def _noting(left: list[str], what: str, *errors: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except errors as error:
+        left.append(f"{what}: {str(error).partition(chr(10))[0]}")
+
+
+def _run(url: str, statement: str) -> None:
+    """One statement outside a transaction. Its names are ours."""
+    engine = sa.create_engine(
+        sqlalchemy_url(url), poolclass=sa.NullPool, isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as connection:
+        connection.execute(sa.text(statement))
+
+
+def _delete_keys(url: str, prefix: str) -> None:
+    with redis.Redis.from_url(url, socket_timeout=_SECONDS) as client:
+        found = list(client.scan_iter(match=f"{prefix}.*", count=_SCAN))
+        for start in range(0, len(found), _SCAN):
+            client.unlink(*found[start : start + _SCAN])

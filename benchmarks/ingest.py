@@ -1,0 +1,118 @@
+"""Suite ingest: ``LogWriter.write``, against a raw COPY of the same rows.
+
+The writer gets messages as the consumer does: it decodes and checks each, drops duplicates, adds to
+the rollups and commits. The baseline gets the very rows that the writer logged, already in COPY's
+binary format, into a table with the same columns, checks, partitions and indexes, but without a
+unique one: nothing is decoded, nothing is looked up, nothing is added up. It is the least that
+storing these rows can cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from benchmarks.effort import Effort, Outcome
+from benchmarks.errors import BenchError
+from benchmarks.events import add_customers, spread_over
+from benchmarks.ground import Ground, Say
+from benchmarks.report import compare
+from billing.bootstrap import System
+from billing.log.partitions import existing_partitions
+from billing.usage.event import UsageEvent
+
+NAME: Final = "ingest"
+_CUSTOMERS: Final = 20
+_TABLE: Final = "bench_copied"
+_OUT: Final = "COPY (SELECT * FROM usage_events WHERE id = ANY(%s)) TO STDOUT (FORMAT binary)"
+_IN: Final = f"COPY {_TABLE} FROM STDIN (FORMAT binary)"
+_NOTE: Final = (
+    "ingest: every event has a subject of its own, which is the dearest case for the rollups."
+)
+
+Batches = Sequence[Sequence[UsageEvent]]
+
+
+def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
+    """Measure.
+
+    Raises:
+        BenchError: The writer did not log every event.
+    """
+    system = ground.system(ground.settings(NAME))
+    customers = add_customers(system, NAME, _CUSTOMERS)
+    with system.engine.begin() as connection:
+        _make_equal_table(connection)
+    for size in effort.ingest_batches:
+        _pair(system, _batches(system, customers, size // 5, 1))
+    pairs: dict[int, list[tuple[float, float]]] = {size: [] for size in effort.ingest_batches}
+    for number in range(effort.repetitions):
+        say(f"repetition {number + 1} of {effort.repetitions}")
+        for size, count in effort.ingest_batches.items():
+            pairs[size].append(_pair(system, _batches(system, customers, size, count)))
+    return Outcome(
+        [
+            compare(NAME, f"LogWriter.write, batches of {size:,}", "rows/s", "COPY", measured)
+            for size, measured in pairs.items()
+        ],
+        [_NOTE],
+    )
+
+
+def _batches(system: System, customers: Sequence[str], size: int, count: int) -> Batches:
+    return [spread_over(customers, size, system.clock.now()) for _ in range(count)]
+
+
+def _pair(system: System, batches: Batches) -> tuple[float, float]:
+    """Rows a second of the writer, then of COPY."""
+    rows = sum(len(batch) for batch in batches)
+    messages = [[event.to_wire() for event in batch] for batch in batches]
+    began = perf_counter()
+    inserted = sum(system.writer.write(bodies).inserted for bodies in messages)
+    written = perf_counter() - began
+    if inserted != rows:
+        raise BenchError(f"the writer logged {inserted} of {rows} events")
+    copies = [_read(system.engine, [event.id for event in batch]) for batch in batches]
+    began = perf_counter()
+    for copy in copies:
+        _store(system.engine, copy)
+    return rows / written, rows / (perf_counter() - began)
+
+
+def _read(engine: sa.Engine, ids: list[UUID]) -> bytes:
+    """The logged rows of these ids, as COPY takes them."""
+    with engine.connect() as connection:
+        cursor = _cursor(connection)
+        with cursor, cursor.copy(_OUT, [ids]) as copy:
+            return b"".join(bytes(part) for part in copy)
+
+
+def _store(engine: sa.Engine, rows: bytes) -> None:
+    with engine.begin() as connection:
+        cursor = _cursor(connection)
+        with cursor, cursor.copy(_IN) as copy:
+            copy.write(rows)
+
+
+def _cursor(connection: sa.Connection) -> Any:  # noqa: ANN401 - psycopg's, behind SQLAlchemy's
+    return connection.connection.cursor()
+
+
+def _make_equal_table(connection: sa.Connection) -> None:
+    # Names and bounds are ours: there is nothing to quote.
+    like = "LIKE usage_events INCLUDING DEFAULTS INCLUDING CONSTRAINTS"
+    statements = [f"CREATE TABLE {_TABLE} ({like}) PARTITION BY RANGE (id)"]
+    statements += [
+        f"CREATE TABLE {_TABLE}_{number} PARTITION OF {_TABLE} "
+        f"FOR VALUES FROM ('{partition.lowest}') TO ('{partition.end}')"
+        for number, partition in enumerate(existing_partitions(connection))
+    ]
+    statements += [
+        f"CREATE INDEX ON {_TABLE} ({columns})" for columns in ("id", "customer_id, id", "task_id")
+    ]
+    for statement in statements:
+        connection.execute(sa.text(statement))
