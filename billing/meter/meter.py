@@ -35,7 +35,7 @@ from billing.quota.hold import (
     Settlement,
     SettleOutcome,
 )
-from billing.usage.event import Outcome, UsageEvent
+from billing.usage.event import Outcome, UsageEvent, failed_line
 
 log = structlog.get_logger(__name__)
 
@@ -201,25 +201,22 @@ class Meter:
     def lost(self, facts: TaskFacts, sku_id: str, cause: ReleaseCause) -> ReleaseOutcome:
         """The run ended where only the worker's main process could see it: give the hold back.
 
-        Never guesses a charge: what a lost child had used is not known.
+        Never guesses a charge: what a lost child had used is not known. Asks Redis alone, not even
+        the catalogue: that process must not wait for PostgreSQL.
 
         Raises:
             QuotaUnavailable: Redis did not answer; the hold will expire by itself.
-            NotFound: There is no such SKU.
         """
         hold = self._quota.hold(facts.customer, facts.task_id)
-        sku = self._skus(sku_id)
-        admission = Admission(
-            facts=facts,
-            sku=sku,
-            started_at=self._clock.now(),
-            number=hold.admission if hold else 0,
+        event = facts.event(
+            sku=sku_id,
+            line=failed_line(sku_id, hold.admission if hold else 0),
+            outcome=Outcome.FAILED,
+            reason=cause.value,
             held_microcredits=hold.held_microcredits if hold else 0,
+            currency=self._currency,
+            finished_at=self._clock.now(),
         )
-        event = self.recorder(sku).failure(
-            admission, reason=cause.value, currency=self._currency, finished_at=self._clock.now()
-        )
-        event = replace(event, started_at=None)
         outcome = self._quota.release(facts.customer, facts.task_id, cause, event)
         if outcome is ReleaseOutcome.RELEASED:
             self._keep([event])

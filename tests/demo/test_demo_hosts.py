@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -87,7 +88,7 @@ def test_the_proxy_says_502_where_nobody_answers(proxy: ForwardProxy):
         assert get(f"{nowhere}/a.html", proxy.url).status_code == 502
 
 
-def test_a_closed_port_refuses(difficult: DifficultHost):
+def test_a_closed_port_refuses():
     with closed_port() as nowhere, pytest.raises(httpx.ConnectError):
         get(nowhere)
 
@@ -101,7 +102,7 @@ def test_a_client_that_goes_away_leaves_no_traceback(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_visits_are_counted_as_whole_urls(tmp_path):
+def test_visits_are_counted_as_whole_urls(tmp_path: Path):
     log = tmp_path / "site-access.log"
     log.write_text("/abc.html?atlas-0\n/abc.html?atlas-0\n/sys.html\n")
     visits = count_visits(

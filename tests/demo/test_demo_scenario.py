@@ -165,7 +165,7 @@ def reserve(quota: MemoryQuota, task: str, customer: str, call: Call) -> str | N
 
 
 def finish(quota: MemoryQuota, clock: ManualClock, task: str, customer: str, call: Call) -> str:
-    """End a hold as its page would: what is not on the site fails, a busy host answers in the end."""
+    """End a hold as its page would: what is not on the site fails."""
     well = call.task == PATIENT or all(
         url.startswith(("http://site/", "http://difficult/leaflet")) for url in call.urls
     )

@@ -42,11 +42,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def test_it_serves_the_documentation_of_a_module(served: Served):
-    assert served.title("/textwrap.html") == "Python: module textwrap"
+    assert served.title("/textwrap.html").endswith(": module textwrap")
 
 
 def test_a_query_tells_requests_apart_and_is_otherwise_ignored(served: Served):
-    assert served.title("/bisect.html?atlas-17") == "Python: module bisect"
+    assert served.title("/bisect.html?atlas-17").endswith(": module bisect")
     assert "/bisect.html?atlas-17" in served.log.read_text().splitlines()
 
 
@@ -73,12 +73,9 @@ def test_the_light_pages_and_the_seeds_are_there(served: Served):
     missing = [
         name
         for name in (*LIGHT_PAGES, *SEARCH_SEEDS)
-        if served.title(f"/{name}.html") not in {f"Python: {kind} {name}" for kind in KINDS}
+        if not served.title(f"/{name}.html").endswith((f"module {name}", f"package {name}"))
     ]
     assert missing == []
-
-
-KINDS = ("module", "package", "built-in module")
 
 
 def test_it_runs_without_site_packages(tmp_path: Path):

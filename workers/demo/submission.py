@@ -94,9 +94,8 @@ def _chord(app: Celery, batch: Batch) -> Submitted:
     digest: Any = app.tasks[DIGEST]
     with bill_to(batch.customer):
         body: Any = chord(_signatures(app, batch.calls))(digest.s())
-    return Submitted(
-        _tickets(body.parent.results, batch), {body.id: batch.customer}, [body.parent.id]
-    )
+    header = body.parent
+    return Submitted(_tickets(header.results, batch), {body.id: batch.customer}, [header.id])
 
 
 def _twice(app: Celery, customer: str, call: Call, clock: Clock) -> Ticket:

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery, signals
+
+from billing.core.clock import ManualClock, format_instant
+from billing.memory import MemorySystem
+from workers.context import HEADER
+from workers.demo.scenario import CAPTURE, FORENSIC, Batch, Call, Way, capture, forensic
+from workers.demo.submission import Submitted, submit
+from workers.demo.tasks import DIGEST
+from workers.metered import MeteredTask
+from workers.metering import Metering
+
+
+@pytest.fixture
+def app() -> Iterator[Celery]:
+    app = Celery("submission", broker="memory://", backend="cache+memory://", set_as_current=False)
+    Metering(app, build=lambda _settings: MemorySystem())
+    app.task(base=MeteredTask, sku="page-capture", name=CAPTURE)(lambda url: url)
+    app.task(base=MeteredTask, sku="forensic-search", name=FORENSIC)(lambda *args: args)
+    app.task(name=DIGEST)(len)
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def sent() -> Iterator[list[dict[str, Any]]]:
+    """The headers of every message that is published."""
+    messages: list[dict[str, Any]] = []
+
+    def note(headers: dict[str, Any], **_: Any) -> None:
+        messages.append(headers)
+
+    signals.before_task_publish.connect(note)
+    yield messages
+    signals.before_task_publish.disconnect(note)
+
+
+def batch(way: Way, count: int = 3, calls: tuple[Call, ...] = ()) -> Batch:
+    captures = tuple(capture(f"http://site/{number}") for number in range(count))
+    return Batch(customer="atlas", way=way, calls=calls or captures)
+
+
+@pytest.mark.parametrize("way", list(Way))
+def test_every_way_sends_each_call_to_be_paid_by_the_customer(
+    app: Celery, sent: list[dict[str, Any]], clock: ManualClock, way: Way
+):
+    submitted = submit(app, batch(way), clock)
+    metered = [message for message in sent if message["task"] == CAPTURE]
+    assert {message[HEADER]["customer"] for message in metered} == {"atlas"}
+    assert {message["id"] for message in metered} == {each.task_id for each in submitted.tickets}
+    assert [each.call.urls[0] for each in submitted.tickets] == [
+        f"http://site/{number}" for number in range(3)
+    ]
+
+
+def test_a_message_delivered_twice_is_the_same_message(
+    app: Celery, sent: list[dict[str, Any]], clock: ManualClock
+):
+    submitted = submit(app, batch(Way.TWICE, count=1), clock)
+    first, second = sent
+    assert first["id"] == second["id"] == submitted.tickets[0].task_id
+    assert first[HEADER] == second[HEADER]
+    assert first[HEADER]["metered_at"] == format_instant(clock.now())
+    assert submitted.tickets[0].deliveries == 2
+
+
+def test_a_chords_body_is_told_apart_from_its_metered_tasks(app: Celery, clock: ManualClock):
+    submitted = submit(app, batch(Way.CHORD), clock)
+    assert list(submitted.bodies.values()) == ["atlas"]
+    assert not submitted.bodies.keys() & {each.task_id for each in submitted.tickets}
+    assert len(submitted.groups) == 1
+
+
+@pytest.mark.parametrize("way", [Way.BILL_TO, Way.OPTION, Way.GROUP])
+def test_a_time_limit_goes_with_its_call(
+    app: Celery, sent: list[dict[str, Any]], clock: ManualClock, way: Way
+):
+    call = forensic("http://slow/1", "page", 40, 2)
+    submit(app, batch(way, calls=(call,)), clock)
+    (message,) = sent
+    assert message["timelimit"] == [None, 2]
+
+
+def test_what_was_submitted_adds_up(app: Celery, clock: ManualClock):
+    together = Submitted()
+    together += submit(app, batch(Way.GROUP, count=2), clock)
+    together += submit(app, batch(Way.CHORD, count=3), clock)
+    assert (len(together.tickets), len(together.bodies), len(together.groups)) == (5, 1, 2)
