@@ -51,7 +51,7 @@ QUICK: Final = Effort(
     transport_singles=40,
     ingest_batches={1000: 1, 5000: 1},
     round_seconds=0.4,
-    calibration_tasks=150,
+    calibration_tasks=80,
 )
 
 

@@ -64,4 +64,3 @@ def spread_over(customers: Sequence[str], count: int, now: datetime) -> list[Usa
         make_event(customers[number % len(customers)], now - number * step)
         for number in range(count)
     ]
-

@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +37,7 @@ Say = Callable[[str], None]
 
 _SCAN: Final = 1000
 _SECONDS: Final = 10.0
-_STOP_SECONDS: Final = 20.0
+_STOP_SECONDS: Final = 10.0
 _PATIENCE: Final[dict[str, object]] = {
     # Time-outs that a loaded machine must not reach; they do not change how fast anything is.
     "redis_timeout_ms": 10_000,
@@ -135,13 +136,14 @@ class Ground:
         return system
 
     def start(self, name: str, arguments: list[str], settings: Settings, log: Path) -> Process:
-        """Start a process with these settings; ended with the ground.
+        """Start a Celery worker with these settings; ended with the ground.
 
         Raises:
             LocalServerError: It could not be started.
         """
         environment = {**os.environ, **environment_of(settings)}
-        command = Command(name, arguments, Path.cwd(), log, environment)
+        # A cold shutdown: what it was doing is thrown away with the queues.
+        command = Command(name, arguments, Path.cwd(), log, environment, stop_signal=signal.SIGQUIT)
         self._processes.folder.mkdir(exist_ok=True)
         with interrupts_deferred():
             process = spawn(command)

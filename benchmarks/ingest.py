@@ -56,7 +56,7 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
             pairs[size].append(_pair(system, _batches(system, customers, size, count)))
     return Outcome(
         [
-            compare(NAME, f"LogWriter.write, batches of {size:,}", "rows/s", "COPY", measured)
+            compare(NAME, f"write, batches of {size:,}", "rows/s", "raw COPY", measured)
             for size, measured in pairs.items()
         ],
         [_NOTE],

@@ -64,7 +64,7 @@ def _model() -> str:
 
 
 def _redis(client: redis.Redis) -> tuple[dict[str, str], dict[str, str]]:
-    info = cast("dict[str, Any]", client.info())
+    info = client.info()
     valkey = info.get("valkey_version")
     version = {"Valkey": str(valkey)} if valkey else {"Redis": str(info["redis_version"])}
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Final, TypeVar
 
@@ -79,11 +80,11 @@ def _repetition(system: System, customers: list[str], calls: int) -> Times:
         )
         event = make_event(customer, system.clock.now(), task_id)
         _timed(times["PING"], system.redis.ping)
-        held = _timed(times["reserve"], lambda: system.quota.reserve(request))
+        held = _timed(times["reserve"], partial(system.quota.reserve, request))
         _timed(times["PING"], system.redis.ping)
         done = _timed(
             times["settle"],
-            lambda: system.quota.settle(event.customer, event.task_id, [event]),
+            partial(system.quota.settle, customer, task_id, [event]),
         )
         if held.outcome is not ReserveOutcome.HELD or done.outcome is not SettleOutcome.SETTLED:
             raise BenchError(f"{held.outcome} and {done.outcome} where held and settled are due")

@@ -25,6 +25,14 @@ MIN_REPETITIONS: Final = 5
 BUSY: Final = 0.5
 """Load per core from which other work on the machine is called a caveat."""
 
+_SHARED: Final = (
+    "Driver, worker and servers share this machine's cores, over loopback: ratios travel to other "
+    "machines better than values do."
+)
+_LEGEND: Final = (
+    "Median of {least} or more interleaved repetitions, lowest and highest below it. "
+    "Ratio: value ÷ baseline, repetition by repetition."
+)
 _DIGITS: Final = 3
 _STORED_DIGITS: Final = 6
 
@@ -126,10 +134,7 @@ def compare(
 
 def caveats(context: Context, *, quick: bool) -> list[str]:
     """What a reader has to know before quoting a figure."""
-    told = [
-        "Driver, worker and servers share this machine's cores, over loopback: ratios travel to "
-        "other machines better than values do."
-    ]
+    told = [_SHARED]
     before, after = context.loads
     if max(before, after) / context.cores >= BUSY:
         told.append(
@@ -214,8 +219,7 @@ def _footnotes(figures: Sequence[Figure], context: Context, notes: Sequence[str]
     versions = ", ".join(f"{name} {version}" for name, version in context.versions.items())
     settings = ", ".join(f"{name} {value}" for name, value in context.settings.items())
     return [
-        f"Median of {least} or more interleaved repetitions, lowest and highest below it. "
-        "Ratio: value ÷ baseline, repetition by repetition.",
+        _LEGEND.format(least=least),
         f"Machine: {context.cores} cores, {context.model}",
         f"Versions: {versions}",
         f"Servers: {settings}",
@@ -225,7 +229,7 @@ def _footnotes(figures: Sequence[Figure], context: Context, notes: Sequence[str]
 
 
 def _cell(of: Spread, style: str = "") -> Text:
-    return _two_lines(number(of.median), f"{number(of.low)}–{number(of.high)}", style)
+    return _two_lines(number(of.median), f"{number(of.low)}-{number(of.high)}", style)
 
 
 def _two_lines(first: str, second: str, style: str = "") -> Text:

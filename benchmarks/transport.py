@@ -37,8 +37,8 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
     for number in range(effort.repetitions):
         say(f"repetition {number + 1} of {effort.repetitions}")
         pairs.append((_rate(publisher, batched, BATCH), _rate(publisher, single, 1)))
-    name = f"AmqpPublisher, batches of {BATCH}"
-    return Outcome([compare(NAME, name, "events/s", "a confirm for each event", pairs)])
+    name = f"publish, batches of {BATCH}"
+    return Outcome([compare(NAME, name, "events/s", "one-by-one confirms", pairs)])
 
 
 def _rate(publisher: Publisher, events: Sequence[UsageEvent], batch: int) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cached_property
 from types import TracebackType
-from typing import Self, TypedDict
+from typing import Final, Self, TypedDict
 
 import sqlalchemy as sa
 from pydantic import SecretStr
@@ -38,7 +38,7 @@ from billing.log.consumer import UsageConsumer
 from billing.log.dead import DeadLetters
 from billing.log.engine import owner_engine, writer_engine
 from billing.log.intake import broker
-from billing.log.partitions import ensure_partitions
+from billing.log.partitions import ensure_partitions, months_back
 from billing.log.receipts import Receipts
 from billing.log.rollups import Usage
 from billing.log.writer import BatchResult, LogWriter
@@ -53,6 +53,8 @@ from billing.usage.journal import Journal
 from billing.usage.outbox import RedisOutbox
 from billing.usage.publisher import Publisher, publisher_for
 from billing.usage.relay import Relay
+
+LEAST_MONTHS_BACK: Final = 3
 
 
 class ServerFacts(TypedDict):
@@ -225,9 +227,14 @@ class System:
 
     def ensure_partitions(self) -> list[str]:
         """Make the log's missing partitions; returns their names."""
+        now = self.clock.now()
+        oldest = timedelta(days=self.settings.event_max_age_days)
         with self.engine.begin() as connection:
             return ensure_partitions(
-                connection, self.clock.now(), ahead_months=self.settings.partitions_ahead_months
+                connection,
+                now,
+                back_months=max(LEAST_MONTHS_BACK, months_back(now, oldest)),
+                ahead_months=self.settings.partitions_ahead_months,
             )
 
     # -- Redis ---------------------------------------------------------------------------------

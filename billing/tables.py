@@ -116,6 +116,18 @@ quota_fences = sa.Table(
     sa.CheckConstraint("granted_microcredits BETWEEN 0 AND 9007199254740992", name="granted"),
 )
 
+# What a balance counted of an event that the log had already, told under another epoch (published
+# directly, then settled by a run that came back). Each is taken out of that balance once.
+quota_recounts = sa.Table(
+    "quota_recounts",
+    metadata,
+    sa.Column("customer_id", sa.Text, sa.ForeignKey("customers.id"), primary_key=True),
+    sa.Column("event_id", UUID(as_uuid=True), primary_key=True),
+    sa.Column("epoch", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("amount_microcredits", sa.BigInteger, nullable=False),
+    sa.Column("recorded_at", _instant, nullable=False, server_default=_now),
+)
+
 # The fulfillment log. Partitioned by month on a RANGE of the id (a UUIDv7), so that the id alone is
 # unique across all partitions. Insert-only for the application.
 usage_events = sa.Table(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
@@ -17,15 +14,12 @@ from billing import migrations
 from billing.bootstrap import System
 from billing.cli.context import Json, session_of
 from billing.cli.output import Column, print_facts, print_json, print_table, say, warn
-from billing.cli.running import until_signalled
 from billing.core.errors import ConfigurationError
 from billing.local import Endpoints, LocalServers
 from billing.local.endpoints import masked
+from billing.local.up import up as run_everything
 
 app = typer.Typer(no_args_is_help=True, help="Embedded servers, for what no URL names.")
-
-_STOP_SECONDS: Final = 45.0
-"""How long the processes of ``up`` may take to end: a worker finishes its tasks."""
 
 
 @app.command()
@@ -83,61 +77,18 @@ def up(
     ),
 ) -> None:
     """Run everything in the foreground (Procfile); embedded servers where no URL names others."""
-    if not procfile.is_file():
-        raise ConfigurationError(
-            "procfile", f"no file {procfile}", "run this where the Procfile is, or name it"
-        )
+    settings = session_of(context).settings
     if find_spec("honcho") is None:
         raise ConfigurationError(
             "honcho", "it is not installed", "pip install 'weighbridge[local]'"
         )
-    settings = session_of(context).settings
-    servers = LocalServers(settings.local_dir, say=say)
-    try:
-        endpoints = servers.start(settings, need_rabbitmq=True, allow_kombu=True)
-        for note in endpoints.notes:
-            warn(note)
-        _prepare(System(endpoints.applied_to(settings)))
-        code = _run(procfile, endpoints.environment())
-    finally:
-        servers.stop_started()
-    raise typer.Exit(code)
 
+    def prepare(endpoints: Endpoints) -> None:
+        with System(endpoints.applied_to(settings)) as system:
+            migrations.upgrade(system.database_url)
+            system.ensure_partitions()
 
-def _prepare(system: System) -> None:
-    with system:
-        migrations.upgrade(system.endpoints.database_url)
-        system.ensure_partitions()
-
-
-def _run(procfile: Path, environment: Mapping[str, str]) -> int:
-    """Run the Procfile with honcho until one of its processes ends or we are told to stop."""
-    beside = str(Path(sys.executable).parent)
-    honcho = [sys.executable, "-m", "honcho", "start", "-f", str(procfile)]
-    # Not read here: handed on, with the servers' URLs and our own programs first on the path.
-    inherited = dict(os.environ)
-    path = os.pathsep.join([beside, inherited.get("PATH", os.defpath)])
-    with until_signalled() as stop:
-        child = subprocess.Popen(  # noqa: S603 - this interpreter and a file that the user named
-            honcho, env={**inherited, **environment, "PATH": path}, start_new_session=True
-        )
-        try:
-            while child.poll() is None and not stop.wait(0.2):
-                pass
-        finally:
-            code = _end(child)
-    return 0 if stop.is_set() else code
-
-
-def _end(child: subprocess.Popen[bytes]) -> int:
-    """End honcho, which ends its processes; its exit code."""
-    if child.poll() is None:
-        child.terminate()
-    try:
-        return child.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        return child.wait()
+    raise typer.Exit(run_everything(settings, say=say, procfile=procfile, prepare=prepare))
 
 
 def _say_unless(silent: bool) -> Callable[[str], None]:

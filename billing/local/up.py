@@ -8,7 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -23,13 +23,20 @@ _STOP_SECONDS: Final = 30.0
 """How long the processes of the Procfile have after Ctrl-C; honcho kills its own after five."""
 
 
-def up(settings: Settings, *, say: Say, procfile: Path = Path("Procfile")) -> int:
+def up(
+    settings: Settings,
+    *,
+    say: Say,
+    procfile: Path = Path("Procfile"),
+    prepare: Callable[[Endpoints], None] | None = None,
+) -> int:
     """Start what is needed, migrate, and run the Procfile until Ctrl-C or until one of it ends.
 
     Args:
         settings: Servers are taken from here where named, else started in ``local_dir``.
         say: Takes lines about what is going on.
         procfile: One ``name: command`` a line.
+        prepare: Makes the database ready, in place of migrating it.
 
     Returns:
         The exit code: 0 after Ctrl-C or SIGTERM, else that of the process which ended first.
@@ -38,12 +45,15 @@ def up(settings: Settings, *, say: Say, procfile: Path = Path("Procfile")) -> in
         LocalServerError: There is no Procfile, or a server cannot be had.
     """
     if not procfile.is_file():
-        raise LocalServerError("Procfile", f"no {procfile}", "run this in the checkout")
+        raise LocalServerError("Procfile", f"no {procfile}", "run this where it is, or name it")
     with running(settings, say=say) as endpoints:
         for note in endpoints.notes:
             say(note)
         say("PostgreSQL: bringing the schema up to date")
-        upgrade(endpoints.database_url)
+        if prepare is None:
+            upgrade(endpoints.database_url)
+        else:
+            prepare(endpoints)
         return _run(procfile, _environment(settings, endpoints, say))
 
 

@@ -15,7 +15,7 @@ from billing.usage.event import DeadReason, UsageEvent
 _READ: Final = sa.text(
     """
     SELECT id, fingerprint, customer_id, sku_id, line, task_id, outcome, quantity,
-        amount_microcredits, cost_micros, currency, subject, dimensions
+        amount_microcredits, cost_micros, currency, subject, dimensions, quota_epoch
     FROM usage_events WHERE id = ANY(CAST(:ids AS uuid[]))
     """
 )
@@ -44,7 +44,12 @@ def logged(connection: Connection, ids: Collection[UUID]) -> dict[UUID, Mapping[
 
 def as_logged(candidate: Candidate) -> Mapping[str, Any]:
     """A candidate in the form of ``logged``; for the one that was logged a moment ago."""
-    return {"fingerprint": candidate.fingerprint, **_facts(candidate.event)}
+    event = candidate.event
+    return {
+        "fingerprint": candidate.fingerprint,
+        "quota_epoch": event.quota_epoch,
+        **_facts(event),
+    }
 
 
 def conflict(candidate: Candidate, row: Mapping[str, Any] | None) -> Dead | None:

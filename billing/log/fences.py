@@ -4,12 +4,18 @@ A rebuild takes a customer's fence row exclusively, raises its epoch and reads t
 batch takes the same row shared, so it commits either before the rebuild, which then counts it, or
 after, and then sees the new epoch: what it adds is *late*, unless the balance of this very epoch
 counted it already.
+
+The same fact may also be told twice, under two epochs: published directly while Redis was away, and
+then settled in Redis by a run of the task that came back. The log drops the second telling, but the
+balance has counted it. Such an amount is taken out of what is late, once: ``quota_recounts``
+remembers it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import groupby
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -17,6 +23,10 @@ from sqlalchemy.engine import Connection
 
 class FenceMoved(Exception):  # noqa: N818 - an event between two readings, not a fault
     """A rebuild came between reading the epochs and locking them; roll back and try again."""
+
+
+class FenceNeeded(Exception):  # noqa: N818 - found out on the way, not a fault
+    """Only now it shows that a fence has to change; roll back and take them all for update."""
 
 
 _READ = sa.text("SELECT customer_id, epoch FROM quota_fences WHERE customer_id = ANY(:customers)")
@@ -33,6 +43,17 @@ _LOCK = """
     ORDER BY customer_id COLLATE "C" FOR {strength}
 """
 _SHARE, _UPDATE = (sa.text(_LOCK.format(strength=strength)) for strength in ("SHARE", "UPDATE"))
+_RECOUNT = sa.text(
+    """
+    INSERT INTO quota_recounts (customer_id, event_id, epoch, amount_microcredits)
+    SELECT * FROM unnest(
+        CAST(:customers AS text[]), CAST(:ids AS uuid[]), CAST(:epochs AS bigint[]),
+        CAST(:amounts AS bigint[])
+    ) AS again (customer_id, event_id, epoch, amount)
+    ON CONFLICT DO NOTHING
+    RETURNING customer_id, amount_microcredits
+    """
+)
 _ADD_LATE = sa.text(
     """
     UPDATE quota_fences
@@ -78,12 +99,30 @@ def lock_fences(
     return locked
 
 
+def recount(
+    connection: Connection, tellings: Iterable[tuple[str, UUID, int, int]]
+) -> list[tuple[str, int]]:
+    """Remember amounts that a balance counted and the log has from another telling.
+
+    Args:
+        connection: The transaction that holds the customers' fences for update.
+        tellings: Customer, event id, epoch of the balance, microcredits; a repeat is dropped.
+
+    Returns:
+        Customer and microcredits of those not remembered before.
+    """
+    columns = zip(*sorted(set(tellings)), strict=True)
+    names = ("customers", "ids", "epochs", "amounts")
+    parameters = {name: list(column) for name, column in zip(names, columns, strict=True)}
+    return [(name, amount) for name, amount in connection.execute(_RECOUNT, parameters)]
+
+
 def add_late(connection: Connection, amounts: Mapping[str, int]) -> None:
     """Add what the balances of the present epochs have not counted; the fences are held for update.
 
     Args:
         connection: The transaction that holds them.
-        amounts: Microcredits by customer.
+        amounts: Microcredits by customer; below zero where a balance counted more than the log.
     """
     if amounts:
         customers = sorted(amounts)

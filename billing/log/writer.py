@@ -20,7 +20,7 @@ from billing.core.clock import Clock
 from billing.core.failpoints import reach
 from billing.log.burial import bury
 from billing.log.conflicts import as_logged, conflict, logged
-from billing.log.fences import FenceMoved, add_late, lock_fences
+from billing.log.fences import FenceMoved, FenceNeeded, add_late, lock_fences, recount
 from billing.log.insert import insert_events
 from billing.log.screen import Candidate, Dead, Rules, screen, unknown_name
 from billing.log.tally import add_to_rollups
@@ -58,6 +58,8 @@ class _Outcome:
     fresh: list[UsageEvent] = field(default_factory=list)
     duplicates: list[UsageEvent] = field(default_factory=list)
     dead: list[Dead] = field(default_factory=list)
+    told_again: list[UsageEvent] = field(default_factory=list)
+    """Tellings of what was logged under another epoch."""
     resend: set[str] = field(default_factory=set)
 
 
@@ -133,14 +135,19 @@ class LogWriter:
     def _write(self, bodies: Sequence[bytes], *, keep_dead: bool) -> _Outcome:
         now = self._clock.now()
         screened = [screen(body, rules=self._rules, now=now) for body in bodies]
-        for attempt in range(_SHARED_ATTEMPTS + 1):
+        exclusive = False
+        for attempt in range(_SHARED_ATTEMPTS + 2):
+            exclusive = exclusive or attempt >= _SHARED_ATTEMPTS
             try:
                 with self._engine.begin() as connection:
-                    outcome = self._log(connection, screened, attempt == _SHARED_ATTEMPTS)
+                    outcome = self._log(connection, screened, exclusive)
                     if keep_dead:
                         bury(connection, outcome.dead)
                     reach("consumer.before_commit")
             except FenceMoved:
+                continue
+            except FenceNeeded:
+                exclusive = True
                 continue
             reach("consumer.after_commit")
             return outcome
@@ -161,7 +168,7 @@ class LogWriter:
         reach("consumer.before_insert")
         _insert(connection, valid, outcome)
         add_to_rollups(connection, outcome.fresh)
-        _settle_late(connection, outcome, epochs)
+        _settle_late(connection, outcome, epochs, exclusive=exclusive)
         return outcome
 
     def _known(
@@ -215,6 +222,8 @@ def _sort(
     candidates: Sequence[Candidate], row: Mapping[str, Any] | None, outcome: _Outcome
 ) -> None:
     for candidate in candidates:
+        if row is not None and row["quota_epoch"] != candidate.event.quota_epoch:
+            outcome.told_again.append(candidate.event)
         letter = conflict(candidate, row)
         if letter is None:
             outcome.duplicates.append(candidate.event)
@@ -222,13 +231,27 @@ def _sort(
             outcome.dead.append(letter)
 
 
-def _settle_late(connection: Connection, outcome: _Outcome, epochs: Mapping[str, int]) -> None:
+def _settle_late(
+    connection: Connection, outcome: _Outcome, epochs: Mapping[str, int], *, exclusive: bool
+) -> None:
     def uncounted(event: UsageEvent) -> bool:
         return event.amount_microcredits > 0 and event.quota_epoch != epochs[event.customer]
 
     late: Counter[str] = Counter()
     for event in filter(uncounted, outcome.fresh):
         late[event.customer] += event.amount_microcredits
+    again = [
+        event
+        for event in outcome.told_again
+        if event.amount_microcredits and event.quota_epoch == epochs[event.customer]
+    ]
+    if again and not exclusive:
+        raise FenceNeeded
+    if again:
+        tellings = ((e.customer, e.id, e.quota_epoch, e.amount_microcredits) for e in again)
+        for customer, amount in recount(connection, tellings):
+            late[customer] -= amount
     add_late(connection, late)
     # A duplicate may be the telling of a consumer that died between its COMMIT and the resend.
-    outcome.resend = {*late, *(event.customer for event in filter(uncounted, outcome.duplicates))}
+    repeated = (*again, *filter(uncounted, outcome.duplicates))
+    outcome.resend = {*late, *(event.customer for event in repeated)}

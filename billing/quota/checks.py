@@ -62,7 +62,8 @@ def check_state(state: AccountState) -> None:
         InvalidValue: Names the field.
     """
     check_microcredits(state.granted_microcredits, field="granted_microcredits")
-    check_microcredits(state.late_microcredits, field="late_microcredits")
+    # Below zero where the balance counted what the log had already (``quota_recounts``).
+    check_microcredits(abs(state.late_microcredits), field="late_microcredits")
     if state.settled_microcredits != SYNC_ONLY:
         settled = state.settled_microcredits
         check_microcredits(settled, field="settled_microcredits")

@@ -35,9 +35,13 @@ def environment(billing: Billing) -> dict[str, str]:
 
 
 def test_without_a_url_or_a_server_the_remedy_is_named(without_redis_url: Billing):
-    message = without_redis_url.error("customers", "list")
+    message = without_redis_url.error("holds", "list")
     assert "REDIS_URL" in message
     assert "billing local start" in message
+
+
+def test_a_command_of_the_database_alone_needs_no_other_server(without_redis_url: Billing):
+    assert without_redis_url.json("customers", "list") == []
 
 
 def test_local_servers_are_started_used_listed_and_stopped(
@@ -113,7 +117,7 @@ def test_up_ends_everything_in_order_when_told_to_stop(billing: Billing, tmp_pat
 
 def test_up_without_a_procfile_says_where_to_run_it(billing: Billing, tmp_path: Path):
     message = billing.error("up", "--procfile", str(tmp_path / "nothing"))
-    assert "procfile" in message
+    assert "Procfile" in message
     assert "name it" in message
 
 

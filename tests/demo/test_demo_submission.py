@@ -1,28 +1,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from celery import Celery, signals
 
+from billing.bootstrap import System
 from billing.core.clock import ManualClock, format_instant
 from billing.memory import MemorySystem
 from workers.context import HEADER
-from workers.demo.scenario import CAPTURE, FORENSIC, Batch, Call, Way, capture, forensic
+from workers.demo.scenario import CAPTURE, Batch, Call, Way, capture, forensic
 from workers.demo.submission import Submitted, submit
-from workers.demo.tasks import DIGEST
-from workers.metered import MeteredTask
 from workers.metering import Metering
 
 
 @pytest.fixture
 def app() -> Iterator[Celery]:
     app = Celery("submission", broker="memory://", backend="cache+memory://", set_as_current=False)
-    Metering(app, build=lambda _settings: MemorySystem())
-    app.task(base=MeteredTask, sku="page-capture", name=CAPTURE)(lambda url: url)
-    app.task(base=MeteredTask, sku="forensic-search", name=FORENSIC)(lambda *args: args)
-    app.task(name=DIGEST)(len)
+    memory = MemorySystem(skus=[], credits={})
+    Metering(app, build=lambda _settings: cast("System", memory))
     yield app
     app.close()
 

@@ -86,7 +86,7 @@ def test_up_migrates_runs_the_procfile_with_the_urls_and_stops_everything(
 
 def test_up_without_a_procfile_starts_nothing_and_says_so(tmp_path: Path):
     settings = Settings(local_dir=tmp_path / "local")
-    with pytest.raises(LocalServerError, match="run this in the checkout"):
+    with pytest.raises(LocalServerError, match="run this where it is"):
         up(settings, say=print, procfile=tmp_path / "Procfile")
     assert not (tmp_path / "local").exists()
 

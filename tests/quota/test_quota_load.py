@@ -211,7 +211,7 @@ def test_an_account_behind_the_fence_is_forgotten_so_that_it_gets_rebuilt(store:
     [
         {"granted_microcredits": -1},
         {"granted_microcredits": MAX_MICROCREDITS + 1},
-        {"late_microcredits": -1},
+        {"late_microcredits": -MAX_MICROCREDITS - 1},
         {"settled_microcredits": -2},
         {"settled_microcredits": MAX_MICROCREDITS, "late_microcredits": 1},
         {"budgets": {"*": -1}},

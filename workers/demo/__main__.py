@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -46,26 +45,30 @@ def main() -> int:
     except WeighbridgeError as error:
         console.print(Text(f"\nThe demo could not go on: {error}", style="red"))
         return 1
-    figures = os.path.relpath(folder / SUMMARY)
-    console.print(
-        f"\n{demo.stages.elapsed_seconds:.0f} s altogether; the figures are in {figures}."
-    )
+    figures = _shown(folder / SUMMARY)
+    seconds = f"{demo.stages.elapsed_seconds:.0f} s"
+    console.print(f"\n{seconds} altogether; the figures are in {figures}.", soft_wrap=True)
     if demo.ground.keeps_data:
         print_next(console, _commands(folder, demo.denied_task))
     return 0 if well else 1
 
 
 def _commands(folder: Path, denied_task: str | None) -> dict[str, str]:
-    billing = os.path.relpath(Path(sys.executable).with_name("billing"))
+    billing = _shown(Path(sys.executable).with_name("billing"))
     explain = {f"{billing} explain {denied_task}": "why it was denied"} if denied_task else {}
     return {
-        f"export WEIGHBRIDGE_LOCAL_DIR={os.path.relpath(folder)}": "look at this run's data",
+        f"export WEIGHBRIDGE_LOCAL_DIR={_shown(folder)}": "look at this run's data",
         f"{billing} local start": "start its servers again",
         f"{billing} receipt corvus": "a customer's lines",
         f"{billing} usage borealis --by sku": "totals, from the rollups",
         **explain,
         f"{billing} local stop": "stop the servers",
     }
+
+
+def _shown(path: Path) -> str:
+    """Relative to where we are, where it is below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -152,7 +152,8 @@ def print_next(console: Console, commands: Mapping[str, str]) -> None:
     console.print(Text("\nWhat to look at next", style="bold"))
     width = max(map(len, commands), default=0)
     for command, meaning in commands.items():
-        console.print(Text.assemble("  ", (command.ljust(width), "cyan"), f"  {meaning}"))
+        line = Text.assemble("  ", (command.ljust(width), "cyan"), f"  {meaning}")
+        console.print(line, soft_wrap=True)
 
 
 def _table(title: str) -> Table:

@@ -76,6 +76,9 @@ class Work:
             while self.results.pending:
                 self._look(pause=_POLL_SECONDS)
         self._drain()
+        # Once more, so that the bars end with the last figures.
+        self._next_look = 0.0
+        self._look()
 
     def _drain(self) -> None:
         deadline = time.monotonic() + _DRAIN_SECONDS

@@ -1,0 +1,232 @@
+"""Suite overhead: tasks a second of a metered no-op, against the same no-op without a meter.
+
+One prefork worker of two processes runs both, late acknowledgement, with the shipped configuration
+and its relay. A round's messages are all in the queue before the worker may take the first, so that
+submitting is no part of it. A metered task counts when its body ran; its acknowledgement comes
+after the settlement, which has put the event into the outbox. The relay works meanwhile; what it
+has left when the last task is done is told by the second figure.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any, Final
+
+from celery import Celery
+
+from benchmarks.effort import Effort, Outcome
+from benchmarks.errors import BenchError
+from benchmarks.events import PRICE_MICROCREDITS, add_customers
+from benchmarks.ground import Ground, Say
+from benchmarks.overhead_app import LANES, make_bench_app, queue_of, task_of, ticks_of
+from benchmarks.report import compare
+from billing.bootstrap import System
+from billing.cli.doctor_probe import queue_depth
+from billing.local.process import Process
+from billing.settings import Settings
+
+NAME: Final = "overhead"
+_CUSTOMERS: Final = 8
+_CONCURRENCY: Final = 2
+_START_SECONDS: Final = 60.0
+_ROUND_SECONDS: Final = 60.0
+_POLL_SECONDS: Final = 0.005
+_UNTIMED: Final = 0.05
+"""The share of a round that passes before its time is taken: the worker has to get going."""
+
+_LONGER: Final = 1.6
+"""How much longer than asked a round is planned, since the next one may be faster."""
+
+_TAIL: Final = 2000
+_NOTE: Final = (
+    f"overhead: prefork, {_CONCURRENCY} processes, acks_late, prefetch 1 and task events as "
+    "shipped; {tasks} tasks were each settled once and their events are all in "
+    "RabbitMQ; the shortest measured round took {seconds:.1f} s."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A round's tasks per second; ``confirmed`` until RabbitMQ had confirmed every event too."""
+
+    rate: float
+    confirmed: float
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Line:
+    """One worker and the two lanes of tasks through it."""
+
+    app: Celery
+    system: System
+    customers: list[str]
+    node: str
+    process: Process
+    log: Path
+    submitted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LANES, 0))
+
+    @property
+    def settings(self) -> Settings:
+        return self.system.settings
+
+    def round(self, lane: str, tasks: int) -> Round:
+        """Fill the lane's queue, let the worker empty it, and wait until all is relayed."""
+        self._fill(lane, tasks)
+        done = self.submitted[lane]
+        first, last = done + ceil(tasks * _UNTIMED), done + tasks
+        self.submitted[lane] = last
+        ticks = ticks_of(self.settings, lane)
+        self._control("add_consumer", lane)
+        began = self.wait(lambda: _size(ticks) >= first, "the first tasks")
+        ended = self.wait(lambda: _size(ticks) >= last, "the last task")
+        relayed = self.wait(lambda: self.system.outbox.length() == 0, "an empty outbox")
+        self._control("cancel_consumer", lane)
+        counted = last - first
+        return Round(counted / (ended - began), counted / (relayed - began), ended - began)
+
+    def wait(self, done: Callable[[], bool], what: str, seconds: float = _ROUND_SECONDS) -> float:
+        """The instant at which something was done.
+
+        Raises:
+            BenchError: The worker has ended, or the time is up; with the end of its log.
+        """
+        deadline = time.monotonic() + seconds
+        while not done():
+            if time.monotonic() > deadline or not self.process.alive:
+                tail = self.log.read_text("utf-8", "replace")[-_TAIL:]
+                raise BenchError(f"waited for {what}; the worker's log ends with:\n{tail}")
+            time.sleep(_POLL_SECONDS)
+        return time.monotonic()
+
+    def check_books(self) -> None:
+        """See that every metered task was settled, once, and its event is in the usage queue.
+
+        Raises:
+            BenchError: The figures would be of something else.
+        """
+        expected = self.submitted["metered"] * PRICE_MICROCREDITS
+        self.wait(lambda: not self.system.quota.open_holds(), "the last settlement")
+        accounts = [self.system.quota.account(customer) for customer in self.customers]
+        settled = sum(account.settled_microcredits for account in accounts if account)
+        if settled != expected:
+            raise BenchError(f"{settled} microcredits were settled, not {expected}")
+        # A relay may send an event twice, never not at all.
+        due = self.submitted["metered"]
+        self.wait(lambda: (queue_depth(self.system) or 0) >= due, "every event in the usage queue")
+
+    def _fill(self, lane: str, tasks: int) -> None:
+        task, queue = task_of(self.app, lane), queue_of(self.settings, lane)
+        with self.app.producer_or_acquire() as producer:
+            for number in range(tasks):
+                payer = {"customer": self.customers[number % _CUSTOMERS]} if lane != "plain" else {}
+                task.apply_async(queue=queue, producer=producer, **payer)
+            channel: Any = producer.connection.default_channel
+
+            def waiting() -> bool:
+                return bool(channel.queue_declare(queue, passive=True).message_count >= tasks)
+
+            self.wait(waiting, "the messages to be in their queue")
+
+    def _control(self, verb: str, lane: str) -> None:
+        control: Any = self.app.control
+        queue = queue_of(self.settings, lane)
+        answers = getattr(control, verb)(
+            queue, destination=[self.node], reply=True, timeout=_ROUND_SECONDS, limit=1
+        )
+        if not answers or "ok" not in answers[0].get(self.node, {}):
+            raise BenchError(f"{verb} {queue}: the worker answered {answers!r:.300}")
+
+
+def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
+    """Measure.
+
+    Raises:
+        BenchError: The worker did not do what it was given.
+    """
+    say("starting a worker")
+    line = _start(ground)
+    sizes = {}
+    for lane in LANES:
+        say(f"trying how fast {lane} tasks are")
+        rate = line.round(lane, effort.calibration_tasks).rate
+        sizes[lane] = _tasks_for(rate, effort)
+    rounds: dict[str, list[Round]] = {lane: [] for lane in LANES}
+    for number in range(effort.repetitions):
+        for lane in LANES:
+            say(f"repetition {number + 1} of {effort.repetitions}: {sizes[lane]} {lane} tasks")
+            found = line.round(lane, sizes[lane])
+            rounds[lane].append(found)
+            sizes[lane] = _tasks_for(found.rate, effort)
+    line.check_books()
+    shortest = min(found.seconds for lane in LANES for found in rounds[lane])
+    pairs = list(zip(rounds["metered"], rounds["plain"], strict=True))
+    return Outcome(
+        [
+            compare(NAME, name, "tasks/s", "the same, unmetered", measured)
+            for name, measured in (
+                ("metered no-op", [(metered.rate, plain.rate) for metered, plain in pairs]),
+                (
+                    "…until all is in RabbitMQ",
+                    [(metered.confirmed, plain.rate) for metered, plain in pairs],
+                ),
+            )
+        ],
+        _notes(line.submitted["metered"], shortest, effort),
+    )
+
+
+def _notes(tasks: int, shortest: float, effort: Effort) -> list[str]:
+    notes = [_NOTE.format(tasks=tasks, seconds=shortest)]
+    if shortest < effort.round_seconds:
+        # Not measured again: leaving out the fastest rounds would tell a slower machine.
+        notes.append(
+            f"overhead: a round took less than the {effort.round_seconds:g} s asked for, because "
+            "the machine became faster than the round before let expect."
+        )
+    return notes
+
+
+def _tasks_for(rate: float, effort: Effort) -> int:
+    """How many tasks fill a measured round at this rate."""
+    return ceil(rate * effort.round_seconds * _LONGER / (1 - _UNTIMED))
+
+
+def _start(ground: Ground) -> _Line:
+    settings = ground.settings(NAME)
+    ground.to_delete(*(queue_of(settings, lane) for lane in LANES))
+    system = ground.system(settings)
+    customers = add_customers(system, NAME, _CUSTOMERS)
+    app = make_bench_app(settings)
+    # Submitting is not measured: no confirm for each message, no event about it.
+    app.conf.update(broker_transport_options={}, task_send_sent_event=False)
+    node = f"{settings.redis_prefix}@localhost"
+    log = ground.folder_of(NAME) / "worker.log"
+    arguments = [
+        *(sys.executable, "-m", "celery", "-A", "benchmarks.overhead_worker", "worker"),
+        *("--pool", "prefork", "--concurrency", str(_CONCURRENCY), "--loglevel", "WARNING"),
+        *("--queues", settings.task_queue, "--hostname", node, "--task-events"),
+        *("--without-gossip", "--without-mingle"),
+    ]
+    line = _Line(
+        app, system, customers, node, ground.start("worker", arguments, settings, log), log
+    )
+    control: Any = app.control
+
+    def answers() -> bool:
+        return bool(control.ping(destination=[node], timeout=1.0, limit=1))
+
+    line.wait(answers, "the worker to start", _START_SECONDS)
+    return line
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0

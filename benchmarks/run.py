@@ -1,0 +1,152 @@
+"""``make bench``: measure, print one table, write ``.local/bench/latest.json``.
+
+Exits with 0 if everything was measured, 1 if not, 130 on Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import structlog
+from rich.console import Console
+
+from benchmarks import ingest, machine, overhead, quota, transport
+from benchmarks.effort import FULL, QUICK, Effort, Outcome
+from benchmarks.errors import BenchError
+from benchmarks.ground import Ground, Say
+from benchmarks.report import Context, Figure, as_json, caveats, table
+from billing.core.errors import WeighbridgeError
+from billing.settings import Settings
+
+Suite = Callable[[Ground, Effort, Say], Outcome]
+
+SUITES: Final[dict[str, Suite]] = {
+    quota.NAME: quota.run,
+    transport.NAME: transport.run,
+    ingest.NAME: ingest.run,
+    overhead.NAME: overhead.run,
+}
+NEED_RABBITMQ: Final = frozenset({transport.NAME, overhead.NAME})
+RESULTS: Final = "latest.json"
+CONTEXT: Final = "context.json"
+_WIDTH: Final = 100
+_INTERRUPTED: Final = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is asked for; the exit code."""
+    asked = _parse(arguments)
+    out, err = _console(stderr=False), _console(stderr=True)
+    given = Settings()
+    folder = (given.local_dir / "bench").resolve()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    began = time.monotonic()
+    try:
+        with _alone(folder):
+            structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+            figures, context, notes = _measure(asked, folder, given, err)
+            _write(folder, figures, context, notes)
+    except KeyboardInterrupt:
+        err.print("Interrupted; nothing was reported.")
+        return _INTERRUPTED
+    except WeighbridgeError as error:
+        err.print(f"The benchmark could not go on: {error}", style="red")
+        return 1
+    out.print(table(figures, context, notes))
+    seconds = time.monotonic() - began
+    out.print(f"{seconds:.0f} s altogether; the figures are in {_shown(folder / RESULTS)}.")
+    return 0
+
+
+def _measure(
+    asked: argparse.Namespace, folder: Path, given: Settings, err: Console
+) -> tuple[list[Figure], Context, list[str]]:
+    figures: list[Figure] = []
+    notes: list[str] = []
+    load_before = machine.load()
+    with err.status("servers") as status:
+
+        def say(suite: str, what: str) -> None:
+            status.update(f"{suite}: {what}")
+
+        with Ground(folder / "work", given, partial(say, "servers")) as ground:
+            for name in [name for name in SUITES if name in (asked.suite or SUITES)]:
+                if name in NEED_RABBITMQ and not ground.on_rabbitmq:
+                    notes.append(f"{name}: NOT MEASURED, there is no RabbitMQ.")
+                    continue
+                began = time.monotonic()
+                effort = QUICK if asked.quick else FULL
+                outcome = SUITES[name](ground, effort, partial(say, name))
+                figures += outcome.figures
+                notes += outcome.notes
+                err.print(f"{name}: {time.monotonic() - began:.1f} s")
+            with ground.system(ground.settings("context")) as system:
+                context = machine.context(system, load_before)
+    if ground.left:
+        err.print("Left behind: " + "; ".join(ground.left), style="red")
+    return figures, context, [*caveats(context, quick=asked.quick), *notes]
+
+
+def _write(folder: Path, figures: Sequence[Figure], context: Context, notes: Sequence[str]) -> None:
+    about = {**asdict(context), "caveats": list(notes)}
+    (folder / CONTEXT).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+    (folder / RESULTS).write_text(as_json(figures), "utf-8")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench", description="Measure what metering costs.")
+    parser.add_argument("--quick", action="store_true", help="short rounds: to see that it works")
+    parser.add_argument(
+        "--suite", action="append", choices=list(SUITES), help="only this one; may be repeated"
+    )
+    return parser.parse_args(arguments)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _WIDTH
+    return console
+
+
+def _shown(file: Path) -> str:
+    return os.path.relpath(file)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Ended from outside is ended as by Ctrl-C: everything is stopped."""
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One benchmark in a folder at a time: two would measure each other.
+
+    Raises:
+        BenchError: There is another.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BenchError(f"another benchmark is running in {folder}") from None
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from support import NOW, make_event
+
+from billing.bootstrap import System
+from billing.core.clock import ManualClock
+from billing.quota.hold import HoldRequest
+from billing.settings import Settings
+from billing.usage.event import Outcome, UsageEvent, denied_line
+from workers.demo.books import Books, events_logged, read_books
+from workers.demo.catalogue import add_customer, add_sku
+from workers.demo.scenario import CUSTOMERS, SKUS
+
+CREDIT = 1_000_000
+NAMES = [plan.id for plan in CUSTOMERS]
+
+
+@pytest.fixture
+def system(settings: Settings, clock: ManualClock, redis_client: object) -> Iterator[System]:
+    """The demo's catalogue on servers of this test's own; ``redis_client`` deletes its keys."""
+    assert redis_client
+    with System(settings, clock) as system:
+        for sku in SKUS:
+            add_sku(system, sku)
+        for customer in CUSTOMERS:
+            add_customer(system, customer)
+        yield system
+
+
+def write(system: System, *events: UsageEvent) -> None:
+    system.writer.write([event.to_wire() for event in events])
+
+
+def denial(task_id: str) -> UsageEvent:
+    return make_event(
+        customer="corvus",
+        task_id=task_id,
+        line=denied_line("page-capture", "insufficient_credits"),
+        outcome=Outcome.DENIED,
+        reason="insufficient_credits",
+        quantity=0,
+        amount_microcredits=0,
+        held_microcredits=0,
+    )
+
+
+def of(books: Books, customer: str):
+    return next(book for book in books.customers if book.customer == customer)
+
+
+def test_the_catalogue_can_be_put_there_twice(system: System):
+    for sku in SKUS:
+        add_sku(system, sku)
+    for customer in CUSTOMERS:
+        add_customer(system, customer)
+    assert {sku.id for sku in system.catalog.list()} == {plan.id for plan in SKUS}
+    assert {plan.id: system.credit.granted(plan.id) for plan in CUSTOMERS} == {
+        plan.id: int(plan.credits) * CREDIT for plan in CUSTOMERS
+    }
+
+
+def test_prices_policies_and_budgets_are_those_of_the_plan(system: System):
+    forensic = system.catalog.get("forensic-search")
+    assert forensic.unit_price_at(NOW) == CREDIT // 2
+    assert (forensic.pricing, forensic.hold_quantity) == ("measured", 40)
+    assert forensic.failure_policy == "charge"
+    assert {each.sku: each.limit_microcredits for each in system.accounts.budgets("delphi")} == {
+        "*": 120 * CREDIT,
+        "premium-proxy-search": 60 * CREDIT,
+    }
+
+
+def test_books_of_a_demo_that_has_not_begun_are_empty(system: System):
+    books = read_books(system, NAMES)
+    assert (books.events, books.logged, books.rolled_up, books.settled) == (0, 0, 0, 0)
+    assert [book.customer for book in books.customers] == NAMES
+    assert of(books, "corvus").granted == 100 * CREDIT
+
+
+def test_books_add_up_what_the_log_has_per_customer(system: System):
+    write(
+        system,
+        make_event(customer="atlas", cost_micros=300),
+        make_event(customer="atlas", cost_micros=200, held_microcredits=2 * CREDIT),
+        denial("c1"),
+    )
+    books = read_books(system, NAMES)
+    atlas, corvus = of(books, "atlas"), of(books, "corvus")
+    assert (atlas.logged, atlas.held, atlas.cost_micros) == (2 * CREDIT, 3 * CREDIT, 500)
+    assert (atlas.lines("succeeded"), atlas.lines("denied")) == (2, 0)
+    assert corvus.outcomes == {("denied", "insufficient_credits"): 1}
+    assert (books.events, events_logged(system)) == (3, 3)
+    assert books.logged == books.rolled_up == 2 * CREDIT
+
+
+def test_an_event_told_twice_is_no_duplicate_in_the_books(system: System):
+    event = make_event(customer="atlas")
+    write(system, event, event)
+    write(system, event)
+    books = read_books(system, NAMES)
+    assert (books.events, books.duplicates) == (1, 0)
+
+
+def test_a_task_with_two_rows_of_one_line_is_a_duplicate(system: System):
+    event = make_event(customer="atlas", task_id="t1")
+    # Metered at another instant, the same line has another id: what the invariant is there for.
+    again = make_event(customer="atlas", task_id="t1", metered_at=NOW.replace(minute=1))
+    write(system, event, again)
+    assert read_books(system, NAMES).duplicates == 1
+
+
+def test_an_open_hold_shows_in_the_books(system: System):
+    system.account_sync.rebuild("atlas")
+    system.quota.reserve(
+        HoldRequest(
+            task_id="t1",
+            customer="atlas",
+            sku="page-capture",
+            amount_microcredits=CREDIT,
+            ttl_seconds=60,
+        )
+    )
+    books = read_books(system, NAMES)
+    atlas = of(books, "atlas")
+    assert (books.open_holds, atlas.held_now, atlas.available) == (1, CREDIT, 999 * CREDIT)
+
+
+def test_what_waits_in_the_outbox_and_what_is_dead_show_in_the_books(system: System):
+    system.account_sync.rebuild("corvus")
+    system.quota.append("corvus", denial("c1"))
+    system.writer.write([b"not an event"])
+    books = read_books(system, NAMES)
+    assert (books.outbox, books.dead) == (1, 1)
+
+
+def test_the_newest_receipt_lines_come_first_and_are_ten_at_most(system: System):
+    write(
+        system,
+        *(
+            make_event(customer="atlas", task_id=f"t{n}", metered_at=NOW.replace(second=n))
+            for n in range(12)
+        ),
+    )
+    latest = of(read_books(system, NAMES), "atlas").latest
+    assert [line.task_id for line in latest] == [f"t{n}" for n in range(11, 1, -1)]
+
+
+def test_reading_the_books_changes_nothing(system: System, engine: sa.Engine):
+    write(system, make_event(customer="atlas"))
+    assert read_books(system, NAMES) == read_books(system, NAMES)
+    with engine.connect() as connection:
+        assert connection.scalar(sa.text("SELECT count(*) FROM usage_events")) == 1
