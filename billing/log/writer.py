@@ -136,8 +136,8 @@ class LogWriter:
         now = self._clock.now()
         screened = [screen(body, rules=self._rules, now=now) for body in bodies]
         exclusive = False
-        for attempt in range(_SHARED_ATTEMPTS + 2):
-            exclusive = exclusive or attempt >= _SHARED_ATTEMPTS
+        for attempt in range(_SHARED_ATTEMPTS + 1):
+            exclusive = exclusive or attempt == _SHARED_ATTEMPTS
             try:
                 with self._engine.begin() as connection:
                     outcome = self._log(connection, screened, exclusive)
@@ -243,7 +243,7 @@ def _settle_late(
     again = [
         event
         for event in outcome.told_again
-        if event.amount_microcredits and event.quota_epoch == epochs[event.customer]
+        if event.amount_microcredits and event.quota_epoch == epochs[event.customer] > 0
     ]
     if again and not exclusive:
         raise FenceNeeded

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 
@@ -46,7 +45,6 @@ class FakeDemo:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("WEIGHBRIDGE_LOCAL_DIR", str(tmp_path))
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
     return tmp_path / "demo"
 
 
@@ -128,11 +126,6 @@ def test_a_demo_is_alone_in_its_folder(folder: Path):
         pass
     with entry._alone(folder):
         pass
-
-
-def test_being_ended_from_outside_is_like_ctrl_c():
-    with pytest.raises(KeyboardInterrupt):
-        entry._interrupt(signal.SIGTERM, None)
 
 
 def test_a_digest_adds_up_what_captures_found():

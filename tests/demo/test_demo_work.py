@@ -150,4 +150,4 @@ def test_the_bars_are_shown_the_newest_figures(workshop: Workshop):
     last = workshop.shown[-1]
     assert (last["submitted"], last["logged"]) == (4, 4)
     assert last["by_customer"]["atlas"].total() == 4
-    assert workshop.checks == len(workshop.shown)
+    assert workshop.checks >= len(workshop.shown)

@@ -132,6 +132,94 @@ def test_a_refused_event_is_not_late(writer: LogWriter, engine: sa.Engine) -> No
     assert fence(engine, "acme") == {"epoch": 3, "version": 0, "late": 0}
 
 
+def told_under(epoch: int, **overrides: Any) -> bytes:
+    """One fact, the same but for the epoch of the balance that counted it."""
+    same = {"task_id": "came-back", "amount_microcredits": 700, "quota_epoch": epoch}
+    return make_event(**{**same, **overrides}).to_wire()
+
+
+def test_what_the_balance_counted_although_it_was_logged_as_late_is_taken_back_once(
+    writer: LogWriter, engine: sa.Engine
+) -> None:
+    set_epoch(engine, "acme", 3)
+    writer.write([told_under(0)])
+    assert fence(engine, "acme") == {"epoch": 3, "version": 1, "late": 700}
+
+    again = writer.write([told_under(3)])
+
+    assert (again.inserted, again.duplicates) == (0, 1)
+    assert again.late_customers == {"acme"}
+    assert fence(engine, "acme") == {"epoch": 3, "version": 2, "late": 0}
+    # However often the relay repeats it; the account is sent again, had the first sending failed.
+    assert writer.write([told_under(3)] * 2).late_customers == {"acme"}
+    assert fence(engine, "acme") == {"epoch": 3, "version": 2, "late": 0}
+
+
+def test_both_tellings_in_one_batch_are_counted_once(writer: LogWriter, engine: sa.Engine) -> None:
+    set_epoch(engine, "acme", 3)
+    told = writer.write([told_under(0), told_under(3), told_under(3)])
+    assert (told.inserted, told.duplicates) == (1, 2)
+    assert fence(engine, "acme")["late"] == 0
+
+
+def test_logged_as_counted_and_then_told_as_uncounted_nothing_is_late(
+    writer: LogWriter, engine: sa.Engine
+) -> None:
+    set_epoch(engine, "acme", 3)
+    writer.write([told_under(3)])
+    writer.write([told_under(0)])
+    assert fence(engine, "acme")["late"] == 0
+
+
+def test_what_a_rebuild_has_read_and_the_balance_counts_again_makes_late_negative(
+    writer: LogWriter, engine: sa.Engine
+) -> None:
+    set_epoch(engine, "acme", 3)
+    writer.write([told_under(3)])
+    # Redis lost its data, the task came back and was settled by the new balance too.
+    with engine.begin() as connection:
+        assert rebuild(connection, "acme") == 700
+    writer.write([told_under(4)])
+    assert fence(engine, "acme")["late"] == -700
+    # The next rebuild reads the log, where it is once, and begins anew.
+    with engine.begin() as connection:
+        assert rebuild(connection, "acme") == 700
+    writer.write([told_under(4)])
+    assert fence(engine, "acme") == {"epoch": 5, "version": 3, "late": 0}
+
+
+def test_a_run_that_came_back_and_used_more_is_a_dead_letter_and_not_counted(
+    writer: LogWriter, engine: sa.Engine
+) -> None:
+    set_epoch(engine, "acme", 3)
+    writer.write([told_under(0)])
+    told = writer.write([told_under(3, quantity=2, amount_microcredits=1400)])
+    assert told.dead == {DeadReason.CONFLICT: 1}
+    # 700 came late, 1400 were counted by the balance: with this it has 700, as the log.
+    assert fence(engine, "acme")["late"] == 700 - 1400
+
+
+def test_a_balance_that_was_never_loaded_counted_nothing(
+    writer: LogWriter, engine: sa.Engine
+) -> None:
+    writer.write([told_under(2)])
+    writer.write([told_under(0)])
+    assert fence(engine, "acme")["late"] == 700
+
+
+def test_consumers_that_take_the_same_amount_back_at_once_do_so_once(
+    make_writer: MakeWriter, engine: sa.Engine
+) -> None:
+    set_epoch(engine, "acme", 3)
+    facts = [f"task{n}" for n in range(20)]
+    make_writer().write([told_under(0, task_id=fact) for fact in facts])
+    tellings = [told_under(3, task_id=fact) for fact in facts]
+    writers = [make_writer() for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda one: one.write(tellings), writers))
+    assert fence(engine, "acme")["late"] == 0
+
+
 def test_a_customer_without_a_fence_gets_one(writer: LogWriter, engine: sa.Engine) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text("DELETE FROM quota_fences WHERE customer_id = 'acme'"))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import fcntl
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import structlog
 from rich.text import Text
@@ -18,6 +16,7 @@ from billing.local import LocalServers
 from billing.settings import Settings
 from workers.demo.children import Children
 from workers.demo.errors import DemoError
+from workers.demo.interrupts import Interrupts
 from workers.demo.report import print_next
 from workers.demo.run import SUMMARY, Demo
 from workers.demo.stages import make_console
@@ -30,14 +29,13 @@ def main() -> int:
     console = make_console()
     given = Settings()
     folder = (given.local_dir / "demo").resolve()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    interrupts = Interrupts()
     try:
-        with _alone(folder):
+        with interrupts.handled(), _alone(folder):
             _start_anew(folder)
             _log_to(folder / "demo.log")
             console.print(Text("Weighbridge: the demo\n", style="bold"))
-            demo = Demo(console, folder, given)
+            demo = Demo(console, folder, given, interrupts)
             well = demo.run()
     except KeyboardInterrupt:
         console.print("Interrupted.")
@@ -69,11 +67,6 @@ def _commands(folder: Path, denied_task: str | None) -> dict[str, str]:
 def _shown(path: Path) -> str:
     """Relative to where we are, where it is below."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """Ended from outside is ended as by Ctrl-C: everything is stopped."""
-    raise KeyboardInterrupt
 
 
 @contextmanager

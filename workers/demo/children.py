@@ -34,14 +34,20 @@ class Program:
     start_seconds: float = 60.0
 
 
+def _nothing() -> None:
+    """What is checked beside the processes when nobody asks for more."""
+
+
 class Children:
     """The demo's processes.
 
     Args:
         folder: Gets their logs, ``<name>.log``, and the list of what runs.
+        check_also: Called by every ``check``; may raise.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, check_also: Callable[[], None] = _nothing) -> None:
+        self._check_also = check_also
         self._folder = folder
         self._state = State(folder / "processes")
         self._running: dict[str, Process] = {}
@@ -115,6 +121,7 @@ class Children:
         Raises:
             DemoError: One has ended; with the end of its log.
         """
+        self._check_also()
         for name, process in self._running.items():
             if not process.alive:
                 raise DemoError(f"the {name} has ended\n{self.tail(name)}")

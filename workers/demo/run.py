@@ -25,6 +25,7 @@ from workers.demo.checks import Check, Evidence, as_planned, invariants
 from workers.demo.children import Children
 from workers.demo.ground import Ground
 from workers.demo.hosts import DifficultHost, ForwardProxy
+from workers.demo.interrupts import Interrupts
 from workers.demo.pages import LIGHT_PAGES
 from workers.demo.report import print_checklist, print_overview, print_receipts
 from workers.demo.scenario import CUSTOMERS, SKUS, Places, batches
@@ -57,6 +58,7 @@ class Demo:
         console: Where it prints.
         folder: Its own; logs, data and the summary are there afterwards.
         given: What the environment says.
+        interrupts: Asked, wherever it waits, whether it is to end.
         make_servers: Makes what starts the servers that are not given.
 
     ``denied_task`` is the id of one that was denied, once the tasks are done.
@@ -65,6 +67,7 @@ class Demo:
     console: Console
     folder: Path
     given: Settings
+    interrupts: Interrupts
     make_servers: Callable[..., LocalServers] = LocalServers
     stages: Stages = field(init=False)
     children: Children = field(init=False)
@@ -76,7 +79,7 @@ class Demo:
 
     def __post_init__(self) -> None:
         self.stages = Stages(self.console)
-        self.children = Children(self.folder)
+        self.children = Children(self.folder, self.interrupts.check)
 
     def run(self) -> bool:
         """Run it and stop everything it started, whatever happens.

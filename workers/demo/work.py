@@ -94,10 +94,10 @@ class Work:
 
     def _look(self, pause: float = 0.0) -> None:
         time.sleep(pause)
+        self._children.check()
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + _POLL_SECONDS
-        self._children.check()
         self.results.ask()
         logged = events_logged(self._system)
         self._bars.show(
