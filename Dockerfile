@@ -10,6 +10,7 @@ RUN python -m venv /opt/build && /opt/build/bin/pip install --require-hashes -r 
 COPY pyproject.toml README.md ./
 COPY billing billing
 COPY workers workers
+COPY alembic alembic
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
     && /opt/weighbridge/bin/pip install --no-deps --no-index /wheels/*.whl \
     && /opt/weighbridge/bin/pip uninstall --yes pip setuptools
@@ -20,7 +21,6 @@ RUN useradd --system --uid 10001 --home-dir /var/lib/weighbridge --create-home w
     && chown weighbridge:weighbridge /var/lib/weighbridge/spool
 COPY --from=build /opt/weighbridge /opt/weighbridge
 WORKDIR /app
-COPY alembic alembic
 COPY workers/flowerconfig.py flowerconfig.py
 ENV PATH=/opt/weighbridge/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -1,7 +1,7 @@
 """The schema's version: upgrade, downgrade, and where a database stands.
 
-The scripts are in ``alembic/`` beside the ``billing`` package. An installation without a checkout
-names the folder in ``scripts``, or has it in the working directory.
+The scripts are in ``alembic/``: beside the ``billing`` package in a checkout, inside it where it was
+installed from a wheel.
 """
 
 from __future__ import annotations
@@ -76,13 +76,15 @@ def is_current(url: str, *, scripts: Path | None = None) -> bool:
 
 
 def scripts_folder(given: Path | None = None) -> Path:
-    """The folder of migrations: the one given, else beside the package, else in the work folder.
+    """The folder of migrations: the one given, else in or beside the package, else the work folder's.
 
     Raises:
         ConfigurationError: None of them has an ``env.py``.
     """
-    beside = Path(__file__).resolve().parent.parent / "alembic"
-    candidates = [given] if given is not None else [beside, Path.cwd() / "alembic"]
+    package = Path(__file__).resolve().parent
+    # In the package where it was installed from a wheel, beside it in a checkout.
+    found = [package / "alembic", package.parent / "alembic", Path.cwd() / "alembic"]
+    candidates = [given] if given is not None else found
     for folder in candidates:
         if (folder / "env.py").is_file() and (folder / "versions").is_dir():
             return folder

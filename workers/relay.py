@@ -11,7 +11,7 @@ JOIN_SECONDS = 10
 
 
 class RelayStep(bootsteps.StartStopStep):
-    """Drains the outbox to RabbitMQ while the worker runs, and once more when it stops.
+    """Drains the outbox to RabbitMQ while the worker runs; what is left waits for the next relay.
 
     ``WEIGHBRIDGE_RELAY_IN_WORKER=false`` leaves it to ``billing relay``.
     """

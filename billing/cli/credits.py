@@ -46,6 +46,23 @@ def grant(
 
 
 @app.command()
+def rebuild(context: typer.Context, customer: CustomerId, json: Json = False) -> None:
+    """Load a balance into Redis anew from PostgreSQL, which is right where the two disagree.
+
+    Open holds stay held. Do it when nothing of this customer is between outbox and log (see
+    doctor): what is still on its way can be spent once more until it is logged.
+    """
+    system = system_of(context)
+    system.accounts.get(customer)
+    outcome = system.account_sync.rebuild(customer, force=True)
+    if json:
+        print_json({"outcome": outcome.value, **balance_document(balance_of(system, customer))})
+        return
+    say(f"customer {customer}: {outcome.value}")
+    print_facts(f"Balance of {customer} (credits)", balance_facts(balance_of(system, customer)))
+
+
+@app.command()
 def balance(
     context: typer.Context,
     customer: Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from billing.cli.context import Json, sync, system_of
-from billing.cli.output import Column, print_facts, print_json, print_table, say
+from billing.cli.output import Column, over, print_facts, print_json, print_table, say
 from billing.core.errors import InvalidValue
 from billing.log.dead import DeadLetter, ReplayOutcome, ReplayResult
 from billing.usage.event import DeadReason
@@ -38,9 +38,8 @@ def list_(
         "Dead letters",
         [
             Column("#", numeric=True),
-            Column("reason"),
+            Column("reason and task"),
             Column("customer"),
-            Column("task"),
             Column("seen", numeric=True),
             Column("last seen (UTC)", whole=True),
             Column("detail"),
@@ -48,9 +47,8 @@ def list_(
         [
             (
                 each.id,
-                each.reason.value + (" (replayed)" if each.replayed_at else ""),
+                over(each.reason.value + (" (replayed)" if each.replayed_at else ""), each.task_id),
                 each.customer_id,
-                each.task_id,
                 each.times_seen,
                 each.last_seen_at,
                 each.detail,

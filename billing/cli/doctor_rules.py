@@ -175,7 +175,7 @@ def schema(current: str | None, head: str) -> Finding:
         check=check,
         level=Level.FAIL,
         found=found,
-        meaning="consumer and workers refuse to start; usage waits in the queue",
+        meaning="workers refuse to start, and the consumer may not be able to write; usage waits",
         remedy="billing migrate",
     )
 
@@ -196,7 +196,7 @@ def partitions(missing: Sequence[str], ahead_months: int, *, this_month: str) ->
         level=Level.FAIL if this_month in missing else Level.WARN,
         found=f"missing: {', '.join(missing)}",
         meaning="usage of a month without a partition waits as dead letters until there is one",
-        remedy="billing migrate makes them; beat should do it every day",
+        remedy="billing migrate makes them; beat should do it every six hours",
     )
 
 

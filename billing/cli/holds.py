@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from billing.cli.context import Json, system_of
-from billing.cli.output import Column, print_json, print_table, say
+from billing.cli.output import Column, over, print_json, print_table, say
 from billing.core.clock import from_ms, to_ms
 from billing.core.credits import format_credits
 from billing.quota.hold import HoldView
@@ -34,8 +34,7 @@ def list_(
         "Open holds",
         [
             Column("customer"),
-            Column("task"),
-            Column("SKU"),
+            Column("SKU and task"),
             Column("admission", numeric=True),
             Column("credits", numeric=True),
             Column("expires (UTC)", whole=True),
@@ -43,8 +42,7 @@ def list_(
         [
             (
                 each.customer,
-                each.task_id,
-                each.sku,
+                over(each.sku, each.task_id),
                 each.admission,
                 format_credits(each.held_microcredits),
                 from_ms(each.expires_at_ms),

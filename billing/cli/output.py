@@ -77,6 +77,13 @@ def cell(value: Cell) -> Text:
     return Text(f"{value:,}" if isinstance(value, int) else printable(value))
 
 
+def over(first: str | None, second: str | None) -> Text:
+    """Two texts in one cell, the second beneath and dim: a task's id under what it is about."""
+    return Text("\n").join(
+        [Text(printable(first or "-")), Text(printable(second or "-"), style="dim")]
+    )
+
+
 def print_table(
     title: str,
     columns: Sequence[Column],

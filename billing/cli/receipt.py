@@ -14,7 +14,7 @@ import typer
 from billing.bootstrap import System
 from billing.cli.context import Month, system_of
 from billing.cli.money import format_cost
-from billing.cli.output import Column, Format, print_table, say
+from billing.cli.output import Column, Format, over, print_table, say
 from billing.cli.usage import month_for, period_document, totals_document
 from billing.core.clock import format_instant
 from billing.core.credits import format_credits
@@ -177,19 +177,17 @@ def _print_table(title: str, lines: Iterator[ReceiptLine], totals: Totals) -> No
         title,
         [
             Column("metered (UTC)", whole=True),
-            Column("task"),
-            Column("SKU"),
+            Column("SKU and task"),
             Column("outcome"),
-            Column("quantity", numeric=True),
+            Column("units", numeric=True),
             Column("credits", numeric=True),
             Column("cost", numeric=True),
         ],
         [
             (
                 each.metered_at,
-                each.task_id,
-                each.sku,
-                f"{each.outcome.value} {each.reason}".strip(),
+                over(each.sku, each.task_id),
+                over(each.outcome.value, each.reason) if each.reason else each.outcome.value,
                 each.quantity,
                 format_credits(each.amount_microcredits),
                 format_cost(each.cost_micros, each.currency),

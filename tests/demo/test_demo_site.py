@@ -50,6 +50,18 @@ def test_a_query_tells_requests_apart_and_is_otherwise_ignored(served: Served):
     assert "/bisect.html?atlas-17" in served.log.read_text().splitlines()
 
 
+def test_a_page_is_written_once_and_logged_each_time(monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+    logged: list[str] = []
+    monkeypatch.setattr(site, "_pages", lambda path, _type: asked.append(path) or "a page")
+    site.written.cache_clear()
+    pages = [site.page(f"/once.html?atlas-{n}", "text/html", logged.append) for n in range(3)]
+    site.written.cache_clear()
+    assert pages == ["a page"] * 3
+    assert asked == ["/once.html"]
+    assert logged == ["/once.html?atlas-0", "/once.html?atlas-1", "/once.html?atlas-2"]
+
+
 def test_its_index_has_several_hundred_links(served: Served):
     assert served.client.get("/index.html").text.count('.html">') > 200
 

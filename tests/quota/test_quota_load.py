@@ -111,6 +111,19 @@ def test_late_usage_is_added_once_however_often_it_is_told(store: Store):
     assert figures(store) == (0, 12, 88)
 
 
+def test_what_was_counted_twice_is_taken_back_once_however_often_it_is_told(store: Store):
+    state = open_account(store, late_microcredits=30)
+    reserve(store, "t1", 20)
+    settle(store, "t1", 20)
+    assert figures(store) == (0, 50, 50)
+    back = newer(state, late_microcredits=-15, settled_microcredits=SYNC_ONLY)
+
+    assert store.quota.load(back) is LoadOutcome.SYNCED
+    assert store.quota.load(back) is LoadOutcome.STALE
+
+    assert figures(store) == (0, 5, 95)
+
+
 def test_versions_that_overtake_each_other_end_at_the_newest(store: Store):
     state = open_account(store)
     second = newer(state, late_microcredits=10)

@@ -8,6 +8,7 @@ pages are the standard library's and nothing else; it imports nothing but the st
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import pydoc
 import sys
@@ -47,7 +48,13 @@ def page(path: str, content_type: str, log: Callable[[str], None]) -> str:
     plain = path.partition("?")[0]
     if not is_served(plain):
         return "<html><head><title>not served</title></head><body>Not served here.</body></html>"
-    return str(_pages(plain, content_type))
+    return written(plain, content_type)
+
+
+@functools.cache
+def written(path: str, content_type: str) -> str:
+    """The page of a path, written once: a page of ``ast`` takes half a second of a core."""
+    return str(_pages(path, content_type))
 
 
 def main() -> None:
