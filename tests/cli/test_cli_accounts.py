@@ -170,6 +170,23 @@ def test_a_balance_has_both_sides_and_the_grants(billing: Billing, system: Syste
     assert acme in billing.table("credits", "balance")
 
 
+def test_a_balance_that_redis_has_wrong_is_rebuilt(billing: Billing, system: System, acme: str):
+    system.account_sync.rebuild(acme)
+    right = system.quota.account(acme)
+    assert right is not None
+    system.redis.hincrby(system.keys.account(acme), "settled", 7)
+
+    rebuilt = billing.json("credits", "rebuild", acme)
+
+    after = system.quota.account(acme)
+    assert after is not None
+    assert rebuilt["outcome"] == "loaded"
+    assert after.settled_microcredits == right.settled_microcredits
+    assert after.epoch == right.epoch + 1
+    assert "loaded" in billing.table("credits", "rebuild", acme)
+    assert "nobody" in billing.error("credits", "rebuild", "nobody")
+
+
 def test_a_balance_without_an_account_in_redis_is_postgresqls(billing: Billing, acme: str):
     balance = billing.json("credits", "balance", acme)
     assert balance["granted_microcredits"] == 100_000_000

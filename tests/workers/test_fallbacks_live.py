@@ -153,6 +153,26 @@ def test_redis_cut_between_hold_and_settle_the_event_is_published_directly(
     assert live.discrepancies() == []
 
 
+def test_redis_stalls_and_settles_after_all_what_was_published_directly_meanwhile(bench: Bench):
+    live = bench.live
+    with bench.worker():
+        task = bench.bill("gated")
+        eventually(lambda: live.trace("began"), timeout=20, message="the body runs")
+        # Half-open: the settle reaches Redis, but only long after the worker gave up waiting.
+        bench.redis.silence()
+        bench.gate().touch()
+        assert task.get(timeout=30) == "went through"
+        live.system.consumer().run(threading.Event(), idle_exit=True)
+        assert [row.quota_epoch for row in rows_of(live, task.id)] == [0]
+        bench.redis.restore()
+        live.await_idle()
+    live.drain()
+    # Charged by the late settle and known by the log: once, in the log and in the balance.
+    assert len(rows_of(live, task.id)) == 1
+    assert live.settled_and_held() == (2 * CREDIT, 0)
+    assert live.discrepancies() == []
+
+
 def test_redis_and_rabbitmq_cut_the_event_waits_in_the_spool_for_the_next_relay(bench: Bench):
     live = bench.live
     with bench.worker() as worker:
