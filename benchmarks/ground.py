@@ -32,6 +32,7 @@ from billing.local.state import Record, State
 from billing.log.engine import sqlalchemy_url
 from billing.settings import Settings
 from billing.usage.topology import dead_exchange, dead_queue
+from workers.app import exchanges_of
 
 Say = Callable[[str], None]
 
@@ -121,7 +122,7 @@ class Ground:
         )
         usage = (settings.usage_queue, settings.usage_exchange)
         self.to_delete(usage[0], dead_queue(usage[0]), settings.task_queue)
-        self._exchanges += [usage[1], dead_exchange(usage[1])]
+        self._exchanges += [usage[1], dead_exchange(usage[1]), *exchanges_of(settings)]
         return settings
 
     def to_delete(self, *queues: str) -> None:

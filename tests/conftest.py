@@ -32,6 +32,7 @@ from billing.local.rabbitmq import STANDARD_URL
 from billing.log.engine import sqlalchemy_url
 from billing.migrations import upgrade
 from billing.settings import Settings
+from workers.app import exchanges_of
 
 TEST_DATABASES = "wbtest_"
 A_DAY_SECONDS = 86_400
@@ -238,5 +239,6 @@ def _delete_names(amqp_url: str, settings: Settings) -> None:
         channel = connection.channel()
         for queue in sorted(queues | {f"{name}.dead" for name in queues}):
             channel.queue_delete(queue)
-        for exchange in sorted(exchanges | {f"{name}.dead" for name in queues | exchanges}):
+        exchanges |= {f"{name}.dead" for name in queues | exchanges} | set(exchanges_of(settings))
+        for exchange in sorted(exchanges):
             channel.exchange_delete(exchange)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from celery import Celery
 
@@ -10,6 +10,8 @@ from billing.bootstrap import endpoints_of
 from billing.settings import Settings
 from workers.metering import Metering
 from workers.schedule import BEAT_SCHEDULE
+
+_COMMON_QUEUE: Final = str(Settings.model_fields["task_queue"].default)
 
 
 def make_app(settings: Settings) -> Celery:
@@ -26,6 +28,14 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
+def exchanges_of(settings: Settings) -> tuple[str, ...]:
+    """Celery's own exchanges of an app with these settings: tasks, events, control, its replies."""
+    queue = settings.task_queue
+    if queue == _COMMON_QUEUE:
+        return (queue, "celeryev", "celery.pidbox", "reply.celery.pidbox")
+    return (queue, f"{queue}.events", f"{queue}.control.pidbox", f"reply.{queue}.control.pidbox")
+
+
 def configuration(settings: Settings, broker_url: str) -> dict[str, Any]:
     """Celery's settings as billing wants them; a good start for an app of one's own.
 
@@ -34,7 +44,13 @@ def configuration(settings: Settings, broker_url: str) -> dict[str, Any]:
         broker_url: Celery's broker.
     """
     on_rabbitmq = broker_url.startswith("amqp")
+    queue = settings.task_queue
+    # Two apps on one broker would see each other's events and obey each other's commands; an app
+    # with a queue of its own name has these under it too. With the common name they are Celery's
+    # own, where every tool looks.
+    apart = {"event_exchange": f"{queue}.events", "control_exchange": f"{queue}.control"}
     return {
+        **({} if queue == _COMMON_QUEUE else apart),
         # Only JSON: a pickled message would run code.
         "accept_content": ["json"],
         "task_serializer": "json",

@@ -46,7 +46,7 @@ _REUSE_SECONDS: Final = 10.0
 KOMBU_NOTE: Final = (
     "No RabbitMQ: tasks and events go through Kombu's Redis transport on the embedded Valkey. "
     "What that costs: no publisher confirms, no quorum copies, and a message whose worker died "
-    "comes back only after the visibility timeout (an hour)."
+    "comes back only after the visibility timeout (the hard time limit and a minute)."
 )
 
 

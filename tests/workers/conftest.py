@@ -111,7 +111,8 @@ class Live:
                 [
                     sys.executable, "-m", "celery", "-A", "live_app", "worker",
                     "--pool", pool, "--concurrency", str(concurrency), "-l", "INFO", "-E",
-                    "--without-mingle", "--without-gossip", "-n", f"{self.settings.redis_prefix}.{self._started}@localhost",
+                    "--without-mingle", "--without-gossip",
+                    "-n", f"{self.settings.redis_prefix}.{self._started}@localhost",
                 ],
                 env=self.environment(**env), cwd=self.folder, stdout=out, stderr=out,
                 start_new_session=True, preexec_fn=_die_with_the_tests,  # noqa: PLW1509 - one system call, no lock taken

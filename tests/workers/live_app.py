@@ -1,7 +1,7 @@
 """The app of the live tests: metered tasks that end in every way there is.
 
-Loaded by real workers (``celery -A live_app``) and by the tests that submit to them. Every body that
-runs leaves a line in the file ``WEIGHBRIDGE_SPOOL_DIR/trace``.
+Loaded by real workers (``celery -A live_app``) and by the tests that submit to them. Every body
+that runs leaves a line in the file ``WEIGHBRIDGE_SPOOL_DIR/trace``.
 """
 
 from __future__ import annotations

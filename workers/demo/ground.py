@@ -24,6 +24,7 @@ from billing.local import Endpoints, LocalServers
 from billing.log.engine import sqlalchemy_url
 from billing.settings import Settings
 from billing.usage.topology import dead_exchange, dead_queue
+from workers.app import exchanges_of
 
 _SCAN: Final = 1000
 _BROKER_SECONDS: Final = 10.0
@@ -223,7 +224,7 @@ def _delete_queues(url: str, settings: Settings) -> None:
     exchanges = (
         settings.usage_exchange,
         dead_exchange(settings.usage_exchange),
-        settings.task_queue,
+        *exchanges_of(settings),
     )
     with Connection(url, connect_timeout=_BROKER_SECONDS) as connection:
         channel: Any = connection.channel()
