@@ -1,7 +1,7 @@
 """The schema's version: upgrade, downgrade, and where a database stands.
 
-The scripts are in ``alembic/``: beside the ``billing`` package in a checkout, inside it where it was
-installed from a wheel.
+The scripts are in ``alembic/``: beside the ``billing`` package in a checkout, inside it where it
+was installed from a wheel.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def is_current(url: str, *, scripts: Path | None = None) -> bool:
 
 
 def scripts_folder(given: Path | None = None) -> Path:
-    """The folder of migrations: the one given, else in or beside the package, else the work folder's.
+    """The folder of migrations: the one given, else in or beside the package, else where we are.
 
     Raises:
         ConfigurationError: None of them has an ``env.py``.

@@ -64,7 +64,7 @@ def eventually(
 def make_event(
     *,
     metered_at: datetime = NOW,
-    **overrides: Any,  # noqa: ANN401 - each field has its own type
+    **overrides: Any,
 ) -> UsageEvent:
     """A valid usage event of customer ``acme``: one ``page-capture`` for one credit.
 

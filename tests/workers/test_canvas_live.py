@@ -1,4 +1,4 @@
-"""Chains, groups and chords in real workers: who pays, and that nothing hangs when one is denied."""
+"""Chains, groups and chords in real workers: who pays, and that nothing hangs on a denial."""
 
 from __future__ import annotations
 
