@@ -176,7 +176,9 @@ class Settings(BaseSettings):
     )
     log_level: str = Field(default="INFO", description="Level of structured logs.")
     failpoints: str = Field(
-        default="", description="For tests only: places to die at, NAME=COUNT, comma-separated."
+        default="",
+        description="For tests only: places to die at, NAME=COUNT, comma-separated; "
+        "NAME=COUNT! kills the whole process group.",
     )
 
     @property
