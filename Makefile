@@ -42,8 +42,8 @@ test: $(VENV)/.dev ## Every test, on real servers
 	@$(BIN)/python scripts/ensure_rabbitmq.py
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-unit: $(VENV)/.dev ## Only tests that need no server
-	@$(BIN)/python -m pytest -m "not rabbitmq and not redis and not postgres and not worker" $(ARGS)
+test-unit: $(VENV)/.dev ## Only tests that need no server and start no program
+	@$(BIN)/python -m pytest -m "not rabbitmq and not redis and not postgres and not worker and not process" $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter, and whether the configuration page is current
 	@$(BIN)/ruff check

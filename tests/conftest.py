@@ -37,7 +37,13 @@ from workers.app import exchanges_of
 TEST_DATABASES = "wbtest_"
 A_DAY_SECONDS = 86_400
 NO_RABBITMQ = "no RabbitMQ"
-
+PROGRAMS = (
+    "tests/local/",
+    "tests/docs/",
+    "tests/demo/",
+    "tests/usage/test_kombu_publisher.py",
+)
+"""Tests that start programs of their own: servers, environments, other runs of pytest."""
 
 MARK_OF = {"rabbitmq_url": "rabbitmq", "redis_url": "redis", "postgres_url": "postgres"}
 
@@ -52,6 +58,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name, mark in MARK_OF.items():
             if name in names:
                 item.add_marker(mark)
+        if item.nodeid.startswith(PROGRAMS):
+            item.add_marker("process")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
