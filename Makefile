@@ -9,8 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Exact pins with hashes; only what is listed is installed, and this checkout itself is not fetched.
 INSTALL = $(PIP) install --quiet --require-hashes -r requirements/$(1).txt && \
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
-PIP_COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header \
-	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+PIP_COMPILE := $(BIN)/pip-compile --quiet
 # More arguments for pytest: make test ARGS="tests/quota -x"
 ARGS ?=
 

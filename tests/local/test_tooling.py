@@ -38,7 +38,7 @@ def test_make_without_a_target_lists_every_target():
 
 @pytest.mark.parametrize("name", OUR_FILES)
 def test_no_file_names_a_host_to_install_from(name: str):
-    assert not re.search(r"https?://|--(extra-)?index-url|\bpypi\b", (ROOT / name).read_text())
+    assert not re.search(r"https?://|--(extra-)?index[-]url|\bpypi\b", (ROOT / name).read_text())
 
 
 @pytest.mark.parametrize("name", ["base", "local", "dev"])
