@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import Final, Self, TypedDict
 
 import sqlalchemy as sa
-from pydantic import SecretStr
 from redis import ConnectionError as RedisConnectionError
 from redis import Redis, RedisError
 from redis.backoff import NoBackoff
@@ -30,10 +29,10 @@ from billing.catalog.sku import Sku
 from billing.catalog.store import Catalog
 from billing.core import failpoints
 from billing.core.clock import Clock, SystemClock
-from billing.core.errors import ConfigurationError, QuotaUnavailable
+from billing.core.errors import QuotaUnavailable
 from billing.credit.store import Credit
-from billing.local import Endpoints, running_endpoints
-from billing.local.endpoints import RESULT_DATABASE, sibling_database
+from billing.local import Endpoints
+from billing.local.lookup import endpoints_of, url_of
 from billing.log.consumer import UsageConsumer
 from billing.log.dead import DeadLetters
 from billing.log.engine import owner_engine, writer_engine
@@ -64,47 +63,6 @@ class ServerFacts(TypedDict):
     schema_revision: str | None
     schema_head: str
     database_answers: bool
-
-
-def url_of(settings: Settings, name: str) -> str:
-    """The URL of one server: what the settings name, else the embedded one that is running.
-
-    Args:
-        settings: Where the servers are.
-        name: ``database_url``, ``redis_url`` or ``amqp_url``.
-
-    Raises:
-        ConfigurationError: The server is neither named nor running; says which and the remedy.
-    """
-    given: SecretStr | None = getattr(settings, name)
-    if given is not None:
-        return given.get_secret_value()
-    running = getattr(running_endpoints(settings.local_dir), name, None)
-    if not running:
-        raise ConfigurationError(
-            name.upper(),
-            "not set, and no embedded server is running",
-            f"set {name.upper()}, or run: billing local start",
-        )
-    return str(running)
-
-
-def endpoints_of(settings: Settings) -> Endpoints:
-    """Where all the servers are.
-
-    Raises:
-        ConfigurationError: As ``url_of``.
-    """
-    redis_url = url_of(settings, "redis_url")
-    result_url = settings.result_url
-    return Endpoints(
-        database_url=url_of(settings, "database_url"),
-        redis_url=redis_url,
-        amqp_url=url_of(settings, "amqp_url"),
-        result_url=result_url.get_secret_value()
-        if result_url
-        else sibling_database(redis_url, RESULT_DATABASE),
-    )
 
 
 class System:
