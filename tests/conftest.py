@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -46,6 +47,12 @@ PROGRAMS = (
 """Tests that start programs of their own: servers, environments, other runs of pytest."""
 
 MARK_OF = {"rabbitmq_url": "rabbitmq", "redis_url": "redis", "postgres_url": "postgres"}
+
+
+def pytest_configure() -> None:
+    """A run in the background of a shell ignores Ctrl-C, and so would every program it starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects by marks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from billing.core.credits import format_credits
+from billing.core.errors import WeighbridgeError
 
 
 class QuotaExceeded(Exception):  # noqa: N818 - named by the field, as Celery's own Retry and Ignore are
@@ -40,3 +41,15 @@ class QuotaExceeded(Exception):  # noqa: N818 - named by the field, as Celery's 
             f"needed {format_credits(self.needed_microcredits)} credits, "
             f"left {format_credits(self.left_microcredits)}"
         )
+
+
+class Unweighed(WeighbridgeError):  # noqa: N818 - as above
+    """A metered task would have run without its hold, so nobody would have paid for it."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(
+            f"{task} was not run: nothing was held for it. A before_start of its own must call "
+            "super().before_start(…); in place of its map, starmap and chunks, which call it as a "
+            "function, send a group"
+        )
+        self.args = (task,)

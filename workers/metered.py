@@ -23,8 +23,6 @@ from typing import Any, ClassVar, NoReturn
 
 import structlog
 from celery import Task
-from celery.canvas import _chain as chain
-from celery.canvas import chord, group
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from billing.catalog.sku import DenialPolicy, UnavailablePolicy
@@ -32,15 +30,17 @@ from billing.core.errors import ConfigurationError, DenialReason, QuotaUnavailab
 from billing.meter.meter import Meter
 from billing.meter.run import Admission, Recorder, TaskFacts
 from billing.quota.hold import ReleaseCause
+from workers.canvas import heir_of, is_mapped
 from workers.context import (
     HEADER,
     BillingHeader,
     CustomerRequired,
+    bill_to,
     current_customer,
     header_of,
     recording,
 )
-from workers.errors import QuotaExceeded
+from workers.errors import QuotaExceeded, Unweighed
 
 log = structlog.get_logger(__name__)
 
@@ -124,7 +124,7 @@ class MeteredTask(Task[Any, Any]):
             stamped = header_of(request)
         if stamped is None or (customer is not None and customer != stamped.customer):
             payer = customer or current_customer()
-            if payer is None:
+            if not payer:
                 raise CustomerRequired(self.name)
             stamped = BillingHeader(payer, self._metered_at(options))
         headers[HEADER] = stamped.to_message()
@@ -174,8 +174,11 @@ class MeteredTask(Task[Any, Any]):
                 facts,
                 self.sku,
                 self._units(args, kwargs),
-                # apply_async(time_limit=…) can be longer than what was checked at start-up.
-                time_limit_seconds=getattr(self.request, "time_limit", None) or 0,
+                # apply_async(time_limit=…) can be longer than what was checked at start-up, and
+                # Celery does not stop a run before its soft limit, if that is the longer one.
+                time_limit_seconds=max(
+                    self.request.time_limit or 0, self.request.soft_time_limit or 0
+                ),
             )
         except QuotaUnavailable as error:
             # Not even the SKU, and so its policy, is known: come back, as the default policy says.
@@ -186,15 +189,22 @@ class MeteredTask(Task[Any, Any]):
         setattr(self.request, _RUN, run)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the body and settle. A plain call of the function is not a run and is not metered."""
+        """Run the body and settle. A plain call of the function is not a run and is not metered.
+
+        Raises:
+            Unweighed: Celery runs it, but past the weighbridge; the body does not run.
+        """
         run: _Run | None = getattr(self.request, _RUN, None)
+        if run is None and (not self.request.called_directly or is_mapped(self)):
+            raise Unweighed(self.name)
         if run is None or run.entered:
             with recording(None):
                 return super().__call__(*args, **kwargs)
         run.entered = True
         meter: Meter = self.metering.meter
         try:
-            with recording(run.recorder):
+            # Called eagerly inside another's bill_to, it is still its own customer who pays.
+            with bill_to(run.admission.facts.customer), recording(run.recorder):
                 result = self.run(*args, **kwargs)
             self._settle(meter, run)
         except Retry:
@@ -210,8 +220,21 @@ class MeteredTask(Task[Any, Any]):
         """Replace this task. A metered replacement takes over the hold under the same task id."""
         run: _Run | None = getattr(self.request, _RUN, None)
         if run is not None:
-            run.replaced = _takes_over(sig)
+            run.replaced = self._hand_over(heir_of(sig))
         return super().replace(sig)
+
+    def _hand_over(self, heir: Any) -> bool:
+        """Whether the replacement finds this task's hold: it is metered and has the same customer.
+
+        It gets the same header too. Deep in a chain or chord it is sent later, from another task.
+        """
+        header = header_of(self.request)
+        if header is None or heir is None or not isinstance(heir.type, MeteredTask):
+            return False
+        if heir.options.get("customer") not in {None, header.customer}:
+            return False
+        heir.set(headers={HEADER: header.to_message(), **(heir.options.get("headers") or {})})
+        return True
 
     def _settle(self, meter: Meter, run: _Run) -> None:
         try:
@@ -354,18 +377,6 @@ def facts_of(task: Task[Any, Any], request: Any) -> TaskFacts:
         attempt=request.retries or 0,
         worker=request.hostname or "",
     )
-
-
-def _takes_over(sig: Any) -> bool:
-    """Whether the task that gets this task's id (``Task.replace``) is metered, and so its hold."""
-    if isinstance(sig, chord):
-        return _takes_over(sig.body)
-    if isinstance(sig, group):
-        # Celery uplifts it to a chord whose body, a plain task of its own, gets the id.
-        return False
-    if isinstance(sig, chain):
-        return _takes_over(sig.tasks[-1])
-    return isinstance(sig.type, MeteredTask)
 
 
 def _cause_of(error: BaseException) -> ReleaseCause:

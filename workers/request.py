@@ -26,6 +26,7 @@ class MeteredRequest(Request):
     # Celery's, untold by its stubs.
     task: Any
     _context: Any
+    _errbacks_are_sent = False
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         """As Celery does; then release the hold of a run that ended out of its child's sight."""
@@ -37,6 +38,7 @@ class MeteredRequest(Request):
             result = super().on_failure(exc_info, *args, **kwargs)
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, TimeLimitExceeded):
+            self._errbacks_are_sent = self.task.acks_on_timeout or not self.task.acks_late
             self._release(ReleaseCause.HARD_TIME_LIMIT)
         elif isinstance(error, WorkerLostError | SystemExit) and not self._comes_back():
             self._release(ReleaseCause.WORKER_LOST)
@@ -44,7 +46,15 @@ class MeteredRequest(Request):
 
     def on_timeout(self, soft: bool, timeout: float) -> Any:
         """As Celery does; then release the hold of a run that hit its hard time limit."""
-        result = super().on_timeout(soft, timeout)
+        header = self._billing_header()
+        if header is None:
+            return super().on_timeout(soft, timeout)
+        if self._errbacks_are_sent:
+            # Celery reports a hard time limit twice; a metered error callback would be billed twice.
+            self._context.errbacks = None
+        # What is raised here would keep Celery from killing the child.
+        with bill_to(header.customer):
+            result = super().on_timeout(soft, timeout)
         if not soft and self.task.acks_on_timeout:
             self._release(ReleaseCause.HARD_TIME_LIMIT)
         return result

@@ -345,7 +345,7 @@ class Meter:
         """Redis is away: publish with a confirm, else spool with an fsync."""
         try:
             self._publisher.publish(events)
-        except PublishFailed as error:
+        except Exception as error:  # noqa: BLE001 - whatever a broken connection makes a driver raise
             self._spool.append(events)
             log.warning(
                 "usage spooled on this node",

@@ -55,6 +55,7 @@ _UNAVAILABLE: Final = (
     redis.exceptions.InvalidResponse,
     redis.exceptions.ReadOnlyError,
     redis.exceptions.OutOfMemoryError,
+    redis.exceptions.NoPermissionError,
     redis.exceptions.NoScriptError,
     redis.exceptions.MasterDownError,
     redis.exceptions.ClusterDownError,

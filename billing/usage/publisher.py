@@ -57,7 +57,7 @@ def publisher_for(
     Raises:
         ConfigurationError: The URL names no broker that Weighbridge can publish to.
     """
-    scheme = url.partition("://")[0]
+    scheme, mark, _ = url.partition("://")
     if scheme in KOMBU_SCHEMES:
         return KombuPublisher(url, exchange=exchange, queue=queue, timeout_seconds=timeout_seconds)
     if scheme in AMQP_SCHEMES:
@@ -69,5 +69,8 @@ def publisher_for(
             cancelled=cancelled,
         )
     raise ConfigurationError(
-        "AMQP_URL", f"{scheme}:// is not a broker's URL", "use amqp:// or amqps:// for RabbitMQ"
+        "AMQP_URL",
+        # Where there is no scheme, all of it may be a password.
+        f"{scheme if mark else '…'}:// is not a broker's URL",
+        "use amqp:// or amqps:// for RabbitMQ",
     )

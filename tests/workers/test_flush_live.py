@@ -163,7 +163,7 @@ def test_redis_emptied_twice_under_load_admits_nothing_unknown_and_loses_nothing
         stop.set()
         consumer.join(20)
     live.drain()
-    assert all(flush.ran < len(customers) / 2 for flush in flushes), "Redis was emptied under load"
+    assert all(flush.ran < len(customers) - 30 for flush in flushes), "Redis was emptied under load"
     assert all(flush.lost_events for flush in flushes)
     assert_nothing_was_admitted_unknown(live, flushes)
     assert_nothing_is_lost_or_doubled(live, customers)
