@@ -6,20 +6,18 @@ own, and deletes them when it ends. Servers that it started itself go with all t
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import redis
 import sqlalchemy as sa
-from kombu import Connection
 from kombu.exceptions import OperationalError
 from pydantic import SecretStr
 
@@ -29,15 +27,13 @@ from billing.bootstrap import System
 from billing.local import Endpoints, LocalServers
 from billing.local.process import Command, Process, end, interrupts_deferred, spawn
 from billing.local.state import Record, State
-from billing.log.engine import sqlalchemy_url
+from billing.local.visit import delete_keys, delete_queues, noting, run_statement
 from billing.settings import Settings
 from billing.usage.topology import dead_exchange, dead_queue
 from workers.app import exchanges_of
 
 Say = Callable[[str], None]
 
-_SCAN: Final = 1000
-_SECONDS: Final = 10.0
 _STOP_SECONDS: Final = 10.0
 _PATIENCE: Final[dict[str, object]] = {
     # Time-outs that a loaded machine must not reach; they do not change how fast anything is.
@@ -78,7 +74,7 @@ class Ground:
             self._clear_leftovers()
             self._folder.mkdir(parents=True, exist_ok=True)
             self.endpoints = self._servers.start(self._given, need_rabbitmq=True, allow_kombu=True)
-            _run(self.endpoints.database_url, f'CREATE DATABASE "{self._name}"')
+            run_statement(self.endpoints.database_url, f'CREATE DATABASE "{self._name}"')
             self._database_made = True
             migrations.upgrade(self._database_url())
         except BaseException:
@@ -175,22 +171,14 @@ class Ground:
 
     def _delete_data(self) -> None:
         if self._database_made:
-            with _noting(self.left, f"database {self._name}", sa.exc.SQLAlchemyError):
+            with noting(self.left, f"database {self._name}", sa.exc.SQLAlchemyError):
                 drop = f'DROP DATABASE IF EXISTS "{self._name}" WITH (FORCE)'
-                _run(self.endpoints.database_url, drop)
-        with _noting(self.left, f"Redis keys {self._name}.*", redis.RedisError):
-            _delete_keys(self.endpoints.redis_url, self._name)
+                run_statement(self.endpoints.database_url, drop)
+        with noting(self.left, f"Redis keys {self._name}.*", redis.RedisError):
+            delete_keys(self.endpoints.redis_url, [f"{self._name}.*"])
         if self.on_rabbitmq:
-            with _noting(self.left, f"queues {self._name}.*", OperationalError, OSError):
-                self._delete_queues(self.endpoints.amqp_url or "")
-
-    def _delete_queues(self, url: str) -> None:
-        with Connection(url, connect_timeout=_SECONDS) as connection:
-            channel: Any = connection.channel()
-            for queue in self._queues:
-                channel.queue_delete(queue)
-            for exchange in self._exchanges:
-                channel.exchange_delete(exchange)
+            with noting(self.left, f"queues {self._name}.*", OperationalError, OSError):
+                delete_queues(self.endpoints.amqp_url or "", self._queues, self._exchanges)
 
 
 def environment_of(settings: Settings) -> Mapping[str, str]:
@@ -216,27 +204,3 @@ def _endpoints(settings: Settings) -> Endpoints:
         url(settings.amqp_url),
         url(settings.result_url),
     )
-
-
-@contextlib.contextmanager
-def _noting(left: list[str], what: str, *errors: type[Exception]) -> Iterator[None]:
-    try:
-        yield
-    except errors as error:
-        left.append(f"{what}: {str(error).partition(chr(10))[0]}")
-
-
-def _run(url: str, statement: str) -> None:
-    """One statement outside a transaction. Its names are ours."""
-    engine = sa.create_engine(
-        sqlalchemy_url(url), poolclass=sa.NullPool, isolation_level="AUTOCOMMIT"
-    )
-    with engine.connect() as connection:
-        connection.execute(sa.text(statement))
-
-
-def _delete_keys(url: str, prefix: str) -> None:
-    with redis.Redis.from_url(url, socket_timeout=_SECONDS) as client:
-        found = list(client.scan_iter(match=f"{prefix}.*", count=_SCAN))
-        for start in range(0, len(found), _SCAN):
-            client.unlink(*found[start : start + _SCAN])

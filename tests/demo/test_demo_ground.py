@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -218,10 +218,11 @@ def test_what_could_not_be_deleted_is_told_and_the_rest_is_deleted(
     given.start()
     settings = settings_of(given, monkeypatch)
 
-    def refuse(*_: object) -> None:
-        raise redis.ConnectionError("gone")
+    def refuse(_: str, keys: Iterable[str]) -> None:
+        if list(keys) == [f"{settings.redis_prefix}:*"]:
+            raise redis.ConnectionError("gone")
 
-    monkeypatch.setattr("workers.demo.ground._delete_keys", refuse)
+    monkeypatch.setattr("workers.demo.ground.delete_keys", refuse)
     left = given.clear_away(settings, [])
     assert left == [f"Redis keys {settings.redis_prefix}:*: gone"]
     assert database_of(settings) not in databases(postgres_url)

@@ -8,26 +8,20 @@ folder, so that it can be looked at afterwards.
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 import redis
 import sqlalchemy as sa
-from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from billing.local import Endpoints, LocalServers
-from billing.log.engine import sqlalchemy_url
+from billing.local.visit import delete_keys, delete_queues, noting, run_statement
 from billing.settings import Settings
 from billing.usage.topology import dead_exchange, dead_queue
 from workers.app import exchanges_of
-
-_SCAN: Final = 1000
-_BROKER_SECONDS: Final = 10.0
 
 
 class Ground:
@@ -80,7 +74,7 @@ class Ground:
         started = self._servers.start(self._given, need_rabbitmq=True, allow_kombu=True)
         self._endpoints = started
         if not self.keeps_data:
-            _run(started.database_url, f'CREATE DATABASE "{self._own_name}"')
+            run_statement(started.database_url, f'CREATE DATABASE "{self._own_name}"')
             self._database_made = True
         return started
 
@@ -130,18 +124,26 @@ class Ground:
         if self._endpoints is None:
             return left
         if self._database_made:
-            with _noting(left, f"database {self._own_name}", sa.exc.SQLAlchemyError):
+            with noting(left, f"database {self._own_name}", sa.exc.SQLAlchemyError):
                 drop = f'DROP DATABASE IF EXISTS "{self._own_name}" WITH (FORCE)'
-                _run(self.endpoints.database_url, drop)
+                run_statement(self.endpoints.database_url, drop)
         if not self.own_redis:
-            with _noting(left, f"Redis keys {settings.redis_prefix}:*", redis.RedisError):
-                _delete_keys(self.endpoints.redis_url, settings.redis_prefix)
+            with noting(left, f"Redis keys {settings.redis_prefix}:*", redis.RedisError):
+                delete_keys(self.endpoints.redis_url, [f"{settings.redis_prefix}:*"])
         if self._given.result_url is not None or not self.own_redis:
-            with _noting(left, "Celery's results (they expire in a day)", redis.RedisError):
-                _delete_results(self.endpoints.result_url, result_keys)
+            with noting(left, "Celery's results (they expire in a day)", redis.RedisError):
+                delete_keys(self.endpoints.result_url, result_keys)
         if not self.own_broker and self.endpoints.amqp_url:
-            with _noting(left, f"queues {self._own_name}*", OperationalError, OSError):
-                _delete_queues(self.endpoints.amqp_url, settings)
+            with noting(left, f"queues {self._own_name}*", OperationalError, OSError):
+                delete_queues(
+                    self.endpoints.amqp_url,
+                    (settings.usage_queue, dead_queue(settings.usage_queue), settings.task_queue),
+                    (
+                        settings.usage_exchange,
+                        dead_exchange(settings.usage_exchange),
+                        *exchanges_of(settings),
+                    ),
+                )
         return left
 
     def stop(self) -> list[str]:
@@ -182,53 +184,3 @@ class _Names:
         prefix = str(usual["redis_prefix"].default) if self._own_redis else self._own_name
         chosen = {**broker, "redis_prefix": prefix}
         return {f"WEIGHBRIDGE_{field.upper()}": value for field, value in chosen.items()}
-
-
-@contextlib.contextmanager
-def _noting(left: list[str], what: str, *errors: type[Exception]) -> Any:  # a context manager
-    try:
-        yield
-    except errors as error:
-        left.append(f"{what}: {str(error).partition(chr(10))[0]}")
-
-
-def _run(url: str, statement: str) -> None:
-    """One statement outside a transaction. Its names are the demo's own."""
-    engine = sa.create_engine(
-        sqlalchemy_url(url), poolclass=sa.NullPool, isolation_level="AUTOCOMMIT"
-    )
-    with engine.connect() as connection:
-        connection.execute(sa.text(statement))
-
-
-def _delete_keys(url: str, prefix: str) -> None:
-    with redis.Redis.from_url(url, socket_timeout=_BROKER_SECONDS) as client:
-        found = list(client.scan_iter(match=f"{prefix}:*", count=_SCAN))
-        for start in range(0, len(found), _SCAN):
-            client.unlink(*found[start : start + _SCAN])
-
-
-def _delete_results(url: str, keys: Iterable[str]) -> None:
-    with redis.Redis.from_url(url, socket_timeout=_BROKER_SECONDS) as client:
-        names = [name for key in keys for name in _names_of(client, key)]
-        for start in range(0, len(names), _SCAN):
-            client.unlink(*names[start : start + _SCAN])
-
-
-def _names_of(client: redis.Redis, key: str) -> list[Any]:
-    return list(client.scan_iter(match=key, count=_SCAN)) if "*" in key else [key]
-
-
-def _delete_queues(url: str, settings: Settings) -> None:
-    queues = (settings.usage_queue, dead_queue(settings.usage_queue), settings.task_queue)
-    exchanges = (
-        settings.usage_exchange,
-        dead_exchange(settings.usage_exchange),
-        *exchanges_of(settings),
-    )
-    with Connection(url, connect_timeout=_BROKER_SECONDS) as connection:
-        channel: Any = connection.channel()
-        for queue in queues:
-            channel.queue_delete(queue)
-        for exchange in exchanges:
-            channel.exchange_delete(exchange)
