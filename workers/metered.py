@@ -30,7 +30,7 @@ from billing.core.errors import ConfigurationError, DenialReason, QuotaUnavailab
 from billing.meter.meter import Meter
 from billing.meter.run import Admission, Recorder, TaskFacts
 from billing.quota.hold import ReleaseCause
-from workers.canvas import heir_of, is_mapped
+from workers.canvas import hand_over, is_mapped
 from workers.context import (
     HEADER,
     BillingHeader,
@@ -167,7 +167,8 @@ class MeteredTask(Task[Any, Any]):
             Retry: Told to come back later; the body does not run.
         """
         super().before_start(task_id, args, kwargs)
-        facts = facts_of(self, self.request)
+        request: Any = self.request  # its limits are untold by Celery's stubs
+        facts = facts_of(self, request)
         try:
             meter: Meter = self.metering.meter
             admission = meter.admit(
@@ -176,9 +177,7 @@ class MeteredTask(Task[Any, Any]):
                 self._units(args, kwargs),
                 # apply_async(time_limit=…) can be longer than what was checked at start-up, and
                 # Celery does not stop a run before its soft limit, if that is the longer one.
-                time_limit_seconds=max(
-                    self.request.time_limit or 0, self.request.soft_time_limit or 0
-                ),
+                time_limit_seconds=max(request.time_limit or 0, request.soft_time_limit or 0),
             )
         except QuotaUnavailable as error:
             # Not even the SKU, and so its policy, is known: come back, as the default policy says.
@@ -186,7 +185,7 @@ class MeteredTask(Task[Any, Any]):
         if not admission.admitted:
             self._refuse(meter, admission)
         run = _Run(admission, meter.recorder(admission.sku))
-        setattr(self.request, _RUN, run)
+        setattr(request, _RUN, run)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body and settle. A plain call of the function is not a run and is not metered.
@@ -220,21 +219,8 @@ class MeteredTask(Task[Any, Any]):
         """Replace this task. A metered replacement takes over the hold under the same task id."""
         run: _Run | None = getattr(self.request, _RUN, None)
         if run is not None:
-            run.replaced = self._hand_over(heir_of(sig))
+            run.replaced = hand_over(sig, header_of(self.request), MeteredTask)
         return super().replace(sig)
-
-    def _hand_over(self, heir: Any) -> bool:
-        """Whether the replacement finds this task's hold: it is metered and has the same customer.
-
-        It gets the same header too. Deep in a chain or chord it is sent later, from another task.
-        """
-        header = header_of(self.request)
-        if header is None or heir is None or not isinstance(heir.type, MeteredTask):
-            return False
-        if heir.options.get("customer") not in {None, header.customer}:
-            return False
-        heir.set(headers={HEADER: header.to_message(), **(heir.options.get("headers") or {})})
-        return True
 
     def _settle(self, meter: Meter, run: _Run) -> None:
         try:

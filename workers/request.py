@@ -38,7 +38,7 @@ class MeteredRequest(Request):
             result = super().on_failure(exc_info, *args, **kwargs)
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, TimeLimitExceeded):
-            self._errbacks_are_sent = self.task.acks_on_timeout or not self.task.acks_late
+            self._errbacks_are_sent = bool(self.task.acks_on_timeout or not self.task.acks_late)
             self._release(ReleaseCause.HARD_TIME_LIMIT)
         elif isinstance(error, WorkerLostError | SystemExit) and not self._comes_back():
             self._release(ReleaseCause.WORKER_LOST)
@@ -50,7 +50,7 @@ class MeteredRequest(Request):
         if header is None:
             return super().on_timeout(soft, timeout)
         if self._errbacks_are_sent:
-            # Celery reports a hard time limit twice; a metered error callback would be billed twice.
+            # Celery reports a hard limit twice; a metered error callback would be billed twice.
             self._context.errbacks = None
         # What is raised here would keep Celery from killing the child.
         with bill_to(header.customer):

@@ -139,11 +139,24 @@ def check_servers(setup: ServerSetup) -> list[ConfigurationError]:
     return found
 
 
+def show_no_variables() -> None:
+    """Where nobody configured structlog, print tracebacks without the variables of their frames.
+
+    Those would be passwords in URLs, and the arguments of customers' tasks.
+    """
+    if structlog.is_configured():
+        return
+    for processor in structlog.get_config()["processors"]:
+        if isinstance(processor, structlog.dev.ConsoleRenderer):
+            processor.exception_formatter = structlog.dev.plain_traceback
+
+
 class StartupCheckStep(bootsteps.StartStopStep):
     """Refuses to start a worker that would lose usage or overspend; warns where no limit holds."""
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
+        show_no_variables()
         problems = list(_problems(parent.app))
         for problem in problems:
             log.critical(

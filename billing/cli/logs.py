@@ -24,7 +24,9 @@ def configure_logs(level: str) -> None:
     renderer: structlog.typing.Processor
     exceptions: list[structlog.typing.Processor]
     if sys.stderr.isatty():
-        renderer, exceptions = structlog.dev.ConsoleRenderer(), []
+        # Its own choice prints the variables of every frame, passwords among them.
+        plain = structlog.dev.plain_traceback
+        renderer, exceptions = structlog.dev.ConsoleRenderer(exception_formatter=plain), []
     else:
         renderer = structlog.processors.JSONRenderer()
         exceptions = [structlog.processors.format_exc_info]

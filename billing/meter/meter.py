@@ -18,7 +18,7 @@ import structlog
 from billing.catalog.rating import rate
 from billing.catalog.sku import FailurePolicy, Sku, UnavailablePolicy
 from billing.core.clock import Clock
-from billing.core.errors import DenialReason, NotFound, PublishFailed, QuotaUnavailable
+from billing.core.errors import DenialReason, NotFound, QuotaUnavailable
 from billing.core.failpoints import reach
 from billing.meter.run import Admission, Recorder, TaskFacts
 from billing.quota.hold import (

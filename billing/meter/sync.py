@@ -19,6 +19,8 @@ from billing.quota.rebuild import current_state, rebuild
 _LOCK_CLASS: Final = 0x77B
 """First half of the advisory lock's key, so that ours meet no other program's."""
 _LOCK_SECONDS: Final = 5
+_TIMES_UNANSWERED: Final = 3
+"""Customers in a row that could not be told, after which the server is taken to be away."""
 
 
 class AccountSync:
@@ -77,13 +79,21 @@ class AccountSync:
         A transaction of its own holds an advisory lock (so it works through a pooler as well); a
         lock of this process keeps its threads from taking every connection of the pool to wait.
         """
-        with self._threads, _answering(customer), self._engine.begin() as guard:
-            guard.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'"))
-            guard.execute(
-                sa.text("SELECT pg_advisory_xact_lock(:class, hashtext(:customer))"),
-                {"class": _LOCK_CLASS, "customer": customer},
+        if not self._threads.acquire(timeout=_LOCK_SECONDS):
+            raise QuotaUnavailable(
+                f"the account of {customer} waits for others that are being loaded; PostgreSQL or "
+                "the quota store is slow"
             )
-            yield
+        try:
+            with _answering(customer), self._engine.begin() as guard:
+                guard.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'"))
+                guard.execute(
+                    sa.text("SELECT pg_advisory_xact_lock(:class, hashtext(:customer))"),
+                    {"class": _LOCK_CLASS, "customer": customer},
+                )
+                yield
+        finally:
+            self._threads.release()
 
     def sync(self, customer: str) -> LoadOutcome:
         """Tell the quota store what changed in PostgreSQL: grants, status, budgets, late usage.
@@ -102,12 +112,23 @@ class AccountSync:
         return self._quota.load(state)
 
     def sync_many(self, customers: Iterable[str]) -> None:
-        """``sync`` each; what Redis does not take, the next balance check brings."""
+        """``sync`` each; what Redis does not take, the next balance check brings.
+
+        With a server away the rest is not even tried: the consumer waits for this, and a time-out
+        for each of a batch's customers would hold up the log for minutes.
+        """
+        unanswered = 0
         for customer in customers:
             try:
                 self.sync(customer)
-            except (NotFound, QuotaUnavailable):
+            except NotFound:
                 continue
+            except QuotaUnavailable:
+                unanswered += 1
+                if unanswered == _TIMES_UNANSWERED:
+                    return
+            else:
+                unanswered = 0
 
     def _loaded(self, connection: sa.Connection, customer: str) -> AccountView | None:
         """The account, if it is of the fence's epoch; the fence stays locked until the commit."""

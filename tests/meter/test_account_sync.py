@@ -362,6 +362,47 @@ def test_one_customer_who_cannot_be_told_does_not_keep_it_from_the_others(system
     assert account_of(system).granted_microcredits == 20 * CREDIT
 
 
+@pytest.fixture
+def many(engine: sa.Engine) -> list[str]:
+    return [add_customer(engine, f"customer-{number}") for number in range(7)]
+
+
+def test_a_store_that_is_away_is_not_waited_for_once_per_customer(
+    engine: sa.Engine, clock: ManualClock, many: list[str]
+):
+    # The consumer tells a whole batch's customers, and acknowledges nothing meanwhile.
+    away = FlakyQuota(MemoryQuota(clock))
+    away.faults.down = True
+
+    AccountSync(engine, away, clock).sync_many(many)
+
+    assert away.faults.calls["load"] == 3
+
+
+def test_a_store_that_fails_now_and_then_is_told_of_every_customer(
+    engine: sa.Engine, clock: ManualClock, many: list[str]
+):
+    flaky = FlakyQuota(MemoryQuota(clock))
+    flaky.faults.plan("load", "before", "before", "well", "before", "before", "well", "before")
+
+    AccountSync(engine, flaky, clock).sync_many(many)
+
+    assert flaky.faults.calls["load"] == len(many)
+
+
+def test_a_thread_does_not_wait_without_end_for_another_ones_rebuild(
+    engine: sa.Engine, clock: ManualClock, acme: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("billing.meter.sync._LOCK_SECONDS", 1)
+    sync = AccountSync(engine, MemoryQuota(clock), clock)
+    with ThreadPoolExecutor(1) as pool, sync._threads:
+        waiting = pool.submit(sync.rebuild, acme)
+        with pytest.raises(QuotaUnavailable, match="waits for others"):
+            waiting.result(TIMEOUT_SECONDS)
+
+    assert sync.rebuild(acme) is LoadOutcome.LOADED
+
+
 def test_a_new_month_keeps_what_was_counted_and_is_not_logged_yet(
     engine: sa.Engine, database_url: str, clock: ManualClock, acme: str
 ):

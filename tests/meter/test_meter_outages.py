@@ -188,6 +188,23 @@ def test_a_publish_that_was_taken_but_not_confirmed_is_spooled_as_the_same_event
     assert world.spool.events == world.publisher.events
 
 
+def test_a_publisher_that_breaks_in_a_way_of_its_own_costs_no_usage(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    # py-amqp has raised AttributeError where a connection went in the middle of a frame.
+    def publish(_: object) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'recv'")
+
+    world = World()
+    admission, recorder = admit(world)
+    world.quota.faults.down = True
+    monkeypatch.setattr(world.publisher, "publish", publish)
+
+    world.meter.settle(admission, recorder)
+
+    assert [event.amount_microcredits for event in world.spool.events] == [CREDIT]
+
+
 def test_usage_that_can_be_kept_nowhere_is_an_error_the_caller_sees():
     world = World()
     admission, recorder = admit(world)

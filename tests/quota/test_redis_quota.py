@@ -28,7 +28,7 @@ from stores import (
     reserve,
     settle,
 )
-from support import TcpProxy, eventually
+from support import TcpProxy, eventually, make_event
 
 from billing.core.errors import QuotaUnavailable
 from billing.quota.hold import LoadOutcome, ReleaseCause, ReserveOutcome, SettleOutcome
@@ -210,6 +210,20 @@ def test_a_server_that_may_not_write_is_no_quota_store(store: RedisStore):
     finally:
         store.client.config_set("min-replicas-to-write", "0")
     assert reserve(store, "t1").outcome is ReserveOutcome.HELD
+
+
+def test_a_server_that_lets_its_user_do_nothing_is_no_quota_store(node: Path, store: RedisStore):
+    # A rule taken away by mistake: what was used must go another way, not get lost in an error.
+    open_account(store)
+    reserve(store, "t1", 30)
+    store.client.execute_command("ACL", "SETUSER", "poor", "on", "nopass", "~*", "+@connection")
+    try:
+        with redis.Redis(unix_socket_path=str(node), username="poor", password="") as client:
+            quota = _quota(client)
+            with pytest.raises(QuotaUnavailable):
+                quota.settle(CUSTOMER, "t1", [make_event(customer=CUSTOMER, task_id="t1")])
+    finally:
+        store.client.execute_command("ACL", "DELUSER", "poor")
 
 
 def test_replies_are_understood_as_text_too(node: Path, store: RedisStore):

@@ -139,3 +139,9 @@ def test_a_url_chooses_its_publisher(url: str, kind: type):
 def test_any_other_url_is_a_configuration_error(url: str):
     with pytest.raises(ConfigurationError, match="AMQP_URL"):
         publisher_for(url, exchange="x", queue="q", timeout_seconds=1)
+
+
+def test_what_is_no_url_at_all_is_not_shown_since_it_may_be_a_password():
+    with pytest.raises(ConfigurationError) as refused:
+        publisher_for("guest:hunter2@broker", exchange="x", queue="q", timeout_seconds=1)
+    assert "hunter2" not in str(refused.value)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from memory_app import CREDIT, Bench, make_bench
 
 from billing.core.errors import NotFound
 from workers.context import BillingHeader
-from workers.errors import QuotaExceeded
+from workers.errors import QuotaExceeded, Unweighed
+from workers.metered import MeteredTask
 
 
 @pytest.fixture
@@ -137,3 +139,35 @@ def test_a_deferring_task_cannot_come_back_eagerly_and_is_denied():
     with pytest.raises(QuotaExceeded):
         bench.app.tasks["deferring"].bill_to("acme").delay().get()
     assert bench.lines == [("denied:deferring:insufficient_credits", "denied", 0)]
+
+
+def test_a_task_whose_gate_was_overridden_does_not_run_for_nothing(bench: Bench):
+    def before_start(*_: object) -> None:
+        """Forgets to call super()."""
+
+    @bench.app.task(
+        shared=False, base=MeteredTask, sku="fixed", name="open", before_start=before_start
+    )
+    def unweighed() -> None:
+        bench.ran.append("open")
+
+    with pytest.raises(Unweighed, match="before_start"):
+        unweighed.bill_to("acme").delay().get()
+    assert bench.ran == []
+
+
+@pytest.mark.parametrize("limits", [(7200, None), (None, 7200), (7200, 60), (60, 7200)])
+def test_a_hold_outlives_the_longer_of_its_messages_time_limits(
+    bench: Bench, limits: tuple[int | None, int | None]
+):
+    # Celery starts the clock of the hard limit only when the soft one is over.
+    fixed = bench.app.tasks["fixed"]
+    header = BillingHeader("acme", bench.system.clock.now()).to_message()
+    fixed.push_request(
+        id="long", timelimit=limits, headers={"billing": header}, called_directly=False
+    )
+    fixed.before_start("long", ("x",), {})
+    fixed.pop_request()
+
+    (hold,) = bench.system.quota.open_holds()
+    assert hold.expires_at_ms / 1000 > time.time() + 7200 + 29

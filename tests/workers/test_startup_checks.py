@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 import sqlalchemy as sa
+import structlog
 from conftest import Live, Worker
 from support import eventually
 
@@ -19,6 +20,7 @@ from workers.startup import (
     check_serializers,
     check_servers,
     check_tasks,
+    show_no_variables,
 )
 
 HEAD = "0007"
@@ -165,6 +167,52 @@ def refused(live: Live, **environment: str) -> Worker:
     assert " ready." not in worker.text
     assert "refusing to start" in worker.text
     return worker
+
+
+@pytest.fixture
+def unconfigured() -> Iterator[structlog.dev.ConsoleRenderer]:
+    """structlog as it is where nobody configured it."""
+    before = structlog.get_config() if structlog.is_configured() else None
+    structlog.reset_defaults()
+    renderer = structlog.get_config()["processors"][-1]
+    formatter = renderer.exception_formatter
+    yield renderer
+    renderer.exception_formatter = formatter
+    if before is not None:
+        structlog.configure(**before)
+
+
+def log_a_failure() -> None:
+    password = "".join(reversed("retnuh"))
+    try:
+        raise ConnectionError("no answer")  # noqa: TRY301 - its own frame is what is looked at
+    except ConnectionError:
+        structlog.get_logger().exception("a hold could not be ended", shown=len(password))
+
+
+def test_a_workers_tracebacks_show_no_variables(
+    unconfigured: structlog.dev.ConsoleRenderer, capsys: pytest.CaptureFixture[str]
+):
+    del unconfigured
+    show_no_variables()
+    log_a_failure()
+
+    told = capsys.readouterr().out
+    assert "log_a_failure" in told
+    assert "no answer" in told
+    assert "hunter" not in told
+
+
+def test_tracebacks_that_an_app_configured_stay_as_they_are(
+    unconfigured: structlog.dev.ConsoleRenderer,
+):
+    own = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.rich_traceback)
+    structlog.configure(processors=[own])
+    show_no_variables()
+
+    assert own.exception_formatter is structlog.dev.rich_traceback
+    assert unconfigured.exception_formatter is not structlog.dev.plain_traceback
+    structlog.reset_defaults()
 
 
 @pytest.mark.worker

@@ -8,6 +8,8 @@ from celery.signals import before_task_publish
 from memory_app import CREDIT, Bench, make_bench
 
 from workers.context import CustomerRequired, bill_to, current_customer
+from workers.errors import Unweighed
+from workers.metered import MeteredTask
 
 
 @pytest.fixture
@@ -49,6 +51,48 @@ def test_an_explicit_customer_wins_over_the_context(bench: Bench):
     with bill_to("acme"):
         bench.app.tasks["fixed"].apply_async(("x",), customer="globex")
     assert customers(bench) == ["globex"]
+
+
+def test_a_customer_without_a_name_is_nobody(bench: Bench):
+    with bill_to(""), pytest.raises(CustomerRequired):
+        bench.app.tasks["fixed"].delay("x")
+
+
+def test_what_an_eager_task_submits_is_billed_to_its_customer_not_to_its_callers(bench: Bench):
+    @bench.app.task(shared=False, base=MeteredTask, sku="fixed", name="parent")
+    def parent() -> None:
+        bench.app.tasks["fixed"].delay("child")
+        with bill_to("acme"):
+            bench.app.tasks["fixed"].delay("another")
+
+    with bill_to("acme"):
+        parent.bill_to("globex").delay()
+    assert customers(bench) == ["globex", "acme", "globex"]
+
+
+@pytest.mark.parametrize("how", ["map", "starmap", "chunks"])
+def test_a_metered_task_is_not_given_away_by_calling_it_as_a_function(bench: Bench, how: str):
+    fixed = bench.app.tasks["fixed"]
+    many = {
+        "map": lambda: fixed.map(["a", "b"]),
+        "starmap": lambda: fixed.starmap([("a",), ("b",)]),
+        "chunks": lambda: fixed.chunks([("a",), ("b",)], 1),
+    }[how]()
+    with bill_to("acme"):
+        result = many.apply_async()
+    with pytest.raises(Unweighed, match="send a group"):
+        result.get()
+    assert bench.ran == []
+
+
+def test_a_mapped_plain_task_may_call_a_metered_one_as_a_function(bench: Bench):
+    @bench.app.task(shared=False, name="caller")
+    def caller(word: str) -> str:
+        return str(bench.app.tasks["fixed"](word))
+
+    assert caller.map(["a", "b"]).apply_async().get() == ["a", "b"]
+    assert bench.ran == ["a", "b"]
+    assert bench.system.events == []
 
 
 def test_an_eager_chain_is_billed_by_the_context(bench: Bench):
