@@ -208,6 +208,7 @@ class MeteredTask(Task[Any, Any]):
             self._settle(meter, run)
         except Retry:
             # The same task comes back and finds its hold; if it comes too late, the hold expires.
+            self._record_attempt(meter, run)
             raise
         except BaseException as error:
             if not run.replaced:
@@ -289,6 +290,18 @@ class MeteredTask(Task[Any, Any]):
         except Exception as error:  # whatever the broker raises: the message must not be lost
             raise Reject(error, requeue=True) from error
         raise Retry(exc=why, when=countdown)  # type: ignore[arg-type]  # a float is a number
+
+    def _record_attempt(self, meter: Meter, run: _Run) -> None:
+        """Best effort, as ``_end``: only the margin depends on it, and the retry must go on."""
+        try:
+            meter.record_attempt(run.admission, run.recorder)
+        except Exception as error:  # as the docstring says
+            log.exception(
+                "the cost of an attempt could not be recorded",
+                task_id=run.admission.facts.task_id,
+                money="the customer pays what is right; this task's margin looks too high",
+                error=str(error),
+            )
 
     def _end(self, meter: Meter, run: _Run, cause: ReleaseCause) -> None:
         """Best effort: the body's own error must not be hidden behind ours; holds expire."""

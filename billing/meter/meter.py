@@ -164,6 +164,13 @@ class Meter:
         """Put the refusal on record: an event with its reason and cost 0."""
         self._append(admission.denial(currency=self._currency))
 
+    def record_attempt(self, admission: Admission, recorder: Recorder) -> None:
+        """An attempt asked to be run again: its hold stays; what it cost us is put on record."""
+        if recorder.cost_micros:
+            self._append(
+                recorder.retried(admission, currency=self._currency, finished_at=self._clock.now())
+            )
+
     def settle(self, admission: Admission, recorder: Recorder) -> Settlement:
         """The body succeeded: charge what it used, and put its events into the outbox."""
         reach("body.after")

@@ -20,6 +20,7 @@ from billing.usage.event import (
     check_dimensions,
     denied_line,
     failed_line,
+    retried_line,
     usage_line,
 )
 
@@ -262,10 +263,21 @@ class Recorder:
         self, admission: Admission, *, reason: str, currency: str, finished_at: datetime
     ) -> UsageEvent:
         """The event of a run that ended without a charge, with what it cost us all the same."""
+        line = failed_line(self._sku.id, admission.number)
+        return self._free(line, admission, reason, currency, finished_at)
+
+    def retried(self, admission: Admission, *, currency: str, finished_at: datetime) -> UsageEvent:
+        """The event of an attempt that asked to be run again, with what it cost us."""
+        line = retried_line(self._sku.id, admission.facts.attempt)
+        return self._free(line, admission, "retried", currency, finished_at)
+
+    def _free(
+        self, line: str, admission: Admission, reason: str, currency: str, finished_at: datetime
+    ) -> UsageEvent:
         own = self._lines[self._sku.id]
         return admission.facts.event(
             sku=self._sku.id,
-            line=failed_line(self._sku.id, admission.number),
+            line=line,
             outcome=Outcome.FAILED,
             reason=reason,
             held_microcredits=admission.held_microcredits,

@@ -280,14 +280,18 @@ class MemoryQuota:
     ) -> tuple[LineFigures, ...]:
         """Charge each line up to what is left of ``room`` (None: in full) and put its event out."""
         lines: list[LineFigures] = []
+        # What was held was admitted under the budgets of that moment and stays promised.
+        promised = hold.held if hold else 0
         for event in events:
             asked = event.amount_microcredits
             amount = asked if room is None else min(asked, room)
             if account is not None and room is not None:
+                if counts(hold, account, event):
+                    amount = min(amount, max(promised, account.left_of_budgets(event.sku)))
+                    account.count_spent(event.sku, amount)
+                promised = max(promised - amount, 0)
                 room -= amount
                 account.settled += amount
-                if counts(hold, account, event):
-                    account.count_spent(event.sku, amount)
             epoch = account.epoch if account else 0
             self.outbox.append(
                 event.settled(amount=amount, shortfall=asked - amount, quota_epoch=epoch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from billing.core.clock import to_ms
+from billing.core.credits import MAX_MICROCREDITS
 from billing.core.errors import DenialReason
 from billing.quota.hold import (
     ALL_SKUS,
@@ -70,6 +71,11 @@ class Account:
         """What is left of a budget; None where there is none."""
         limit = self.budgets.get(name)
         return None if limit is None else limit - self.spent.get(name, 0)
+
+    def left_of_budgets(self, sku: str) -> int:
+        """What the budgets leave for a line of a SKU, never below zero; endless without any."""
+        lefts = [left for left in map(self.left_of, (sku, ALL_SKUS)) if left is not None]
+        return max(min(lefts, default=MAX_MICROCREDITS), 0)
 
     def take_terms(self, state: AccountState) -> None:
         """Take over what a newer version tells in any case."""

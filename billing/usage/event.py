@@ -4,6 +4,7 @@ A task has one *line* per thing to be said about it, and each line has its own e
 
 - ``<sku>``: it was done and this is what it costs;
 - ``failed:<sku>:<admission>``: an admitted run ended without a charge;
+- ``retried:<sku>:<attempt>``: an attempt that cost us something asked to be run again;
 - ``denied:<sku>:<reason>``: it was refused. A later admission of the same task is another line.
 
 On the wire an event is one JSON object. ``schema`` is its version; a consumer that does not know a
@@ -179,6 +180,11 @@ def usage_line(sku: str) -> str:
 def failed_line(sku: str, admission: int) -> str:
     """The line of an admitted run that ended without a charge; one per admission of the task."""
     return f"failed:{sku}:{admission}"
+
+
+def retried_line(sku: str, attempt: int) -> str:
+    """The line of an attempt that ended in a retry; its cost is ours whatever comes after it."""
+    return f"retried:{sku}:{attempt}"
 
 
 def denied_line(sku: str, reason: str) -> str:

@@ -350,6 +350,45 @@ def test_each_line_counts_under_its_own_sku(store: Store):
     assert view(store).spent == {"*": 90, SKU: 20, OTHER_SKU: 70}
 
 
+@pytest.mark.parametrize(
+    ("budgets", "charge"),
+    [({"*": 20}, (20, 70)), ({SKU: 15}, (15, 75)), ({"*": 40, SKU: 12}, (12, 78)), ({}, (90, 0))],
+)
+def test_a_budget_is_a_ceiling_for_what_exceeds_the_hold(
+    store: Store, budgets: dict[str, int], charge: tuple[int, int]
+):
+    open_account(store, granted_microcredits=1_000, budgets=budgets)
+    reserve(store, "t1", 10)
+
+    assert charged(settle(store, "t1", 90)) == [charge]
+
+    account = view(store)
+    assert account.spent == {"*": charge[0], SKU: charge[0]}
+    assert account.settled_microcredits == charge[0]
+
+
+def test_what_was_held_is_charged_although_the_budget_was_lowered_since(store: Store):
+    state = open_account(store, granted_microcredits=1_000, budgets={"*": 50})
+    reserve(store, "t1", 30)
+    store.quota.load(newer(state, budgets={"*": 5}))
+
+    assert charged(settle(store, "t1", 40)) == [(30, 10)]
+
+
+def test_the_lines_of_one_task_share_the_budget_over_all(store: Store):
+    open_account(store, granted_microcredits=1_000, budgets={"*": 25, OTHER_SKU: 8})
+    reserve(store, "t1", 10)
+
+    assert charged(settle(store, "t1", 10, 20, 20)) == [(10, 0), (8, 12), (7, 13)]
+    assert view(store).spent == {"*": 25, SKU: 10, OTHER_SKU: 8, "third": 7}
+
+
+def test_usage_without_a_hold_is_charged_within_the_budget(store: Store):
+    open_account(store, granted_microcredits=1_000, budgets={"*": 6})
+
+    assert charged(settle(store, "t1", 10)) == [(6, 4)]
+
+
 def test_a_hold_grows_only_as_far_as_the_budget_goes(store: Store):
     open_account(store, granted_microcredits=1_000, budgets={SKU: 50})
     reserve(store, "t1", 30)

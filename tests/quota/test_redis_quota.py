@@ -268,6 +268,18 @@ def test_two_sweeps_at_once_expire_each_hold_once(store: RedisStore, node: Path)
     assert figures(store) == (0, 0, 1_000)
 
 
+def test_a_hold_whose_record_was_deleted_by_hand_does_not_stop_the_sweep(store: RedisStore):
+    open_account(store)
+    reserve(store, "t1", 10)
+    reserve(store, "t2", 10)
+    store.client.delete(store.keys.hold(CUSTOMER, "t1"))
+    store.pass_time(HOLD_TTL_SECONDS + 1)
+
+    assert [hold.task_id for hold in store.quota.expire(10)] == ["t2"]
+    assert store.quota.expire(10) == []
+    assert store.quota.open_holds() == []
+
+
 def test_a_hold_renewed_or_ended_after_it_was_listed_does_not_expire(store: RedisStore):
     open_account(store)
     for task in ("renewed", "ended", "due"):

@@ -76,7 +76,8 @@ class Bench:
 
 def make_bench(
     credits: str = "100",  # noqa: A002 - the field's word
-    settings: Settings | None = None) -> Bench:
+    settings: Settings | None = None,
+) -> Bench:
     app = Celery("memory", set_as_current=False)
     app.conf.update(
         task_always_eager=True,
@@ -138,6 +139,7 @@ def _tasks(bench: Bench) -> None:  # noqa: C901 - a list of tasks, not a flow
     )
     def retrying(self: Any, times: int) -> int:
         ran.append(f"retry {self.request.retries}")
+        usage.record(cost_micros=500)
         if self.request.retries < times:
             raise self.retry(countdown=0)
         return times

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from celery import chain, chord, group
 from celery.exceptions import ChordError
-from conftest import Live
+from live import Live
 
 from workers.context import BillingHeader, bill_to
 from workers.errors import QuotaExceeded

@@ -110,11 +110,16 @@ def test_a_sku_that_is_not_sold_stops_its_task(bench: Bench):
     assert bench.ran == []
 
 
-def test_retries_keep_their_hold_and_are_charged_once(bench: Bench):
+def test_retries_keep_their_hold_are_charged_once_and_each_cost_is_told(bench: Bench):
     result = bench.app.tasks["retrying"].bill_to("acme").delay(2)
     assert result.get() == 2
     assert bench.ran == ["retry 0", "retry 1", "retry 2"]
-    assert bench.lines == [("fixed", "succeeded", CREDIT)]
+    assert bench.lines == [
+        ("retried:fixed:0", "failed", 0),
+        ("retried:fixed:1", "failed", 0),
+        ("fixed", "succeeded", CREDIT),
+    ]
+    assert [event.cost_micros for event in bench.system.events] == [500, 500, 500]
     assert bench.balance == (0, CREDIT, 99 * CREDIT)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
-from conftest import Live
+from live import Live
 from support import eventually
 
 from workers.errors import QuotaExceeded

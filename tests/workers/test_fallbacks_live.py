@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 import redis
 import sqlalchemy as sa
-from conftest import Live, Worker
+from live import Live, Worker
 from support import TcpProxy, eventually
 
 from billing.local.endpoints import RESULT_DATABASE, sibling_database

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Live
+from live import Live
 from support import eventually
 
 import workers

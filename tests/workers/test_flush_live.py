@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 import pytest
 import redis
 import sqlalchemy as sa
-from conftest import Live
+from live import Live
 from support import add_customer, eventually
 
 from billing.local import LocalServers

@@ -13,7 +13,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from conftest import Live
+from live import Live
 from support import eventually
 
 pytestmark = [pytest.mark.worker, pytest.mark.rabbitmq]

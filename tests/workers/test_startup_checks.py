@@ -8,7 +8,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 import structlog
-from conftest import Live, Worker
+from live import Live, Worker
 from support import eventually
 
 from billing.local import LocalServers

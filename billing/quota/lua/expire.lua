@@ -13,10 +13,16 @@ for n = 1, (#KEYS - 1) / 3 do
   local due_ms = redis.call('ZSCORE', open_key, customer .. '|' .. task_id)
   if due_ms and tonumber(due_ms) <= now then
     local hold = read_hash(hold_key)
-    close_hold(read_account(account_key), hold, open_key, holds_key, task_id)
-    redis.call('HSET', hold_key, 'state', 'expired')
-    redis.call('PEXPIRE', hold_key, remember_ms)
-    expired[#expired + 1] = { customer, task_id, redis.call('HGETALL', hold_key) }
+    if hold then
+      close_hold(read_account(account_key), hold, open_key, holds_key, task_id)
+      redis.call('HSET', hold_key, 'state', 'expired')
+      redis.call('PEXPIRE', hold_key, remember_ms)
+      expired[#expired + 1] = { customer, task_id, redis.call('HGETALL', hold_key) }
+    else
+      -- Its record was deleted by hand: it must not keep the sweep from the others.
+      redis.call('ZREM', open_key, customer .. '|' .. task_id)
+      redis.call('HDEL', holds_key, task_id)
+    end
   end
 end
 return expired

@@ -39,6 +39,21 @@ local function counts(metered_ms)
   return metered_ms >= tonumber(account.period_start_ms) and metered_ms < account.period_end_ms
 end
 
+-- What the budgets of a line leave; read line by line, because each line before it took its part.
+local function left_of_budgets(sku)
+  local found = redis.call('HMGET', account_key, 'limit:*', 'spent:*', 'limit:' .. sku, 'spent:' .. sku)
+  local left = math.huge
+  for i = 1, 3, 2 do
+    if found[i] then
+      left = math.min(left, tonumber(found[i]) - tonumber(found[i + 1] or 0))
+    end
+  end
+  return math.max(left, 0)
+end
+
+-- What was held was admitted under the budgets of that moment and stays promised.
+local promised = is_open and tonumber(hold.held) or 0
+
 if is_open then
   close_hold(account, hold, open_key, holds_key, task_id)
 end
@@ -48,11 +63,13 @@ for i = FIRST, #ARGV, STEP do
   local sku, line, asked, metered_ms, event = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]),
     tonumber(ARGV[i + 3]), ARGV[i + 4]
   local amount = math.min(asked, room)
-  local shortfall = asked - amount
-  room, total, lines = room - amount, total + amount, lines + 1
   if counts(metered_ms) then
+    amount = math.min(amount, math.max(promised, left_of_budgets(sku)))
     count_spent(account, sku, amount)
   end
+  local shortfall = asked - amount
+  promised = math.max(promised - amount, 0)
+  room, total, lines = room - amount, total + amount, lines + 1
   put_out(out_key, event, amount, shortfall, epoch)
   local figures = { 'line' .. lines, line, 'amount' .. lines, whole(amount), 'shortfall' .. lines,
     whole(shortfall) }
