@@ -187,6 +187,8 @@ usage_hourly = sa.Table(
     sa.Column("amount_microcredits", _total, nullable=False),
     sa.Column("shortfall_microcredits", _total, nullable=False),
     sa.Column("cost_micros", _total, nullable=False),
+    # Reports compare hours of all customers.
+    sa.Index("usage_hourly_hour_idx", "hour"),
 )
 
 usage_subjects = sa.Table(
@@ -226,4 +228,122 @@ dead_letters = sa.Table(
     sa.Column("last_seen_at", _instant, nullable=False, server_default=_now),
     sa.Column("replayed_at", _instant),
     sa.Index("dead_letters_task_id_idx", "task_id"),
+)
+
+_open_states: Final = "state IN ('pending', 'sending', 'unknown')"
+
+# Reports to a billing provider: an outbox. One row per revision of a bucket (customer, SKU, hour).
+usage_reports = sa.Table(
+    "usage_reports",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("customer_id", sa.Text, sa.ForeignKey("customers.id"), nullable=False),
+    sa.Column("sku_id", sa.Text, sa.ForeignKey("skus.id"), nullable=False),
+    sa.Column("hour", _instant, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    # Whether it is its bucket's last revision.
+    sa.Column("latest", sa.Boolean, nullable=False),
+    # The complete request; never changed once written.
+    sa.Column("provider", sa.Text, nullable=False),
+    sa.Column("meter", sa.Text, nullable=False),
+    sa.Column("overwrites", sa.Boolean, nullable=False),
+    sa.Column("identifier", sa.Text, nullable=False, unique=True),
+    sa.Column("customer_ref", sa.Text),
+    sa.Column("value", _total, nullable=False),
+    sa.Column("event_at", _instant, nullable=False),
+    # The log's total that this revision stands for; what the provider has once it took this.
+    sa.Column("total_microcredits", _total, nullable=False),
+    sa.Column("held_microcredits", _total, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("cause", sa.Text, nullable=False, server_default=""),
+    sa.Column("detail", sa.Text, nullable=False, server_default=""),
+    # An attempt ended without an answer, and nothing since has told whether it arrived.
+    sa.Column("doubtful", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("next_at", _instant, nullable=False),
+    # Whose it is while it is being sent, and until when.
+    sa.Column("claim", UUID(as_uuid=True)),
+    sa.Column("lease_until", _instant),
+    sa.Column("created_at", _instant, nullable=False),
+    sa.Column("first_sent_at", _instant),
+    sa.Column("answered_at", _instant),
+    sa.UniqueConstraint(
+        "customer_id", "sku_id", "hour", "revision", name="usage_reports_bucket_revision_key"
+    ),
+    sa.CheckConstraint(
+        "state IN ('pending', 'sending', 'unknown', 'accepted', 'confirmed', 'parked')",
+        name="state",
+    ),
+    sa.CheckConstraint("revision >= 1 AND attempts >= 0", name="counts"),
+    sa.CheckConstraint("char_length(identifier) BETWEEN 1 AND 100", name="identifier"),
+    sa.CheckConstraint("event_at >= hour AND event_at < hour + interval '1 hour'", name="event_at"),
+    sa.CheckConstraint(
+        "state = 'parked' OR (customer_ref IS NOT NULL AND abs(value) < 1000000000000000)",
+        name="sendable",
+    ),
+    sa.CheckConstraint("(state = 'sending') = (claim IS NOT NULL)", name="claim"),
+    sa.CheckConstraint("state <> 'parked' OR cause <> ''", name="parked_for"),
+    sa.Index(
+        "usage_reports_latest_idx",
+        "customer_id", "sku_id", "hour",
+        unique=True,
+        postgresql_where=sa.text("latest"),
+    ),
+    # Never revision n+1 before n has its answer.
+    sa.Index(
+        "usage_reports_open_idx",
+        "customer_id", "sku_id", "hour",
+        unique=True,
+        postgresql_where=sa.text(_open_states),
+    ),
+    # One in flight per customer and meter.
+    sa.Index(
+        "usage_reports_in_flight_idx",
+        "provider", "customer_id", "meter",
+        unique=True,
+        postgresql_where=sa.text("state = 'sending'"),
+    ),
+    sa.Index(
+        "usage_reports_due_idx",
+        "provider", "customer_id", "meter", "hour",
+        postgresql_where=sa.text("state IN ('pending', 'unknown')"),
+    ),
+)  # fmt: skip
+
+# When totals were last compared with reports, by how far back.
+report_passes = sa.Table(
+    "report_passes",
+    metadata,
+    sa.Column("provider", sa.Text, primary_key=True),
+    sa.Column("depth", sa.Text, primary_key=True),
+    sa.Column("started_at", _instant, nullable=False),
+)
+
+# The built-in provider: figures it has accepted, and its invoices.
+ledger_figures = sa.Table(
+    "ledger_figures",
+    metadata,
+    # The order of arrival: the last figure of an hour counts.
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("identifier", sa.Text, nullable=False, unique=True),
+    sa.Column("customer_id", sa.Text, sa.ForeignKey("customers.id"), nullable=False),
+    sa.Column("meter", sa.Text, nullable=False),
+    sa.Column("hour", _instant, nullable=False),
+    sa.Column("value", sa.BigInteger, nullable=False),
+    sa.Column("event_at", _instant, nullable=False),
+    sa.Column("taken_at", _instant, nullable=False, server_default=_now),
+    sa.Index("ledger_figures_hour_idx", "customer_id", "meter", "hour", "id"),
+)
+
+ledger_invoices = sa.Table(
+    "ledger_invoices",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("key", sa.Text, nullable=False, unique=True),
+    sa.Column("customer_id", sa.Text, sa.ForeignKey("customers.id"), nullable=False),
+    sa.Column("currency", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False, server_default="draft"),
+    sa.Column("lines", JSONB, nullable=False),
+    sa.Column("created_at", _instant, nullable=False, server_default=_now),
+    sa.CheckConstraint("status IN ('draft', 'open', 'paid', 'void')", name="status"),
 )

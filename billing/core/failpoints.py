@@ -28,6 +28,11 @@ NAMES: Final = frozenset(
         "consumer.before_insert",
         "consumer.before_commit",
         "consumer.after_commit",
+        "report.after_plan",
+        "report.after_claim",
+        "report.before_send",
+        "report.after_send",
+        "report.after_answer",
     }
 )
 

@@ -1,0 +1,198 @@
+"""The port to a billing provider, in words of ours.
+
+A *meter* is where a provider counts one SKU. A *report* is one figure for one customer, SKU and UTC
+hour. A provider that *overwrites* keeps the last figure of an hour, so a resend can never add; one
+that does not adds every figure it takes under a new identifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from enum import StrEnum
+from typing import Final, Protocol
+
+MAX_DIGITS: Final = 15
+"""Most significant digits of a value and of a period's total: providers read totals back as doubles."""
+
+
+class Verdict(StrEnum):
+    """What a provider's answer means for a report."""
+
+    ACCEPTED = "accepted"
+    """It has the figure (a duplicate identifier says so too). Not yet confirmed: see read_back."""
+    UNKNOWN = "unknown"
+    """No definite answer: it may have the figure or not. Ask again with the same identifier."""
+    REFUSED = "refused"
+    """It will not take this figure as it is; a person or a set-up has to change something."""
+    STOPPED = "stopped"
+    """It refuses us altogether (key, permission): stop reporting, nothing is lost."""
+
+
+class Cause(StrEnum):
+    """Why, as an exhaustive list; each belongs to one verdict (``VERDICTS``)."""
+
+    TAKEN = "taken"
+    DUPLICATE_IDENTIFIER = "duplicate_identifier"
+    TIMED_OUT = "timed_out"
+    CONNECTION_FAILED = "connection_failed"
+    SERVER_ERROR = "server_error"
+    CONFLICT = "conflict"
+    RATE_LIMITED = "rate_limited"
+    LOCK_TIMEOUT = "lock_timeout"
+    TOO_OLD = "too_old"
+    IN_THE_FUTURE = "in_the_future"
+    CUSTOMER_MISSING = "customer_missing"
+    METER_MISSING = "meter_missing"
+    METER_INACTIVE = "meter_inactive"
+    INVALID_VALUE = "invalid_value"
+    INVALID_REQUEST = "invalid_request"
+    UNMAPPED_CUSTOMER = "unmapped_customer"
+    KEY_REFUSED = "key_refused"
+    PERMISSION_REFUSED = "permission_refused"
+
+
+VERDICTS: Final[Mapping[Cause, Verdict]] = {
+    Cause.TAKEN: Verdict.ACCEPTED,
+    Cause.DUPLICATE_IDENTIFIER: Verdict.ACCEPTED,
+    Cause.TIMED_OUT: Verdict.UNKNOWN,
+    Cause.CONNECTION_FAILED: Verdict.UNKNOWN,
+    Cause.SERVER_ERROR: Verdict.UNKNOWN,
+    Cause.CONFLICT: Verdict.UNKNOWN,
+    Cause.RATE_LIMITED: Verdict.UNKNOWN,
+    Cause.LOCK_TIMEOUT: Verdict.UNKNOWN,
+    Cause.TOO_OLD: Verdict.REFUSED,
+    Cause.IN_THE_FUTURE: Verdict.REFUSED,
+    Cause.CUSTOMER_MISSING: Verdict.REFUSED,
+    Cause.METER_MISSING: Verdict.REFUSED,
+    Cause.METER_INACTIVE: Verdict.REFUSED,
+    Cause.INVALID_VALUE: Verdict.REFUSED,
+    Cause.INVALID_REQUEST: Verdict.REFUSED,
+    Cause.UNMAPPED_CUSTOMER: Verdict.REFUSED,
+    Cause.KEY_REFUSED: Verdict.STOPPED,
+    Cause.PERMISSION_REFUSED: Verdict.STOPPED,
+}
+assert set(VERDICTS) == set(Cause)  # noqa: S101 - a relation between constants
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A provider's answer to one report."""
+
+    cause: Cause
+    detail: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What it means for the report."""
+        return VERDICTS[self.cause]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meter:
+    """Where a provider counts one SKU.
+
+    ``name`` is the event name it listens to; ``display_name`` is for people; ``overwrites`` says that
+    the last figure of an hour counts (an hour window) rather than their sum.
+    """
+
+    sku: str
+    name: str
+    display_name: str
+    overwrites: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeterCheck:
+    """What ``ensure_meters`` found or did for one meter.
+
+    ``differences`` are texts such as ``event_time_window is day, needed hour``: then nothing may be
+    reported to it. ``provider_id`` is the provider's own id, empty where it does not exist yet.
+    """
+
+    meter: Meter
+    provider_id: str
+    created: bool
+    differences: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageReport:
+    """One figure, complete: what is written down before the first byte leaves, and sent as it is.
+
+    ``value`` is in the meter's smallest unit, an integer; ``timestamp`` lies inside ``hour``.
+    ``identifier`` (at most 100 characters) is the same for every attempt of this revision.
+    """
+
+    identifier: str
+    customer_ref: str
+    meter: str
+    hour: datetime
+    value: int
+    timestamp: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvoiceLine:
+    """One line of an invoice of ours; ``amount_minor`` in minor units of the invoice's currency."""
+
+    key: str
+    description: str
+    amount_minor: int
+    period_start: datetime
+    period_end: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invoice:
+    """An invoice as the provider has it. ``status``: draft, open, paid, void."""
+
+    provider_id: str
+    key: str
+    customer_ref: str
+    currency: str
+    status: str
+    total_minor: int
+    lines: Sequence[InvoiceLine] = field(default_factory=tuple)
+
+
+class ProviderUnavailable(Exception):  # noqa: N818 - as billing.core.errors.QuotaUnavailable
+    """The provider gave no definite answer to a question (not to a report: that is an Answer)."""
+
+
+class Provider(Protocol):
+    """A billing provider. Every implementation passes the same contract suite.
+
+    Questions (``ensure_meters``, ``read_back``, invoices) raise ``ProviderUnavailable`` when there is
+    no definite answer; ``report_usage`` never raises for what a provider can answer.
+    """
+
+    name: str
+    """The word in reports and settings: ``stripe``, ``ledger``, ``file``."""
+
+    def ensure_meters(self, meters: Sequence[Meter], *, dry_run: bool = False) -> list[MeterCheck]:
+        """Create what is missing (not with ``dry_run``) and compare what is there."""
+        ...
+
+    def link_customer(self, customer: str, name: str, *, dry_run: bool = False) -> str:
+        """The provider's own id of a customer of ours; made there if it has none. Repeatable."""
+        ...
+
+    def report_usage(self, report: UsageReport) -> Answer:
+        """Send one figure. The same report may be sent any number of times."""
+        ...
+
+    def read_back(self, customer_ref: str, meter: str, day: date) -> Mapping[datetime, int]:
+        """The figures of one UTC day by the start of their hour; hours it knows nothing of are absent."""
+        ...
+
+    def open_invoice(
+        self, key: str, customer_ref: str, currency: str, lines: Sequence[InvoiceLine]
+    ) -> Invoice:
+        """A draft with exactly these lines; asked again under the same key, the same draft."""
+        ...
+
+    def finalise_invoice(self, provider_id: str) -> Invoice:
+        """Make a draft final; of a final one, what it is."""
+        ...

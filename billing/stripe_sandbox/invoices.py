@@ -1,0 +1,255 @@
+"""Invoices of our own: a draft, its items, final, paid or void."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from billing.stripe_sandbox import errors
+from billing.stripe_sandbox.clock import MovableClock
+from billing.stripe_sandbox.customers import Customers
+from billing.stripe_sandbox.errors import JsonObject
+from billing.stripe_sandbox.events import Events
+from billing.stripe_sandbox.ids import Ids
+from billing.stripe_sandbox.invoice_objects import AUTO_ADVANCE_SECONDS, invoice_object, line_object
+
+MAX_ITEMS: Final = 250
+A_DAY: Final = 86_400
+
+
+class Invoices:
+    """The invoices of this sandbox. Items are kept in ``InvoiceItems``, which reads this."""
+
+    def __init__(self, clock: MovableClock, ids: Ids, events: Events, customers: Customers) -> None:
+        self._clock = clock
+        self._ids = ids
+        self._events = events
+        self._customers = customers
+        self._by_id: dict[str, JsonObject] = {}
+        self._lines: dict[str, list[JsonObject]] = {}
+        self._advancing: set[str] = set()
+        self._numbered = 0
+
+    def create(self, params: dict[str, Any]) -> JsonObject:
+        """A draft without lines.
+
+        Raises:
+            Refusal: No such customer, or a due date that does not fit the way of collection.
+        """
+        customer = self._customers.given(params["customer"])
+        instant = int(self._clock.seconds())
+        due = self._due(params, instant)
+        invoice = invoice_object(self._ids.new("in"), customer, params, instant, due)
+        self._by_id[invoice["id"]] = invoice
+        self._lines[invoice["id"]] = []
+        self._refresh(invoice)
+        self._schedule(invoice)
+        self._events.snapshot("invoice.created", invoice)
+        return invoice
+
+    def retrieve(self, invoice_id: str, *, param: str = "id") -> JsonObject:
+        """The invoice.
+
+        Raises:
+            Refusal: There is none.
+        """
+        if invoice_id not in self._by_id:
+            raise errors.no_such("invoice", invoice_id, param=param, in_path=param == "id")
+        return self._by_id[invoice_id]
+
+    def update(self, invoice_id: str, params: dict[str, Any]) -> JsonObject:
+        """Change a draft; of a final one only its metadata and description."""
+        invoice = self.retrieve(invoice_id)
+        if invoice["status"] != "draft" and params.keys() - {"metadata", "description"}:
+            raise _not_editable(invoice)
+        if "metadata" in params:
+            merged = {**invoice["metadata"], **params["metadata"]} if params["metadata"] else {}
+            params = {**params, "metadata": {k: v for k, v in merged.items() if v != ""}}
+        if "auto_advance" in params and "automatically_finalizes_at" not in params:
+            at = invoice["created"] + AUTO_ADVANCE_SECONDS if params["auto_advance"] else None
+            params = {**params, "automatically_finalizes_at": at}
+        invoice.update(params)
+        self._schedule(invoice)
+        self._events.snapshot("invoice.updated", invoice)
+        return invoice
+
+    def delete(self, invoice_id: str) -> JsonObject:
+        """Delete a draft; a final invoice can only be voided."""
+        invoice = self.draft(invoice_id)
+        del self._by_id[invoice_id]
+        del self._lines[invoice_id]
+        self._advancing.discard(invoice_id)
+        self._events.snapshot("invoice.deleted", invoice)
+        return {"id": invoice_id, "object": "invoice", "deleted": True}
+
+    def draft(self, invoice_id: str, *, param: str = "id") -> JsonObject:
+        """The invoice, which has to be a draft.
+
+        Raises:
+            Refusal: It is final.
+        """
+        invoice = self.retrieve(invoice_id, param=param)
+        if invoice["status"] != "draft":
+            raise _not_editable(invoice)
+        return invoice
+
+    def finalise(self, invoice_id: str) -> JsonObject:
+        """Make a draft final. What asks for nothing is paid at once.
+
+        Raises:
+            Refusal: It is final already.
+        """
+        invoice = self.retrieve(invoice_id)
+        if invoice["status"] != "draft":
+            raise errors.failed(
+                "This invoice is already finalized, you can't re-finalize a non-draft invoice."
+            )
+        instant = int(self._clock.seconds())
+        self._numbered += 1
+        invoice.update(
+            status="open",
+            number=f"SANDBOX-{self._numbered:04d}",
+            effective_at=instant,
+            ending_balance=0,
+            automatically_finalizes_at=None,
+        )
+        self._schedule(invoice)
+        invoice["status_transitions"]["finalized_at"] = instant
+        self._events.snapshot("invoice.finalized", invoice)
+        if invoice["amount_due"] == 0:
+            self._paid(invoice)
+        return invoice
+
+    def pay(self, invoice_id: str, *, decline: bool = False) -> JsonObject:
+        """Pay an open invoice.
+
+        Raises:
+            Refusal: It is not open, or the payment is declined.
+        """
+        invoice = self._open(invoice_id, "pay")
+        invoice["attempted"] = True
+        invoice["attempt_count"] += 1
+        if decline:
+            self._events.snapshot("invoice.payment_failed", invoice)
+            raise errors.declined()
+        self._paid(invoice)
+        return invoice
+
+    def void(self, invoice_id: str) -> JsonObject:
+        """Void an open invoice.
+
+        Raises:
+            Refusal: It is not open.
+        """
+        invoice = self._open(invoice_id, "void")
+        invoice["status"] = "void"
+        invoice["status_transitions"]["voided_at"] = int(self._clock.seconds())
+        self._events.snapshot("invoice.voided", invoice)
+        return invoice
+
+    def finalise_due(self) -> None:
+        """Finalize the drafts whose time has come (``auto_advance``, one hour)."""
+        now = self._clock.seconds()
+        for invoice_id in sorted(self._advancing):
+            if self._by_id[invoice_id]["automatically_finalizes_at"] <= now:
+                self.finalise(invoice_id)
+
+    def newest(self, **wanted: str | None) -> list[JsonObject]:
+        """The invoices whose fields are as wanted (None: any), newest first."""
+        return [
+            invoice
+            for invoice in reversed(self._by_id.values())
+            if all(value in {None, invoice[name]} for name, value in wanted.items())
+        ]
+
+    def lines(self, invoice_id: str) -> list[JsonObject]:
+        """The lines in the order they were added."""
+        self.retrieve(invoice_id)
+        return self._lines[invoice_id]
+
+    def add_line(self, invoice: JsonObject, item: JsonObject) -> None:
+        """Add the line of an item to a draft.
+
+        Raises:
+            Refusal: It has its 250 items already.
+        """
+        lines = self._lines[invoice["id"]]
+        if len(lines) >= MAX_ITEMS:
+            raise errors.failed(
+                f"You can add up to {MAX_ITEMS} invoice items to an invoice.", param="invoice"
+            )
+        lines.append(line_object(self._ids.new("il"), invoice["id"], item))
+        self._refresh(invoice)
+
+    def remove_line(self, invoice: JsonObject, item_id: str) -> None:
+        """Remove the line of an item from a draft."""
+        self._lines[invoice["id"]] = [
+            line
+            for line in self._lines[invoice["id"]]
+            if line["parent"]["invoice_item_details"]["invoice_item"] != item_id
+        ]
+        self._refresh(invoice)
+
+    def _schedule(self, invoice: JsonObject) -> None:
+        if invoice["automatically_finalizes_at"] is None:
+            self._advancing.discard(invoice["id"])
+        else:
+            self._advancing.add(invoice["id"])
+
+    def _refresh(self, invoice: JsonObject) -> None:
+        lines = self._lines[invoice["id"]]
+        total = sum(line["amount"] for line in lines)
+        asked = max(0, total)
+        invoice.update(
+            subtotal=total,
+            subtotal_excluding_tax=total,
+            total=total,
+            total_excluding_tax=total,
+            amount_due=asked,
+            amount_remaining=asked,
+        )
+        invoice["lines"] = {
+            "object": "list",
+            "url": f"/v1/invoices/{invoice['id']}/lines",
+            "has_more": len(lines) > 10,  # noqa: PLR2004 - an invoice shows its first ten lines
+            "data": lines[:10],
+        }
+
+    def _paid(self, invoice: JsonObject) -> None:
+        invoice.update(
+            status="paid",
+            attempted=True,
+            amount_paid=invoice["amount_due"],
+            amount_remaining=0,
+        )
+        invoice["status_transitions"]["paid_at"] = int(self._clock.seconds())
+        self._events.snapshot("invoice.paid", invoice)
+
+    def _open(self, invoice_id: str, verb: str) -> JsonObject:
+        invoice = self.retrieve(invoice_id)
+        if invoice["status"] != "open":
+            raise errors.failed(
+                f"You can only {verb} an open invoice; this one is {invoice['status']}."
+            )
+        return invoice
+
+    def _due(self, params: dict[str, Any], instant: int) -> int | None:
+        sends = params.get("collection_method") == "send_invoice"
+        if not sends:
+            for name in ("days_until_due", "due_date"):
+                if name in params:
+                    raise errors.parameter(
+                        f"{name} needs collection_method to be send_invoice.", name
+                    )
+            return None
+        if "due_date" in params:
+            return int(params["due_date"])
+        if "days_until_due" in params:
+            return instant + int(params["days_until_due"]) * A_DAY
+        raise errors.missing("days_until_due")
+
+
+def _not_editable(invoice: JsonObject) -> errors.Refusal:
+    return errors.failed(
+        f"The invoice {invoice['id']} is {invoice['status']} and can't be edited.",
+        code="invoice_not_editable",
+    )

@@ -1,0 +1,284 @@
+"""Which buckets need a new revision, and which."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billing.reporting.due import (
+    EVERY,
+    REACH,
+    Bucket,
+    Depth,
+    Holder,
+    Last,
+    Revision,
+    answered,
+    closed_before,
+    covered,
+    depth_due,
+    reaches_to,
+    revise,
+)
+from billing.reporting.provider import Cause, Meter
+from billing.reporting.report import OPEN, TAKEN, ParkedBy, State
+
+NOW = datetime(2026, 11, 10, 12, 30, tzinfo=UTC)
+METER = Meter(sku="page-capture", name="m", display_name="Pages")
+ADDING = Meter(sku="page-capture", name="m", display_name="Pages", overwrites=False)
+HERE = Holder("stripe", "cus_1", "m")
+THERE = Holder("ledger", "acme", "m")
+BEFORE = Holder("stripe", "cus_0", "m")
+
+
+def last(**changes: Any) -> Last:
+    fields: dict[str, Any] = {
+        "holder": HERE,
+        "revision": 1,
+        "state": State.ACCEPTED,
+        "cause": "",
+        "doubtful": False,
+        "total_microcredits": 10,
+    }
+    return Last(**fields | changes)
+
+
+def revision(
+    total: int, meter: Meter = METER, decimals: int = 6, **changes: Any
+) -> Revision | None:
+    fields: dict[str, Any] = {
+        "customer": "acme",
+        "sku": "page-capture",
+        "hour": datetime(2026, 11, 10, 11, tzinfo=UTC),
+        "total_microcredits": total,
+        "customer_ref": "cus_1",
+    }
+    return revise(Bucket(**fields | changes), "stripe", meter, decimals)
+
+
+def made(total: int, meter: Meter = METER, decimals: int = 6, **changes: Any) -> Revision:
+    found = revision(total, meter, decimals, **changes)
+    assert found is not None
+    return found
+
+
+def test_a_bucket_never_reported_gets_its_first_revision() -> None:
+    new = made(10)
+    assert (new.revision, new.state, new.value, new.held_microcredits) == (1, State.PENDING, 10, 10)
+
+
+def test_an_hour_without_an_amount_is_never_reported() -> None:
+    assert revision(0) is None
+
+
+@pytest.mark.parametrize("state", sorted(TAKEN))
+def test_an_unchanged_total_needs_nothing(state: State) -> None:
+    assert revision(10, last=last(state=state), taken={HERE: 10}) is None
+
+
+@pytest.mark.parametrize("total", [11, 9, 0])
+def test_a_changed_total_is_a_new_revision_with_the_whole_figure(total: int) -> None:
+    new = made(total, last=last(), taken={HERE: 10})
+    assert (new.revision, new.state, new.value) == (2, State.PENDING, total)
+
+
+@pytest.mark.parametrize("state", sorted(OPEN))
+@pytest.mark.parametrize("doubtful", [False, True])
+@pytest.mark.parametrize("total", [10, 11, 0])
+def test_nothing_is_due_before_the_last_revision_has_its_answer(
+    state: State, doubtful: bool, total: int
+) -> None:
+    assert revision(total, last=last(state=state, doubtful=doubtful)) is None
+
+
+def test_a_refusal_that_may_hide_an_effect_is_no_answer() -> None:
+    parked = last(state=State.PARKED, cause=Cause.TOO_OLD.value, doubtful=True)
+    assert not answered(parked)
+    assert revision(11, last=parked) is None
+
+
+def test_a_negative_figure_is_parked_and_not_sent() -> None:
+    new = made(-1)
+    assert (new.state, new.cause, new.value) == (State.PARKED, ParkedBy.BELOW_ZERO, -1)
+    again = made(4, last=last(state=State.PARKED, cause=new.cause, total_microcredits=-1))
+    assert (again.state, again.value) == (State.PENDING, 4)
+
+
+def test_zero_is_sent_only_to_overwrite() -> None:
+    parked = last(state=State.PARKED, cause=Cause.TOO_OLD.value)
+    over = made(0, last=last(), taken={HERE: 10})
+    assert (over.state, over.value) == (State.PENDING, 0)
+    never_taken = made(0, last=parked)
+    assert (never_taken.state, never_taken.value) == (State.PARKED, 0)
+
+
+def test_a_figure_of_sixteen_digits_is_parked() -> None:
+    assert made(10**15).cause == Cause.INVALID_VALUE
+    assert made(10**15, decimals=5).state is State.PENDING
+
+
+def test_an_unmapped_customers_figure_is_parked_and_sent_when_the_customer_is_mapped() -> None:
+    new = made(10, customer_ref=None)
+    assert (new.state, new.cause) == (State.PARKED, Cause.UNMAPPED_CUSTOMER)
+    unmapped = last(state=State.PARKED, cause=new.cause, holder=new.holder)
+    assert revision(10, last=unmapped, customer_ref=None) is None
+    accrued = made(12, last=unmapped, customer_ref=None)
+    assert (accrued.state, accrued.cause) == (State.PARKED, Cause.UNMAPPED_CUSTOMER)
+    mapped = made(10, last=unmapped)
+    assert (mapped.state, mapped.holder, mapped.revision) == (State.PENDING, HERE, 2)
+
+
+def test_what_was_refused_stays_parked_and_keeps_up_with_the_log() -> None:
+    parked = last(state=State.PARKED, cause=Cause.METER_MISSING.value)
+    assert revision(10, last=parked) is None
+    new = made(12, last=parked)
+    assert (new.state, new.cause, new.value) == (State.PARKED, Cause.METER_MISSING, 12)
+
+
+def test_a_customer_that_is_another_one_there_gets_only_what_the_old_one_did_not() -> None:
+    gone = last(state=State.PARKED, cause=Cause.CUSTOMER_MISSING.value, holder=BEFORE, revision=2,
+                total_microcredits=15)  # fmt: skip
+    new = made(15, last=gone, taken={BEFORE: 10})
+    assert (new.state, new.holder, new.value, new.held_microcredits) == (State.PENDING, HERE, 5, 5)
+
+
+def test_a_new_provider_gets_what_the_former_one_has_not() -> None:
+    moved = last(holder=THERE)
+    assert revision(10, last=moved, taken={THERE: 10}) is None
+    new = made(14, last=moved, taken={THERE: 10})
+    assert (new.revision, new.value, new.held_microcredits) == (2, 4, 4)
+
+
+def test_a_lower_total_than_the_former_provider_has_is_parked() -> None:
+    new = made(9, last=last(holder=THERE), taken={THERE: 10})
+    assert (new.state, new.cause, new.value) == (State.PARKED, ParkedBy.BELOW_ZERO, -1)
+
+
+def test_what_waits_unsent_for_another_provider_is_handed_over() -> None:
+    new = made(10, last=last(holder=THERE, state=State.PENDING))
+    assert (new.hands_over, new.state, new.value, new.revision) == (True, State.PENDING, 10, 2)
+
+
+def test_what_may_have_arrived_elsewhere_is_not_handed_over() -> None:
+    for state in (State.SENDING, State.UNKNOWN):
+        assert revision(12, last=last(holder=THERE, state=state, doubtful=True)) is None
+
+
+def test_what_was_refused_elsewhere_is_due_here() -> None:
+    refused = last(holder=THERE, state=State.PARKED, cause=Cause.TOO_OLD.value)
+    assert made(10, last=refused).state is State.PENDING
+
+
+def test_what_a_person_holds_back_stays_so_at_every_provider() -> None:
+    held = last(state=State.PARKED, cause=ParkedBy.BY_HAND.value, holder=THERE)
+    assert revision(10, last=held) is None
+    assert made(12, last=held).cause == ParkedBy.BY_HAND
+
+
+def test_a_meter_that_adds_gets_the_difference() -> None:
+    new = made(14, ADDING, last=last(), taken={HERE: 10})
+    assert (new.value, new.held_microcredits) == (4, 14)
+    assert made(7, ADDING, last=last(), taken={HERE: 10}).value == -3
+
+
+def test_differences_on_a_coarse_meter_add_up_to_the_scaled_total() -> None:
+    first = made(1_500_000, ADDING, 0)
+    second = made(
+        2_100_000, ADDING, 0, last=last(total_microcredits=1_500_000), taken={HERE: 1_500_000}
+    )
+    assert (first.value, second.value) == (1, 1)
+
+
+@given(
+    totals=st.lists(st.integers(0, 50), min_size=1, max_size=8),
+    at=st.lists(st.sampled_from([HERE, THERE, BEFORE]), min_size=8, max_size=8),
+    answers=st.lists(st.sampled_from(["taken", "refused", "hand", "none"]), min_size=8, max_size=8),
+)
+def test_once_nothing_is_due_the_books_come_to_the_log(
+    totals: list[int], at: list[Holder], answers: list[str]
+) -> None:
+    """Totals change, providers and customers change, answers differ; then all is taken."""
+    known: Last | None = None
+    taken: dict[Holder, int] = {}
+    for step, total in enumerate([*totals, *[totals[-1]] * 3]):
+        holder = at[step] if step < len(totals) else HERE
+        answer = answers[step] if step < len(totals) else "taken"
+        bucket = Bucket(
+            customer="acme", sku="s", hour=NOW, total_microcredits=total,
+            customer_ref=holder.customer_ref, last=known, taken=taken,
+        )  # fmt: skip
+        new = revise(bucket, holder.provider, METER, 6)
+        if new is None:
+            continue
+        others = sum(held for at_other, held in taken.items() if at_other != new.holder)
+        assert others + new.held_microcredits == total
+        assert new.revision == (known.revision + 1 if known else 1)
+        state, cause = new.state, new.cause
+        if state is State.PENDING:
+            assert new.value >= 0
+            if answer == "taken":
+                state, taken[new.holder] = State.ACCEPTED, new.held_microcredits
+            elif answer == "refused":
+                state, cause = State.PARKED, Cause.TOO_OLD.value
+            elif answer == "hand":
+                state, cause = State.PARKED, ParkedBy.BY_HAND.value
+        known = last(
+            holder=new.holder, revision=new.revision, state=state, cause=cause,
+            total_microcredits=total,
+        )  # fmt: skip
+    left = totals[-1] - sum(taken.values())
+    if known is None or known.state in TAKEN:
+        assert left == 0
+    assert known is None or known.total_microcredits == totals[-1] or not answered(known)
+
+
+@pytest.mark.parametrize(
+    ("now", "lag", "closed"),
+    [
+        ("12:30", 5, "12:00"),
+        ("12:04", 5, "11:00"),
+        ("12:05", 5, "12:00"),
+        ("12:00", 0, "12:00"),
+        ("12:30", 60, "11:00"),
+    ],
+)
+def test_an_hour_is_closed_when_it_ended_a_lag_ago(now: str, lag: int, closed: str) -> None:
+    def at(text: str) -> datetime:
+        return datetime.fromisoformat(f"2026-11-10T{text}:00+00:00")
+
+    assert closed_before(at(now), timedelta(minutes=lag)) == at(closed)
+
+
+def test_the_first_comparison_is_of_everything() -> None:
+    assert depth_due({}, NOW) is Depth.ALL
+    assert set(covered(Depth.ALL)) == set(Depth)
+
+
+def test_each_depth_has_its_turn() -> None:
+    last_at = dict.fromkeys(Depth, NOW)
+    turns = []
+    for hours in range(1, 26):
+        now = NOW + timedelta(hours=hours)
+        depth = depth_due(last_at, now)
+        last_at |= dict.fromkeys(covered(depth), now)
+        turns.append(depth)
+    assert [turns.count(depth) for depth in Depth] == [21, 3, 1]
+    assert max(EVERY.values()) == EVERY[Depth.ALL]
+
+
+def test_after_an_outage_the_whole_log_is_compared() -> None:
+    assert depth_due(dict.fromkeys(Depth, NOW), NOW + timedelta(days=36)) is Depth.ALL
+    assert reaches_to(Depth.ALL, NOW) is None
+
+
+@pytest.mark.parametrize("depth", [Depth.RECENT, Depth.MONTH])
+def test_a_comparison_begins_at_a_whole_hour(depth: Depth) -> None:
+    start = reaches_to(depth, NOW)
+    reach = REACH[depth]
+    assert start is not None
+    assert reach is not None
+    assert start == NOW.replace(minute=0) - reach

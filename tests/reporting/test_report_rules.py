@@ -1,0 +1,296 @@
+"""A report's life as rules: states, identifiers, values, next steps."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from billing.core.errors import InvalidValue
+from billing.reporting.provider import Answer, Cause, Verdict
+from billing.reporting.report import (
+    EDGES,
+    FIRST_WAIT,
+    LARGEST_VALUE,
+    LONGEST_WAIT,
+    MAX_IDENTIFIER,
+    OPEN,
+    TAKEN,
+    Standing,
+    State,
+    Step,
+    after_answer,
+    backoff,
+    fits,
+    identifier_of,
+    may_become,
+    next_step,
+    scaled,
+    value_text,
+)
+
+NOW = datetime(2026, 11, 10, 12, 30, tzinfo=UTC)
+HOUR = datetime(2026, 11, 10, 11, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+
+names = st.text("abcdefghijklmnopqrstuvwxyz0123456789.-_", min_size=1, max_size=64)
+hours = st.integers(0, 500_000).map(lambda h: datetime(2000, 1, 1, tzinfo=UTC) + h * 3600 * SECOND)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (State.PENDING, State.ACCEPTED),
+        (State.PENDING, State.UNKNOWN),
+        (State.UNKNOWN, State.PENDING),
+        (State.ACCEPTED, State.PENDING),
+        (State.ACCEPTED, State.SENDING),
+        (State.CONFIRMED, State.ACCEPTED),
+        (State.CONFIRMED, State.PARKED),
+    ],
+)
+def test_no_report_goes_back_or_skips_being_sent(before: State, after: State) -> None:
+    assert not may_become(before, after)
+
+
+def test_every_state_can_be_reached_from_pending_and_every_open_one_can_be_left() -> None:
+    reached, todo = {State.PENDING}, [State.PENDING]
+    while todo:
+        new = EDGES[todo.pop()] - reached
+        reached |= new
+        todo += new
+    assert reached == set(State)
+    assert all(EDGES[state] for state in OPEN)
+
+
+def test_an_identifier_says_what_it_names() -> None:
+    made = identifier_of("prod", "stripe", "wb.page-capture", "acme", HOUR, 2)
+    assert made == "prod:stripe:wb.page-capture:acme:20261110T11Z:r2"
+
+
+def test_an_identifier_is_of_the_instant_and_not_of_the_zone_it_is_written_in() -> None:
+    elsewhere = HOUR.astimezone(timezone(timedelta(hours=5, minutes=45)))
+    same = [identifier_of("prod", "stripe", "m", "acme", hour, 1) for hour in (HOUR, elsewhere)]
+    assert same[0] == same[1]
+
+
+@given(meter=names, customer=names, hour=hours, revision=st.integers(1, 10**6))
+def test_an_identifier_has_at_most_a_hundred_characters(
+    meter: str, customer: str, hour: datetime, revision: int
+) -> None:
+    made = identifier_of("staging-eu", "stripe", meter, customer, hour, revision)
+    assert 1 <= len(made) <= MAX_IDENTIFIER
+    assert made.startswith("staging-eu:")
+    assert made.endswith(f":r{revision}")
+
+
+@given(
+    st.lists(st.tuples(names, names, hours, st.integers(1, 3)), min_size=2, unique=True),
+    st.sampled_from(["", "x" * 60]),
+)
+def test_no_two_revisions_have_the_same_identifier(
+    keys: list[tuple[str, str, datetime, int]], longer: str
+) -> None:
+    made = [identifier_of("t", "stripe", longer + m, c, h, r) for m, c, h, r in keys]
+    assert len(set(made)) == len(keys)
+
+
+@pytest.mark.parametrize("environment", ["", "Prod", "a:b", "x" * 21, "é"])
+def test_an_environment_that_would_blur_identifiers_is_refused(environment: str) -> None:
+    with pytest.raises(InvalidValue, match="environment"):
+        identifier_of(environment, "stripe", "m", "acme", HOUR, 1)
+
+
+def test_revisions_count_from_one() -> None:
+    with pytest.raises(InvalidValue, match="revision"):
+        identifier_of("prod", "stripe", "m", "acme", HOUR, 0)
+
+
+@pytest.mark.parametrize(
+    ("amount", "decimals", "value", "remainder"),
+    [
+        (1_234_567, 6, 1_234_567, 0),
+        (1_234_567, 2, 123, 4_567),
+        (1_234_567, 0, 1, 234_567),
+        (999_999, 0, 0, 999_999),
+        (0, 3, 0, 0),
+        (-1_234_567, 2, -123, -4_567),
+        (-1, 6, -1, 0),
+        (10**30 + 1, 5, 10**29, 1),
+    ],
+)
+def test_an_amount_is_scaled_towards_zero_with_its_remainder(
+    amount: int, decimals: int, value: int, remainder: int
+) -> None:
+    found = scaled(amount, decimals)
+    assert (found.value, found.remainder_microcredits) == (value, remainder)
+
+
+@given(amount=st.integers(-(10**24), 10**24), decimals=st.integers(0, 6))
+def test_value_and_remainder_are_the_amount_to_the_unit(amount: int, decimals: int) -> None:
+    found = scaled(amount, decimals)
+    unit = 10 ** (6 - decimals)
+    assert found.value * unit + found.remainder_microcredits == amount
+    assert abs(found.remainder_microcredits) < unit
+
+
+@pytest.mark.parametrize("decimals", [-1, 7])
+def test_a_scale_that_the_log_does_not_have_is_refused(decimals: int) -> None:
+    with pytest.raises(InvalidValue, match="decimals"):
+        scaled(1, decimals)
+
+
+@given(st.integers(-LARGEST_VALUE, LARGEST_VALUE))
+def test_a_value_that_fits_survives_a_double_and_is_written_without_exponent(value: int) -> None:
+    assert int(float(value)) == value
+    assert value_text(value).lstrip("-").isdecimal()
+    assert int(value_text(value)) == value
+
+
+@pytest.mark.parametrize("value", [10**15, -(10**15)])
+def test_sixteen_digits_do_not_fit(value: int) -> None:
+    assert not fits(value)
+    with pytest.raises(InvalidValue, match="15 digits"):
+        value_text(value)
+
+
+@pytest.mark.parametrize(
+    ("report", "step"),
+    [
+        (Standing(state=State.PENDING, next_at=NOW), Step.SEND),
+        (Standing(state=State.PENDING, next_at=NOW + SECOND), Step.WAIT),
+        (Standing(state=State.SENDING, next_at=NOW, lease_until=NOW + SECOND), Step.WAIT),
+        (Standing(state=State.SENDING, next_at=NOW, lease_until=NOW), Step.RECLAIM),
+        (Standing(state=State.SENDING, next_at=NOW), Step.RECLAIM),
+        (Standing(state=State.UNKNOWN, next_at=NOW, first_sent_at=NOW - SECOND), Step.SEND),
+        (Standing(state=State.UNKNOWN, next_at=NOW + SECOND, first_sent_at=NOW), Step.WAIT),
+        (
+            Standing(state=State.UNKNOWN, next_at=NOW, first_sent_at=NOW - timedelta(days=34)),
+            Step.SEND,
+        ),
+        (
+            Standing(
+                state=State.UNKNOWN, next_at=NOW, overwrites=False,
+                first_sent_at=NOW - timedelta(hours=21, minutes=59),
+            ),
+            Step.SEND,
+        ),
+        (
+            Standing(
+                state=State.UNKNOWN, next_at=NOW + SECOND, overwrites=False,
+                first_sent_at=NOW - timedelta(hours=22),
+            ),
+            Step.READ_BACK,
+        ),
+        (Standing(state=State.UNKNOWN, next_at=NOW, overwrites=False), Step.READ_BACK),
+        (Standing(state=State.PENDING, next_at=NOW, overwrites=False), Step.SEND),
+        (Standing(state=State.ACCEPTED, next_at=NOW), Step.NOTHING),
+        (Standing(state=State.CONFIRMED, next_at=NOW), Step.NOTHING),
+        (Standing(state=State.PARKED, next_at=NOW), Step.NOTHING),
+    ],
+)  # fmt: skip
+def test_the_next_step_follows_from_state_and_time(report: Standing, step: Step) -> None:
+    assert next_step(report, NOW) is step
+
+
+@pytest.mark.parametrize("cause", list(Cause))
+@pytest.mark.parametrize("doubtful", [False, True])
+def test_every_answer_leads_along_an_edge(cause: Cause, doubtful: bool) -> None:
+    outcome = after_answer(Answer(cause=cause), doubtful=doubtful)
+    assert may_become(State.SENDING, outcome.state)
+
+
+@pytest.mark.parametrize(
+    ("cause", "doubtful", "state", "doubtful_after"),
+    [
+        (Cause.TAKEN, True, State.ACCEPTED, False),
+        (Cause.DUPLICATE_IDENTIFIER, True, State.ACCEPTED, False),
+        (Cause.TIMED_OUT, False, State.UNKNOWN, True),
+        (Cause.RATE_LIMITED, False, State.UNKNOWN, True),
+        (Cause.CUSTOMER_MISSING, False, State.PARKED, False),
+        (Cause.CUSTOMER_MISSING, True, State.PARKED, True),
+        (Cause.KEY_REFUSED, False, State.PENDING, False),
+        (Cause.KEY_REFUSED, True, State.UNKNOWN, True),
+    ],
+)
+def test_only_acceptance_ends_the_doubt_about_an_earlier_attempt(
+    cause: Cause, doubtful: bool, state: State, doubtful_after: bool
+) -> None:
+    outcome = after_answer(Answer(cause=cause), doubtful=doubtful)
+    assert (outcome.state, outcome.doubtful) == (state, doubtful_after)
+
+
+@given(attempts=st.integers(0, 10**6), jitter=st.floats(0, 1))
+def test_waits_lie_between_half_and_all_of_a_bounded_time(attempts: int, jitter: float) -> None:
+    wait = backoff(attempts, jitter)
+    assert FIRST_WAIT / 2 <= wait <= LONGEST_WAIT
+    assert backoff(attempts, 0.0) * 2 >= wait
+    assert backoff(attempts + 1, jitter) >= wait
+
+
+def test_waits_double_up_to_an_hour() -> None:
+    waits = [backoff(attempts, 1.0).total_seconds() for attempts in range(1, 13)]
+    assert waits == [5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 3600, 3600]
+
+
+class ReportLife(RuleBasedStateMachine):
+    """One report that is sent to a provider which may have the effect and lose the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = State.PENDING
+        self.doubtful = False
+        self.provider_has_it = False
+
+    def go(self, state: State) -> None:
+        assert may_become(self.state, state)
+        self.state = state
+
+    @precondition(lambda self: self.state in (State.PENDING, State.UNKNOWN))
+    @rule()
+    def claim(self) -> None:
+        self.go(State.SENDING)
+
+    @precondition(lambda self: self.state is State.SENDING)
+    @rule(cause=st.sampled_from(Cause), arrived=st.booleans())
+    def answer(self, cause: Cause, arrived: bool) -> None:
+        answer = Answer(cause=cause)
+        if cause is Cause.DUPLICATE_IDENTIFIER and not self.provider_has_it:
+            return
+        taken = answer.verdict is Verdict.ACCEPTED
+        self.provider_has_it |= taken or (answer.verdict is Verdict.UNKNOWN and arrived)
+        outcome = after_answer(answer, doubtful=self.doubtful)
+        self.go(outcome.state)
+        self.doubtful = outcome.doubtful
+
+    @precondition(lambda self: self.state is State.SENDING)
+    @rule(arrived=st.booleans())
+    def left_behind(self, arrived: bool) -> None:
+        self.provider_has_it |= arrived
+        self.go(State.UNKNOWN)
+        self.doubtful = True
+
+    @precondition(lambda self: self.state in TAKEN)
+    @rule()
+    def next_revision(self) -> None:
+        self.state, self.doubtful, self.provider_has_it = State.PENDING, False, False
+
+    @precondition(lambda self: self.state is State.PARKED)
+    @rule()
+    def retried(self) -> None:
+        self.go(State.UNKNOWN if self.doubtful else State.PENDING)
+
+    @invariant()
+    def the_books_say_no_more_than_is_known(self) -> None:
+        if self.state in TAKEN:
+            assert self.provider_has_it
+        elif not self.doubtful:
+            assert not self.provider_has_it
+        if self.state is State.PENDING:
+            assert not self.doubtful
+
+
+TestReportLife = ReportLife.TestCase

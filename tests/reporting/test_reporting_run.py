@@ -1,0 +1,290 @@
+"""Running: limits, stops, what nothing may be sent to, and a real SIGKILL at every step."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import deque
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from reporting_support import LAST_HOUR, System, answer_lost, answering, metered
+from support import NOW
+
+from billing.core.errors import InvalidValue
+from billing.reporting.due import EVERY, Depth
+from billing.reporting.pace import TokenBucket
+from billing.reporting.provider import Answer, Cause, Meter, ProviderUnavailable
+from billing.reporting.report import State, after_answer
+from billing.reporting.store import CustomerIds, Destination
+
+LEASE = timedelta(minutes=5)
+
+
+def filled(system: System, hours: int = 3) -> None:
+    for back in range(hours):
+        system.use(10 + back, LAST_HOUR - timedelta(hours=back))
+        system.use(20 + back, LAST_HOUR - timedelta(hours=back), customer="globex")
+
+
+@pytest.mark.parametrize("cause", [Cause.KEY_REFUSED, Cause.PERMISSION_REFUSED])
+def test_a_provider_that_refuses_us_is_asked_once_and_everything_stays_pending(
+    system: System, cause: Cause
+) -> None:
+    filled(system)
+    system.ledger.always = answering(cause)
+    done = system.advance()
+    assert len(system.ledger.seen) == 1
+    assert done.stopped == {"ledger": f"{cause}: to order"}
+    assert {state for _, state, _ in system.states()} == {"pending"}
+    system.advance()
+    assert len(system.ledger.seen) == 2
+    system.ledger.always = None
+    system.advance()
+    system.assert_all_told()
+
+
+def test_a_stop_after_a_lost_answer_does_not_make_it_unsent(system: System) -> None:
+    system.use(7)
+    system.ledger.faults.extend([answer_lost, answering(Cause.KEY_REFUSED)])
+    system.advance()
+    system.later(minutes=10)
+    system.advance()
+    assert [state for _, state, _ in system.states()] == ["unknown"]
+
+
+def test_nothing_is_sent_to_a_meter_that_is_made_otherwise(system: System) -> None:
+    filled(system)
+    system.ledger.differences = ("event_time_window is day, needed hour",)
+    done = system.advance()
+    assert system.ledger.seen == []
+    assert set(done.blocked.values()) == {"event_time_window is day, needed hour"}
+    assert system.sums()["acme", "page-capture"].open == 33
+    system.ledger.differences = ()
+    system.advance()
+    system.assert_all_told()
+
+
+def test_a_provider_that_does_not_answer_about_its_meters_gets_nothing(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(meters: list[Meter], *, dry_run: bool = False) -> None:
+        del meters, dry_run
+        raise ProviderUnavailable("down")
+
+    filled(system)
+    with monkeypatch.context() as patch:
+        patch.setattr(system.ledger, "ensure_meters", down)
+        assert system.advance().stopped == {"ledger": "down"}
+    assert system.ledger.seen == []
+    system.advance()
+    system.assert_all_told()
+
+
+def test_a_run_begins_no_batch_after_its_time_is_up(system: System) -> None:
+    filled(system)
+    done = system.reporter().advance(until=NOW)
+    assert (done.planned, system.ledger.seen) == (6, [])
+
+
+def test_small_batches_reach_every_customer(system: System) -> None:
+    filled(system)
+    system.reporter(batch=1).advance()
+    assert [report.customer_ref for report in system.ledger.seen[:2]] == ["acme", "globex"]
+    system.assert_all_told()
+
+
+def test_the_complete_request_is_written_down_before_it_is_sent(system: System) -> None:
+    system.use(7)
+    system.ledger.faults.append(answering(Cause.TIMED_OUT))
+    system.advance()
+    query = sa.text("SELECT * FROM usage_reports")
+    with system.engine.connect() as connection:
+        row = connection.execute(query).one()
+    [sent] = system.ledger.seen
+    assert (row.identifier, row.customer_ref, row.meter) == (
+        sent.identifier, sent.customer_ref, sent.meter,
+    )  # fmt: skip
+    assert (row.hour, row.value, row.event_at) == (sent.hour, sent.value, sent.timestamp)
+    assert row.first_sent_at == NOW
+    assert sent.identifier == f"test:ledger:wb.page-capture:acme:{sent.hour:%Y%m%dT%HZ}:r1"
+
+
+def test_a_reporter_that_lost_its_claim_changes_nothing(system: System) -> None:
+    system.use(7)
+    system.reports.plan(destination(), until=NOW, now=NOW)
+    [slow] = system.reports.claim("ledger", now=NOW, lease=LEASE, limit=9)
+    later = NOW + LEASE
+    assert system.reports.recover(later) == 1
+    [fast] = system.reports.claim("ledger", now=later, lease=LEASE, limit=9)
+    assert fast.report == slow.report
+    assert (fast.doubtful, fast.attempts) == (True, 2)
+    taken, refused = Answer(cause=Cause.TAKEN), Answer(cause=Cause.TOO_OLD)
+    parked = after_answer(refused, doubtful=False)
+    assert not system.reports.answer(slow, parked, refused, now=later, next_at=later)
+    accepted = after_answer(taken, doubtful=True)
+    assert system.reports.answer(fast, accepted, taken, now=later, next_at=later)
+    assert not system.reports.answer(fast, parked, refused, now=later, next_at=later)
+    assert [state for _, state, _ in system.states()] == ["accepted"]
+
+
+def destination(customer_ids: CustomerIds = CustomerIds.OURS) -> Destination:
+    return Destination(
+        environment="test", provider="ledger", customer_ids=customer_ids, metered=metered
+    )
+
+
+def test_a_claim_takes_one_report_per_customer_and_meter_oldest_hour_first(
+    system: System,
+) -> None:
+    filled(system)
+    system.reports.plan(destination(), until=NOW, now=NOW)
+    first = system.reports.claim("ledger", now=NOW, lease=LEASE, limit=9)
+    assert [(c.customer, c.report.value) for c in first] == [("acme", 12), ("globex", 22)]
+    assert system.reports.claim("ledger", now=NOW, lease=LEASE, limit=9) == []
+    system.reports.release(first)
+    assert {state for _, state, _ in system.states()} == {"pending"}
+    again = system.reports.claim("ledger", now=NOW, lease=LEASE, limit=9)
+    assert [c.report for c in again] == [c.report for c in first]
+    assert [c.attempts for c in again] == [1, 1]
+
+
+def test_the_database_keeps_two_in_flight_for_one_customer_and_meter_apart(
+    system: System,
+) -> None:
+    filled(system)
+    system.reports.plan(destination(), until=NOW, now=NOW)
+    with pytest.raises(sa.exc.IntegrityError, match="in_flight"), system.engine.begin() as any_one:
+        any_one.execute(
+            sa.text("UPDATE usage_reports SET state = 'sending', claim = gen_random_uuid()")
+        )
+
+
+def test_an_unmapped_customer_accrues_parked_until_it_is_mapped(system: System) -> None:
+    def stripe() -> Destination:
+        return destination(CustomerIds.STRIPE)
+
+    system.use(7)
+    system.reports.plan(stripe(), until=NOW, now=NOW)
+    system.use(5)
+    system.reports.plan(stripe(), until=NOW, now=NOW)
+    unmapped = Cause.UNMAPPED_CUSTOMER.value
+    assert system.states() == [(1, "parked", unmapped), (2, "parked", unmapped)]
+    assert system.sums()["acme", "page-capture"].parked == 12
+    assert not system.reports.retry(2, now=NOW)
+    with system.engine.begin() as connection:
+        connection.execute(
+            sa.text("UPDATE customers SET stripe_customer_id = 'cus_1' WHERE id = 'acme'")
+        )
+    system.reports.plan(stripe(), until=NOW, now=NOW)
+    [claimed] = system.reports.claim("ledger", now=NOW, lease=LEASE, limit=9)
+    assert (claimed.report.customer_ref, claimed.report.value) == ("cus_1", 12)
+
+
+def test_a_person_holds_a_report_back_and_lets_it_go(system: System) -> None:
+    system.use(7)
+    system.reports.plan(destination(), until=NOW, now=NOW)
+    assert system.reports.park(1, "disputed")
+    assert not system.reports.park(1, "disputed")
+    system.advance()
+    assert system.ledger.seen == []
+    assert system.sums()["acme", "page-capture"].parked == 7
+    assert system.reports.retry(1, now=NOW)
+    assert system.reports.oldest_open("ledger") == LAST_HOUR
+    system.advance()
+    system.assert_all_told()
+    assert system.reports.oldest_open("ledger") is None
+    assert not system.reports.park(1, "too late")
+
+
+def test_only_the_deep_comparisons_read_old_hours(system: System) -> None:
+    system.use(7, LAST_HOUR - timedelta(days=8))
+    assert system.reports.plan(destination(), until=NOW, now=NOW) == 1
+    system.use(7, LAST_HOUR - timedelta(days=8))
+    later = NOW + EVERY[Depth.MONTH]
+    before = later - timedelta(seconds=1)
+    system.advance()
+    assert system.reports.plan(destination(), until=NOW, now=before) == 0
+    assert system.reports.plan(destination(), until=NOW, now=later) == 1
+
+
+class FakeTime:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_calls_pass_at_the_rate_after_the_first_burst() -> None:
+    time = FakeTime()
+    bucket = TokenBucket(10, 5, monotonic=lambda: time.now, sleep=time.sleep)
+    waits = [bucket.take() for _ in range(25)]
+    assert waits[:5] == [0.0] * 5
+    assert time.now == pytest.approx(2.0)
+
+
+def test_a_pause_saves_up_no_more_than_a_burst() -> None:
+    time = FakeTime()
+    bucket = TokenBucket(10, 5, monotonic=lambda: time.now, sleep=time.sleep)
+    time.now = 1000.0
+    waits = deque(bucket.take() for _ in range(6))
+    assert waits.pop() == pytest.approx(0.1)
+    assert set(waits) == {0.0}
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(0, 1), (-1, 1), (1, 0)])
+def test_a_rate_that_lets_nothing_pass_is_refused(rate: float, burst: int) -> None:
+    with pytest.raises(InvalidValue):
+        TokenBucket(rate, burst, monotonic=lambda: 0.0, sleep=lambda _: None)
+
+
+KILLED_RUN = """
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+import sqlalchemy as sa
+from billing.core import failpoints
+from billing.core.clock import ManualClock
+from billing.log.engine import sqlalchemy_url
+from billing.reporting.provider import Meter
+from billing.reporting.providers.file import FileProvider
+from billing.reporting.run import Pace, Reporter
+from billing.reporting.store import CustomerIds, Destination, Metered, Reports
+url, now, point, record, folder = sys.argv[1:]
+failpoints.arm(f"{point}=1", Path(record))
+def metered(sku):
+    return Metered(meter=Meter(sku=sku, name=f"wb.{sku}", display_name=sku))
+Reporter(
+    Reports(sa.create_engine(sqlalchemy_url(url))), FileProvider(Path(folder)),
+    Destination(environment="test", provider="file", customer_ids=CustomerIds.OURS,
+                metered=metered),
+    [], ManualClock(datetime.fromisoformat(now)), pace=Pace(senders=2),
+).advance()
+"""
+
+
+@pytest.mark.parametrize(
+    "point",
+    ["after_plan", "after_claim", "before_send", "after_send", "after_answer"],
+)
+def test_a_sigkill_at_any_step_loses_and_repeats_nothing(
+    system: System, database_url: str, tmp_path: Path, point: str
+) -> None:
+    filled(system)
+    record = tmp_path / "points"
+    arguments = [database_url, NOW.isoformat(), f"report.{point}", str(record)]
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED_RUN, *arguments, str(tmp_path / "files")],
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert died.returncode == -9
+    assert record.read_text() == f"report.{point}\n"
+    system.later(minutes=6)
+    done = system.advance(system.file)
+    assert done.became[State.ACCEPTED] >= 4  # two senders may have ended before
+    system.assert_all_told(system.file)
+    lines = [path.read_bytes() for path in (tmp_path / "files").glob("*.jsonl")]
+    assert sum(text.count(b"\n") for text in lines) == 6
