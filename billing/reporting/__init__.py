@@ -1,1 +1,1 @@
-"""Aggregated usage on its way to a billing provider: what is due, what was sent, what was read back."""
+"""Aggregated usage on its way to a billing provider: what is due, sent, and read back."""

@@ -1,8 +1,8 @@
 """The port to a billing provider, in words of ours.
 
-A *meter* is where a provider counts one SKU. A *report* is one figure for one customer, SKU and UTC
-hour. A provider that *overwrites* keeps the last figure of an hour, so a resend can never add; one
-that does not adds every figure it takes under a new identifier.
+A *meter* is where a provider counts one SKU. A *report* is one figure for one customer, SKU and
+UTC hour. A provider that *overwrites* keeps the last figure of an hour, so a resend can never add;
+one that does not adds every figure it takes under a new identifier.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Final, Protocol
 
 MAX_DIGITS: Final = 15
-"""Most significant digits of a value and of a period's total: providers read totals back as doubles."""
+"""Most significant digits of a value and of a period's total: totals are read back as doubles."""
 
 
 class Verdict(StrEnum):
@@ -93,8 +93,8 @@ class Answer:
 class Meter:
     """Where a provider counts one SKU.
 
-    ``name`` is the event name it listens to; ``display_name`` is for people; ``overwrites`` says that
-    the last figure of an hour counts (an hour window) rather than their sum.
+    ``name`` is the event name it listens to; ``display_name`` is for people; ``overwrites`` says
+    that the last figure of an hour counts (an hour window) rather than their sum.
     """
 
     sku: str
@@ -158,13 +158,13 @@ class Invoice:
 
 
 class ProviderUnavailable(Exception):  # noqa: N818 - as billing.core.errors.QuotaUnavailable
-    """The provider gave no definite answer to a question (not to a report: that is an Answer)."""
+    """No definite answer to a question; the answer to a report is an ``Answer``."""
 
 
 class Provider(Protocol):
     """A billing provider. Every implementation passes the same contract suite.
 
-    Questions (``ensure_meters``, ``read_back``, invoices) raise ``ProviderUnavailable`` when there is
+    Questions (``ensure_meters``, ``read_back``, invoices) raise ``ProviderUnavailable`` where there is
     no definite answer; ``report_usage`` never raises for what a provider can answer.
     """
 
@@ -184,7 +184,7 @@ class Provider(Protocol):
         ...
 
     def read_back(self, customer_ref: str, meter: str, day: date) -> Mapping[datetime, int]:
-        """The figures of one UTC day by the start of their hour; hours it knows nothing of are absent."""
+        """The figures of one UTC day by the start of their hour; unknown hours are absent."""
         ...
 
     def open_invoice(
