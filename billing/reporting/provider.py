@@ -164,8 +164,8 @@ class ProviderUnavailable(Exception):  # noqa: N818 - as billing.core.errors.Quo
 class Provider(Protocol):
     """A billing provider. Every implementation passes the same contract suite.
 
-    Questions (``ensure_meters``, ``read_back``, invoices) raise ``ProviderUnavailable`` where there is
-    no definite answer; ``report_usage`` never raises for what a provider can answer.
+    Questions (``ensure_meters``, ``read_back``, invoices) raise ``ProviderUnavailable`` where there
+    is no definite answer; ``report_usage`` never raises for what a provider can answer.
     """
 
     name: str
