@@ -257,6 +257,23 @@ def overdue_at(system: SmallSystem, instant_ms: int) -> list[Discrepancy]:
     return Reconcile(system.engine, system.quota, ManualClock(from_ms(instant_ms))).run(SINCE)
 
 
+def test_no_question_reads_the_log_from_before_the_asked_instant(system: SmallSystem):
+    asked: list[str] = []
+
+    def remember(*arguments: Any) -> None:
+        asked.append(arguments[2])
+
+    sa.event.listen(system.engine, "before_cursor_execute", remember)
+    try:
+        run(system)
+    finally:
+        sa.event.remove(system.engine, "before_cursor_execute", remember)
+
+    of_the_log = [statement for statement in asked if "FROM usage_events" in statement]
+    assert len(of_the_log) > 3
+    assert all("usage_events.id >=" in statement for statement in of_the_log)
+
+
 def test_a_hold_that_outlived_its_time_and_a_sweep_is_found(system: SmallSystem):
     (hold,) = system.quota.open_holds()
     due_ms = hold.expires_at_ms + SWEEP_GRACE // timedelta(milliseconds=1)
