@@ -108,10 +108,15 @@ class Model:
         if task.state is not HoldState.HELD:
             outcome = SettleOutcome.WITHOUT_HOLD
             task.admission, task.held = task.admission + 1, 0
+        promised = task.held if task.state is HoldState.HELD else 0
+        others = self.held() - promised
         if not self.is_loaded:
             outcome, room = SettleOutcome.UNCOUNTED, sum(amounts)
         for asked in amounts:
             amount = min(asked, room)
+            if self.is_loaded and self.budget is not None:
+                amount = min(amount, max(promised, self.budget - self.counted - others, 0))
+            promised = max(promised - amount, 0)
             room -= amount
             task.figures.append((amount, asked - amount))
             self.logged += amount
