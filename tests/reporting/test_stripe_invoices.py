@@ -52,6 +52,18 @@ def test_one_complete_invoice_becomes_final_whatever_happens_to_one_request(
     assert len(local.person.invoices.line_items.list(final.provider_id).data) == 3
 
 
+@pytest.mark.parametrize(("path", "skip"), [(INVOICES, 0), (ITEMS, 0), (ITEMS, 1), (ITEMS, 2)])
+def test_a_draft_left_half_done_is_completed_when_stripe_has_forgotten_the_keys(
+    local: LocalStripe, provider: StripeProvider, acme: str, path: str, skip: int
+) -> None:
+    local.control.fault("timeout", path=path, method="POST", skip=skip)
+    with pytest.raises(StripeUnanswered):
+        opened(provider, acme)
+    local.control.post("clock", advance_seconds=25 * 3_600)
+    assert opened(local.adapter(), acme).lines == LINES
+    assert local.count("invoices") == 1
+
+
 def test_a_draft_is_not_final_by_itself_and_takes_nothing_that_is_pending(
     local: LocalStripe, provider: StripeProvider, acme: str
 ) -> None:
