@@ -49,7 +49,7 @@ class Incoming:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """One answered request, for those who test."""
+    """One answered request, for those who test; ``params`` are texts, as they came in a form."""
 
     id: str
     method: str
@@ -58,6 +58,7 @@ class Seen:
     idempotency_key: str | None
     fault: str | None
     replayed: bool
+    params: Mapping[str, Any]
 
 
 class Gateway:
@@ -144,6 +145,7 @@ class Gateway:
                 idempotency_key=request.key,
                 fault=fault.kind if fault else None,
                 replayed="Idempotent-Replayed" in reply.headers,
+                params=_legible(request),
             )
         )
         return Reply(status=reply.status, content=reply.content, headers=headers)
@@ -199,6 +201,13 @@ def _given(request: Incoming) -> dict[str, Any]:
         return decode_form(request.body.decode())
     except UnicodeDecodeError as error:
         raise Refusal(status=400, message="Invalid request: the body is not UTF-8.") from error
+
+
+def _legible(request: Incoming) -> dict[str, Any]:
+    try:
+        return _given(request)
+    except Refusal:
+        return {}
 
 
 def _json(body: bytes) -> dict[str, Any]:

@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import sqlalchemy as sa
 from reporting_support import System
+from stripe_bench import METER, LocalStripe
+from support import NOW
+
+from billing.core.clock import ManualClock
+from billing.reporting.providers.stripe import StripeProvider
+from billing.stripe_sandbox import SandboxServer
 
 
 @pytest.fixture
 def system(engine: sa.Engine, tmp_path: Path) -> System:
     """Nothing is logged yet."""
     return System(engine, tmp_path / "files")
+
+
+@pytest.fixture(scope="session")
+def stripe_server() -> Iterator[SandboxServer]:
+    """One server for all these tests, at the instant they are at."""
+    with SandboxServer(ManualClock(NOW)) as server:
+        yield server
+
+
+@pytest.fixture
+def local(stripe_server: SandboxServer) -> Iterator[LocalStripe]:
+    """An empty local Stripe."""
+    with httpx.Client(base_url=stripe_server.url, trust_env=False, timeout=10) as http:
+        yield LocalStripe(stripe_server, http)
+
+
+@pytest.fixture
+def provider(local: LocalStripe) -> StripeProvider:
+    """An adapter to it; the meter is there."""
+    provider = local.adapter()
+    provider.ensure_meters([METER])
+    return provider
+
+
+@pytest.fixture
+def acme(provider: StripeProvider) -> str:
+    """The Stripe customer of acme."""
+    return provider.link_customer("acme", "Acme")

@@ -5,15 +5,22 @@ To add a provider: a ``Bench`` of its own, and its name in ``BENCHES``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
+from support import NOW
 
+from billing.core.clock import ManualClock
 from billing.reporting.provider import Provider
 from billing.reporting.providers.file import FileProvider
 from billing.reporting.providers.ledger import LedgerProvider
+from billing.reporting.providers.stripe import StripeProvider
+from billing.stripe_sandbox import SandboxServer
+
+STRIPE_KEY = "sk_test_4eC39HqLyjWDarjtT1zdp7dc"
 
 
 @dataclass(frozen=True)
@@ -30,14 +37,34 @@ class Bench:
     settle: Callable[[], None] = lambda: None
 
 
-def ledger(engine: sa.Engine, folder: Path) -> Bench:
+def ledger(engine: sa.Engine, folder: Path) -> AbstractContextManager[Bench]:
     del folder
-    return Bench(LedgerProvider(engine), lambda: LedgerProvider(engine), knows_its_customers=True)
+    return nullcontext(
+        Bench(LedgerProvider(engine), lambda: LedgerProvider(engine), knows_its_customers=True)
+    )
 
 
-def file(engine: sa.Engine, folder: Path) -> Bench:
+def file(engine: sa.Engine, folder: Path) -> AbstractContextManager[Bench]:
     del engine
-    return Bench(FileProvider(folder), lambda: FileProvider(folder), knows_its_customers=False)
+    return nullcontext(
+        Bench(FileProvider(folder), lambda: FileProvider(folder), knows_its_customers=False)
+    )
 
 
-BENCHES: dict[str, Callable[[sa.Engine, Path], Bench]] = {"ledger": ledger, "file": file}
+@contextmanager
+def stripe(engine: sa.Engine, folder: Path) -> Iterator[Bench]:
+    """A local Stripe. It takes a figure first, and tells of an unknown customer only later."""
+    del engine, folder
+    with SandboxServer(ManualClock(NOW)) as server:
+
+        def adapter() -> StripeProvider:
+            return StripeProvider.connect(STRIPE_KEY, server.url)
+
+        yield Bench(adapter(), adapter, knows_its_customers=False)
+
+
+BENCHES: dict[str, Callable[[sa.Engine, Path], AbstractContextManager[Bench]]] = {
+    "ledger": ledger,
+    "file": file,
+    "stripe": stripe,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -37,12 +38,12 @@ LINES = (
 
 
 @pytest.fixture(params=sorted(BENCHES))
-def bench(request: pytest.FixtureRequest, engine: sa.Engine, tmp_path: Path) -> Bench:
+def bench(request: pytest.FixtureRequest, engine: sa.Engine, tmp_path: Path) -> Iterator[Bench]:
     add_customer(engine, "acme")
     add_customer(engine, "globex")
-    made: Bench = BENCHES[request.param](engine, tmp_path / "provider")
-    made.provider.ensure_meters([METER])
-    return made
+    with BENCHES[request.param](engine, tmp_path / "provider") as made:
+        made.provider.ensure_meters([METER])
+        yield made
 
 
 def report_of(bench: Bench, customer: str = "acme", **changes: object) -> UsageReport:

@@ -112,3 +112,41 @@ def _of_object(value: Schema, schema: Schema, where: str) -> list[str]:
         elif not others:
             found.append(f"{at} is not in Stripe's description")
     return found
+
+
+def problems_of_request(method: str, path: str, params: Schema) -> list[str]:
+    """What Stripe would refuse of the parameters of a request, given as the texts of a form."""
+    found = operation(method, path)
+    if method == "GET":
+        asked = [p for p in found["parameters"] if p["in"] == "query"]
+        schema: Schema = {
+            "type": "object",
+            "properties": {p["name"]: p["schema"] for p in asked},
+            "required": [p["name"] for p in asked if p["required"]],
+        }
+    else:
+        [content] = found["requestBody"]["content"].values()
+        schema = content["schema"]
+    return problems(_typed(params, schema), schema, where=f"{method} {path}")
+
+
+def _typed(value: Any, schema: Schema) -> Any:
+    """Texts of a form as the types that a schema asks for, where they can be read as such."""
+    for option in schema.get("anyOf", []):
+        typed = _typed(value, option)
+        if not problems(typed, option):
+            return typed
+    if isinstance(value, dict):
+        named = schema.get("properties", {})
+        others = schema.get("additionalProperties") or {}
+        return {
+            name: _typed(item, named.get(name, others if isinstance(others, dict) else {}))
+            for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_typed(item, schema.get("items", {})) for item in value]
+    if schema.get("type") == "integer" and re.fullmatch(r"-?\d+", value):
+        return int(value)
+    if schema.get("type") == "boolean" and value in {"true", "false"}:
+        return value == "true"
+    return value
