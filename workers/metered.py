@@ -30,6 +30,7 @@ from billing.core.errors import ConfigurationError, DenialReason, QuotaUnavailab
 from billing.meter.meter import Meter
 from billing.meter.run import Admission, Recorder, TaskFacts
 from billing.quota.hold import ReleaseCause
+from workers.billed import BilledTask
 from workers.canvas import hand_over, is_mapped
 from workers.context import (
     HEADER,
@@ -317,38 +318,6 @@ class MeteredTask(Task[Any, Any]):
                 money="its credits stay held until the hold expires; nothing is charged",
                 error=str(error),
             )
-
-
-class BilledTask:
-    """A metered task with its customer; submits as the task does."""
-
-    def __init__(self, task: MeteredTask, customer: str) -> None:
-        self._task = task
-        self._customer = customer
-
-    def delay(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``Task.delay``."""
-        return self._task.apply_async(args, kwargs, customer=self._customer)
-
-    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """As ``Task.apply_async``."""
-        return self._task.apply_async(args, kwargs, **{**options, "customer": self._customer})
-
-    def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """As ``Task.apply``."""
-        return self._task.apply(args, kwargs, **{**options, "customer": self._customer})
-
-    def signature(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """As ``Task.signature``; the customer goes with it into chains, groups and chords."""
-        return self._task.signature(args, kwargs, **options, customer=self._customer)
-
-    def s(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``Task.s``."""
-        return self.signature(args, kwargs)
-
-    def si(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``Task.si``."""
-        return self.signature(args, kwargs, immutable=True)
 
 
 _FINAL = frozenset({DenialReason.REVOKED, DenialReason.UNKNOWN_CUSTOMER})
