@@ -139,7 +139,11 @@ def test_a_relay_goes_on_when_redis_is_back(broker: Broker, store: Store, tmp_pa
     with TcpProxy(parts["hostname"], parts["port"]) as proxy, capture_logs() as logs:
         options = store.client.connection_pool.connection_kwargs
         client = redis.Redis(
-            port=proxy.port, password=options.get("password"), socket_timeout=0.3, retry=None
+            port=proxy.port,
+            db=options.get("db", 0),
+            password=options.get("password"),
+            socket_timeout=0.3,
+            retry=None,
         )
         behind = Store(client, store.keys)
         sent = put(store, 5)
