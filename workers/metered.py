@@ -236,7 +236,7 @@ class MeteredTask(Task[Any, Any]):
             "usage could not be kept anywhere; the task goes back to its queue",
             task_id=run.admission.facts.task_id,
             customer=run.admission.facts.customer,
-            money="the work was done and is not yet billed; it is done and billed again",
+            money="the work was done and is not yet billed; it is done again, and billed then",
             remedy="free the disk of WEIGHBRIDGE_SPOOL_DIR, bring Redis and RabbitMQ back",
             error=str(error),
         )

@@ -174,14 +174,14 @@ class Meter:
     def settle(self, admission: Admission, recorder: Recorder) -> Settlement:
         """The body succeeded: charge what it used, and put its events into the outbox."""
         reach("body.after")
-        return self._settle(admission, recorder, Outcome.SUCCEEDED, "")
+        return self._settle(admission, self._events(admission, recorder, Outcome.SUCCEEDED, ""))
 
     def fail(self, admission: Admission, recorder: Recorder, cause: ReleaseCause) -> None:
         """The body ended without success: charge or release, by the SKU's policy."""
         if admission.sku.failure_policy is FailurePolicy.CHARGE and cause in _CHARGEABLE:
             events = self._events(admission, recorder, Outcome.FAILED, cause.value)
             if any(event.amount_microcredits for event in events):
-                self._settle(admission, recorder, Outcome.FAILED, cause.value)
+                self._settle(admission, events)
                 return
         event = recorder.failure(
             admission,
@@ -282,10 +282,7 @@ class Meter:
             finished_at=self._clock.now(),
         )
 
-    def _settle(
-        self, admission: Admission, recorder: Recorder, outcome: Outcome, reason: str
-    ) -> Settlement:
-        events = self._events(admission, recorder, outcome, reason)
+    def _settle(self, admission: Admission, events: Sequence[UsageEvent]) -> Settlement:
         facts = admission.facts
         try:
             settlement, is_told = self._settle_twice(facts, events)

@@ -1,4 +1,4 @@
-"""What the built-in providers refuse in a report, and how they keep an invoice's lines."""
+"""What the built-in providers say of meters and reports, and how they keep an invoice's lines."""
 
 from __future__ import annotations
 
@@ -8,10 +8,35 @@ from typing import Any, Final
 
 from billing.core.clock import format_instant, parse_instant
 from billing.core.period import hour_floor
-from billing.reporting.provider import Answer, Cause, InvoiceLine, UsageReport
+from billing.reporting.provider import (
+    Answer,
+    Cause,
+    InvoiceLine,
+    Meter,
+    MeterCheck,
+    UsageReport,
+)
 from billing.reporting.report import MAX_IDENTIFIER, fits
 
 _HOUR: Final = timedelta(hours=1)
+
+
+def always_there(meters: Sequence[Meter], if_it_adds: str) -> list[MeterCheck]:
+    """The checks of a provider that needs no set-up but cannot take a meter that adds.
+
+    Args:
+        meters: What is asked for.
+        if_it_adds: The difference to tell of a meter that adds instead of overwriting.
+    """
+    return [
+        MeterCheck(
+            meter=meter,
+            provider_id=meter.name,
+            created=False,
+            differences=() if meter.overwrites else (if_it_adds,),
+        )
+        for meter in meters
+    ]
 
 
 def refusal(report: UsageReport) -> Answer | None:

@@ -33,7 +33,13 @@ from billing.reporting.provider import (
     ProviderUnavailable,
     UsageReport,
 )
-from billing.reporting.providers.checks import line_of, lines_as_data, refusal, total_of
+from billing.reporting.providers.checks import (
+    always_there,
+    line_of,
+    lines_as_data,
+    refusal,
+    total_of,
+)
 
 COLUMNS: Final = ("identifier", "customer", "meter", "hour", "value", "timestamp")
 _KEPT_DAYS: Final = 40
@@ -72,15 +78,7 @@ class FileProvider:
     def ensure_meters(self, meters: Sequence[Meter], *, dry_run: bool = False) -> list[MeterCheck]:
         """Every meter is there; one that adds is told as a difference."""
         del dry_run
-        return [
-            MeterCheck(
-                meter=meter,
-                provider_id=meter.name,
-                created=False,
-                differences=() if meter.overwrites else ("it adds; files tell absolute figures",),
-            )
-            for meter in meters
-        ]
+        return always_there(meters, "it adds; files tell absolute figures")
 
     def link_customer(self, customer: str, name: str, *, dry_run: bool = False) -> str:
         """The customer's own id."""
