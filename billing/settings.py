@@ -167,6 +167,59 @@ class Settings(BaseSettings):
         default=500,
         description="What one request through the proxy costs, in millionths of the currency.",
     )
+    provider: str = Field(
+        default="",
+        pattern="^(|ledger|stripe|file)$",
+        description="Who gets usage: ledger (PostgreSQL alone), stripe or file. "
+        "Unset: stripe where STRIPE_API_KEY is set, else ledger.",
+    )
+    environment: str = Field(
+        default="main",
+        pattern="^[a-z0-9-]{1,20}$",
+        description="This installation's name in the provider's meters and identifiers; two that "
+        "report to one account need two names. Never changed once usage was reported.",
+    )
+    stripe_api_key: SecretStr | None = Field(
+        default=None,
+        validation_alias=_plain("STRIPE_API_KEY"),
+        description="Stripe's secret key; one of test mode (sk_test_...) unless STRIPE_LIVE=yes.",
+    )
+    stripe_api_base: str = Field(
+        default="",
+        validation_alias=_plain("STRIPE_API_BASE"),
+        description="Another address than Stripe's for all of its API, such as a local Stripe: "
+        "http://127.0.0.1:12111.",
+    )
+    stripe_webhook_secret: SecretStr | None = Field(
+        default=None,
+        validation_alias=_plain("STRIPE_WEBHOOK_SECRET"),
+        description="The signing secret (whsec_...) of the webhook destination; several, separated "
+        "by commas, while a secret is replaced or where thin and snapshot events come from two.",
+    )
+    stripe_live: bool = Field(
+        default=False,
+        validation_alias=_plain("STRIPE_LIVE"),
+        description="yes: a live key may be used, and real customers are billed.",
+    )
+    report_dir: Path = Field(
+        default=Path(".local/reports"), description="Where the file provider writes."
+    )
+    report_lag_seconds: Seconds = Field(
+        default=300,
+        description="How long after its end an hour is reported; what comes later is a revision.",
+    )
+    report_rate: Annotated[float, Field(gt=0, le=1000)] = Field(
+        default=50.0, description="The most reports a second; Stripe's test mode allows 25."
+    )
+    report_senders: Annotated[int, Field(gt=0, le=64)] = Field(
+        default=8, description="How many reports are under way at once."
+    )
+    api_address: str = Field(
+        default="127.0.0.1", description="Address that billing api listens on."
+    )
+    api_port: Annotated[int, Field(gt=0, le=65535)] = Field(
+        default=8010, description="Port that billing api listens on."
+    )
     flower_basic_auth: SecretStr | None = Field(
         default=None, description="Flower's user:password. Flower does not start without it."
     )
@@ -180,6 +233,11 @@ class Settings(BaseSettings):
         description="For tests only: places to die at, NAME=COUNT, comma-separated; "
         "NAME=COUNT! kills the whole process group.",
     )
+
+    @property
+    def provider_name(self) -> str:
+        """The provider that gets usage now."""
+        return self.provider or ("stripe" if self.stripe_api_key else "ledger")
 
     @property
     def node(self) -> str:

@@ -39,6 +39,8 @@ customers = sa.Table(
     sa.Column("time_zone", sa.Text, nullable=False, server_default="UTC"),
     sa.Column("stripe_customer_id", sa.Text, unique=True),
     sa.Column("created_at", _instant, nullable=False, server_default=_now),
+    # When Stripe told that it has deleted whom it knew this customer by; nobody is linked since.
+    sa.Column("stripe_deleted_at", _instant),
     sa.CheckConstraint("status IN ('active', 'suspended')", name="status"),
 )
 
@@ -55,6 +57,9 @@ skus = sa.Table(
     sa.Column("unavailable_policy", sa.Text, nullable=False, server_default="retry"),
     sa.Column("allow_limit", sa.Integer, nullable=False, server_default="0"),
     sa.Column("created_at", _instant, nullable=False, server_default=_now),
+    # Decimals of a credit that the provider's meter counts: 6 are microcredits.
+    sa.Column("meter_decimals", sa.SmallInteger, nullable=False, server_default="6"),
+    sa.CheckConstraint("meter_decimals BETWEEN 0 AND 6", name="meter_decimals"),
     sa.CheckConstraint("pricing IN ('fixed', 'measured')", name="pricing"),
     sa.CheckConstraint("hold_quantity > 0", name="hold_quantity"),
     sa.CheckConstraint("pricing <> 'fixed' OR hold_quantity = 1", name="fixed_holds_one"),
@@ -267,6 +272,12 @@ usage_reports = sa.Table(
     sa.Column("created_at", _instant, nullable=False),
     sa.Column("first_sent_at", _instant),
     sa.Column("answered_at", _instant),
+    # When it is read back next; none where it is not. How often it was without agreeing, and how
+    # many revisions before it were sent again because what was read back differed.
+    sa.Column("confirm_at", _instant),
+    sa.Column("readings", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("resent", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("confirmed_at", _instant),
     sa.UniqueConstraint(
         "customer_id", "sku_id", "hour", "revision", name="usage_reports_bucket_revision_key"
     ),
@@ -308,7 +319,113 @@ usage_reports = sa.Table(
         "provider", "customer_id", "meter", "hour",
         postgresql_where=sa.text("state IN ('pending', 'unknown')"),
     ),
+    sa.Index(
+        "usage_reports_confirm_idx",
+        "provider", "confirm_at",
+        postgresql_where=sa.text("confirm_at IS NOT NULL"),
+    ),
+    sa.Index(
+        "usage_reports_parked_idx",
+        "customer_id", "sku_id", "hour",
+        postgresql_where=sa.text("state = 'parked' AND latest"),
+    ),
 )  # fmt: skip
+
+# Amounts that are reported in a later hour than they were used in: signed lines. What an hour comes
+# to for a provider is its rollup, less what was carried out of it, and what was carried into it.
+report_carries = sa.Table(
+    "report_carries",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("customer_id", sa.Text, sa.ForeignKey("customers.id"), nullable=False),
+    sa.Column("sku_id", sa.Text, sa.ForeignKey("skus.id"), nullable=False),
+    sa.Column("from_hour", _instant, nullable=False),
+    sa.Column("to_hour", _instant, nullable=False),
+    sa.Column("amount_microcredits", _total, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("note", sa.Text, nullable=False, server_default=""),
+    sa.Column("created_at", _instant, nullable=False),
+    sa.CheckConstraint("to_hour > from_hour", name="forwards"),
+    sa.CheckConstraint("amount_microcredits <> 0", name="amount"),
+    sa.CheckConstraint(
+        "reason IN ('late', 'too_old', 'remainder', 'below_zero', 'billed')", name="reason"
+    ),
+    sa.Index("report_carries_from_idx", "customer_id", "sku_id", "from_hour"),
+    sa.Index("report_carries_to_idx", "customer_id", "sku_id", "to_hour"),
+    sa.Index("report_carries_from_hour_idx", "from_hour"),
+    sa.Index("report_carries_to_hour_idx", "to_hour"),
+)
+
+# Periods that a provider has made final for a customer's meter: nothing is sent for their hours any
+# more. `billed_value`: what its invoice has, in the meter's unit. Settled: compared with what was
+# accepted.
+report_seals = sa.Table(
+    "report_seals",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("provider", sa.Text, nullable=False),
+    sa.Column("customer_id", sa.Text, sa.ForeignKey("customers.id"), nullable=False),
+    sa.Column("customer_ref", sa.Text, nullable=False),
+    sa.Column("meter", sa.Text, nullable=False),
+    sa.Column("period_start", _instant, nullable=False),
+    sa.Column("period_end", _instant, nullable=False),
+    sa.Column("invoice_ref", sa.Text, nullable=False),
+    sa.Column("billed_value", _total, nullable=False),
+    sa.Column("noticed_at", _instant, nullable=False),
+    sa.Column("settled_at", _instant),
+    sa.UniqueConstraint(
+        "provider", "invoice_ref", "meter", "period_end", name="report_seals_invoice_key"
+    ),
+    sa.CheckConstraint("period_start < period_end", name="period"),
+    sa.Index("report_seals_customer_idx", "provider", "customer_id", "meter", "period_end"),
+    sa.Index(
+        "report_seals_unsettled_idx",
+        "provider", "period_end",
+        postgresql_where=sa.text("settled_at IS NULL"),
+    ),
+)  # fmt: skip
+
+# Invoices as the provider last told of them.
+provider_invoices = sa.Table(
+    "provider_invoices",
+    metadata,
+    sa.Column("provider", sa.Text, primary_key=True),
+    sa.Column("invoice_ref", sa.Text, primary_key=True),
+    sa.Column("customer_ref", sa.Text, nullable=False),
+    # None where no customer of ours is known by that name there.
+    sa.Column("customer_id", sa.Text, sa.ForeignKey("customers.id")),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("currency", sa.Text, nullable=False),
+    sa.Column("total_minor", sa.BigInteger, nullable=False),
+    sa.Column("period_start", _instant, nullable=False),
+    sa.Column("period_end", _instant, nullable=False),
+    sa.Column("finalized_at", _instant),
+    sa.Column("payment_failed_at", _instant),
+    sa.Column("updated_at", _instant, nullable=False),
+    sa.CheckConstraint(
+        "status IN ('draft', 'open', 'paid', 'void', 'uncollectible', 'deleted')", name="status"
+    ),
+    sa.Index("provider_invoices_customer_idx", "customer_id", "period_end"),
+)
+
+# What a provider has told by webhook, once per event: written with its effect.
+webhook_events = sa.Table(
+    "webhook_events",
+    metadata,
+    sa.Column("provider", sa.Text, primary_key=True),
+    sa.Column("event_id", sa.Text, primary_key=True),
+    sa.Column("type", sa.Text, nullable=False),
+    # The provider's time of the event, and ours of its arrival.
+    sa.Column("happened_at", _instant, nullable=False),
+    sa.Column("received_at", _instant, nullable=False),
+    sa.Column("result", sa.Text, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False, server_default=""),
+    # Kept where nothing could be done with it yet.
+    sa.Column("body", sa.LargeBinary),
+    sa.CheckConstraint("result IN ('done', 'ignored', 'kept')", name="result"),
+    sa.CheckConstraint("(result = 'kept') = (body IS NOT NULL)", name="body"),
+    sa.Index("webhook_events_received_idx", "received_at"),
+)
 
 # When totals were last compared with reports, by how far back.
 report_passes = sa.Table(

@@ -32,7 +32,8 @@ class Customer:
     """Who is billed.
 
     ``time_zone`` (IANA) is where the customer's months begin and end; ``created_at`` is when
-    PostgreSQL took the customer in and has no meaning for billing.
+    PostgreSQL took the customer in and has no meaning for billing. ``stripe_deleted_at`` is when
+    Stripe told that whom it knew this customer by is deleted; until another one is linked.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Customer:
     time_zone: str
     stripe_customer_id: str | None
     created_at: datetime
+    stripe_deleted_at: datetime | None = None
 
     @property
     def suspended(self) -> bool:

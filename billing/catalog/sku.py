@@ -64,7 +64,8 @@ class Sku:
     """One thing that is sold.
 
     ``unit`` is the word for one of it (``page``); ``hold_quantity`` is how many units are held when
-    the task does not say (always 1 for a fixed SKU); ``prices`` are in order of ``effective_from``.
+    the task does not say (always 1 for a fixed SKU); ``prices`` are in order of ``effective_from``;
+    ``meter_decimals`` are those of a credit that the provider's meter counts (6: microcredits).
     """
 
     id: str
@@ -77,6 +78,7 @@ class Sku:
     allow_limit: int
     prices: tuple[Price, ...]
     description: str = ""
+    meter_decimals: int = 6
 
     def unit_price_at(self, instant: datetime) -> int:
         """The price of one unit, in microcredits, in force at ``instant``.

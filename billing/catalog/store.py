@@ -26,6 +26,7 @@ from billing.core.credits import check_microcredits, format_credits
 from billing.core.errors import AlreadyExists, InvalidValue, NotFound
 from billing.tables import prices, skus
 
+MICROCREDIT_DECIMALS: Final = 6
 _MAX_TEXT: Final = 200
 _MAX_ALLOW_LIMIT: Final = 2**31 - 1
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -55,6 +56,7 @@ class Catalog:
         unavailable_policy: str = UnavailablePolicy.RETRY,
         allow_limit: int = 0,
         description: str = "",
+        meter_decimals: int = MICROCREDIT_DECIMALS,
     ) -> Sku:
         """Add a SKU with its first price; once more with the same content changes nothing.
 
@@ -70,6 +72,8 @@ class Catalog:
             unavailable_policy: ``retry``, ``deny`` or ``allow``.
             allow_limit: How many runs ``allow`` allows; more than zero with it.
             description: For people.
+            meter_decimals: Decimals of a credit that the provider's meter counts, 0 to 6; what an
+                hour has below that unit goes into a later hour.
 
         Raises:
             InvalidValue: One of them cannot be right.
@@ -86,6 +90,7 @@ class Catalog:
             allow_limit=allow_limit,
             prices=(_price(unit_price_microcredits, effective_from),),
             description=_text("description", description, empty=True),
+            meter_decimals=_decimals(meter_decimals),
         )
         _check_relations(wanted)
         _check_price(wanted, unit_price_microcredits)
@@ -189,7 +194,14 @@ def _sku(row: sa.Row[tuple[object, ...]]) -> Sku:
         allow_limit=row.allow_limit,
         prices=(),
         description=row.description,
+        meter_decimals=row.meter_decimals,
     )
+
+
+def _decimals(value: int) -> int:
+    if not 0 <= value <= MICROCREDIT_DECIMALS:
+        raise InvalidValue("meter_decimals", value, f"use 0 to {MICROCREDIT_DECIMALS}")
+    return value
 
 
 def _read(connection: sa.Connection, sku_id: str) -> Sku:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from enum import StrEnum
 from typing import Final, Protocol
 
@@ -157,6 +157,39 @@ class Invoice:
     lines: Sequence[InvoiceLine] = field(default_factory=tuple)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeteredLine:
+    """What a provider's invoice bills of one meter: ``value`` in the meter's smallest unit.
+
+    Of several lines of one meter and period (tiers, a price changed in between) the sum.
+    """
+
+    meter: str
+    period_start: datetime
+    period_end: datetime
+    value: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderInvoice:
+    """An invoice that the provider itself made from what was reported, as it stands now.
+
+    ``status``: draft, open, paid, void, uncollectible, deleted. Once ``finalised_at`` is set,
+    nothing that is reported for the periods of its ``lines`` changes it any more.
+    """
+
+    provider_id: str
+    customer_ref: str
+    status: str
+    currency: str
+    total_minor: int
+    period_start: datetime
+    period_end: datetime
+    finalised_at: datetime | None
+    payment_failed: bool
+    lines: Sequence[MeteredLine] = field(default_factory=tuple)
+
+
 class ProviderUnavailable(Exception):  # noqa: N818 - as billing.core.errors.QuotaUnavailable
     """No definite answer to a question; the answer to a report is an ``Answer``."""
 
@@ -170,6 +203,9 @@ class Provider(Protocol):
 
     name: str
     """The word in reports and settings: ``stripe``, ``ledger``, ``file``."""
+
+    max_age: timedelta | None
+    """How old a figure it takes; None: any age. What is older is carried into the open period."""
 
     def ensure_meters(self, meters: Sequence[Meter], *, dry_run: bool = False) -> list[MeterCheck]:
         """Create what is missing (not with ``dry_run``) and compare what is there."""
@@ -195,4 +231,15 @@ class Provider(Protocol):
 
     def finalise_invoice(self, provider_id: str) -> Invoice:
         """Make a draft final; of a final one, what it is."""
+        ...
+
+    def invoices_since(self, created: datetime) -> Sequence[ProviderInvoice]:
+        """Invoices that it made itself for metered usage and created at or after ``created``.
+
+        Webhooks can be lost: this is how sealed periods are noticed without them.
+        """
+        ...
+
+    def provider_invoice(self, provider_id: str) -> ProviderInvoice:
+        """One of them, as it stands now. Raises NotFound where there is none."""
         ...

@@ -179,6 +179,13 @@ OLDEST_OPEN: Final = sa.text(
     """
 )
 
+OPEN_ELSEWHERE: Final = sa.text(
+    """
+    SELECT DISTINCT provider FROM usage_reports
+    WHERE state IN ('pending', 'sending', 'unknown') AND provider <> :provider ORDER BY provider
+    """
+)
+
 # Accepted is what the providers said they have, whatever the last revision stands for; what that
 # one adds to it is open or parked.
 SUMS: Final = sa.text(

@@ -28,8 +28,9 @@ DEDUPLICATED_FOR: Final = timedelta(hours=22)
 
 LARGEST_VALUE: Final = 10**MAX_DIGITS - 1
 
-EVENT_OFFSET: Final = timedelta(minutes=30)
-"""Where in its hour a figure is dated: inside it whatever a clock or a rounding does."""
+EVENT_OFFSET: Final = timedelta(minutes=1)
+"""Where in its hour a figure is dated: inside it whatever a clock or a rounding does, and never in
+the future, also where the hour under way is reported before its end."""
 
 _ENVIRONMENT: Final = re.compile(r"[a-z0-9-]{1,20}")
 

@@ -41,6 +41,13 @@ class Pace:
     senders: int = 8
     batch: int = 64
 
+    @classmethod
+    def of_settings(cls, *, lag_seconds: int, rate_per_second: float, senders: int) -> Pace:
+        """As an operator sets it."""
+        return cls(
+            lag=timedelta(seconds=lag_seconds), rate_per_second=rate_per_second, senders=senders
+        )
+
 
 @dataclass(slots=True)
 class Advance:

@@ -68,13 +68,14 @@ class Destination:
     """Who gets usage now.
 
     ``environment`` tells installations apart that report to one account. ``metered`` gives a SKU's
-    meter there.
+    meter there. ``max_age``: see ``Provider.max_age``.
     """
 
     environment: str
     provider: str
     customer_ids: CustomerIds
     metered: Callable[[str], Metered]
+    max_age: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +239,13 @@ class Reports:
                 queries.OLDEST_OPEN, {"provider": provider}
             ).scalar()
         return found
+
+    def open_elsewhere(self, provider: str) -> list[str]:
+        """Other providers that reports were sent to and are without an answer."""
+        with self._engine.connect() as connection:
+            return list(
+                connection.execute(queries.OPEN_ELSEWHERE, {"provider": provider}).scalars()
+            )
 
     def sums(self, period: Period) -> list[Sums]:
         """The invariant's terms per customer and SKU, from one snapshot."""

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from billing.reporting.provider import (
     InvoiceLine,
     Meter,
     MeterCheck,
+    ProviderInvoice,
     ProviderUnavailable,
     UsageReport,
 )
@@ -69,6 +70,7 @@ class FileProvider:
     """
 
     name = "file"
+    max_age: timedelta | None = None
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -164,6 +166,19 @@ class FileProvider:
         except OSError as error:
             raise ProviderUnavailable(str(error)) from error
         return _invoice(provider_id, found)
+
+    def invoices_since(self, created: datetime) -> Sequence[ProviderInvoice]:
+        """None: it makes no invoice by itself."""
+        del created
+        return ()
+
+    def provider_invoice(self, provider_id: str) -> ProviderInvoice:
+        """None: it makes no invoice by itself.
+
+        Raises:
+            NotFound: Always.
+        """
+        raise NotFound("invoice", provider_id, "this provider makes none by itself")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -23,6 +23,7 @@ from billing.reporting.provider import (
     InvoiceLine,
     Meter,
     MeterCheck,
+    ProviderInvoice,
     ProviderUnavailable,
     UsageReport,
 )
@@ -75,6 +76,7 @@ class LedgerProvider:
     """
 
     name = "ledger"
+    max_age: timedelta | None = None
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -173,6 +175,19 @@ class LedgerProvider:
         if row is None:
             raise NotFound("invoice", provider_id, "open it first")
         return _invoice(row)
+
+    def invoices_since(self, created: datetime) -> Sequence[ProviderInvoice]:
+        """None: it makes no invoice by itself."""
+        del created
+        return ()
+
+    def provider_invoice(self, provider_id: str) -> ProviderInvoice:
+        """None: it makes no invoice by itself.
+
+        Raises:
+            NotFound: Always.
+        """
+        raise NotFound("invoice", provider_id, "this provider makes none by itself")
 
 
 class _Asking:

@@ -22,6 +22,7 @@ from billing.reporting.provider import (
     InvoiceLine,
     Meter,
     MeterCheck,
+    ProviderInvoice,
     UsageReport,
 )
 from billing.reporting.providers.checks import refusal
@@ -54,6 +55,8 @@ class StripeProvider:
     """
 
     name = "stripe"
+    max_age: timedelta | None = timedelta(days=34, hours=12)
+    """Stripe's 35 calendar days, less a margin."""
 
     def __init__(
         self,
@@ -175,6 +178,14 @@ class StripeProvider:
     def finalise_invoice(self, provider_id: str) -> Invoice:
         """Make a draft final; see ``StripeInvoices.finalise``."""
         return self._invoices.finalise(provider_id)
+
+    def invoices_since(self, created: datetime) -> Sequence[ProviderInvoice]:
+        """Invoices of subscriptions created since; see ``provider.Provider``."""
+        raise NotImplementedError(created)
+
+    def provider_invoice(self, provider_id: str) -> ProviderInvoice:
+        """One of them; see ``provider.Provider``."""
+        raise NotImplementedError(provider_id)
 
     def _meters(self) -> dict[str, Any]:
         """Every meter by its event name: the active one, else the newest of the others."""

@@ -1,4 +1,4 @@
-"""The composition root: the only place that builds adapters.
+"""One process's servers and stores.
 
 A ``System`` is what one process works with. Everything in it is built when it is first used, so
 that nothing connects at import and a command pays only for what it needs. It belongs to the process
@@ -24,6 +24,7 @@ from redis.retry import Retry
 
 from billing import migrations
 from billing.accounts.store import Accounts
+from billing.bootstrap.reporting import Reporting
 from billing.catalog.cache import CatalogCache, CatalogUnavailable
 from billing.catalog.sku import Sku
 from billing.catalog.store import Catalog
@@ -355,6 +356,11 @@ class System:
             hold_ttl_seconds=self.settings.hold_ttl_seconds,
             currency=self.settings.currency,
         )
+
+    @cached_property
+    def reporting(self) -> Reporting:
+        """Between the rollups and a billing provider."""
+        return Reporting(self.settings, self.engine, self.catalog, self.clock)
 
     @cached_property
     def reconcile(self) -> Reconcile:
