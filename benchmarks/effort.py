@@ -20,6 +20,8 @@ class Effort:
         ingest_batches: Batches in one repetition, by their size.
         round_seconds: The least length of a measured round of tasks.
         calibration_tasks: Tasks run before, to see how many fill a round.
+        year_events: Events of the large database; the other has a tenth.
+        questions: Of each kind in one repetition.
     """
 
     repetitions: int
@@ -29,6 +31,8 @@ class Effort:
     ingest_batches: dict[int, int]
     round_seconds: float
     calibration_tasks: int
+    year_events: int
+    questions: int
 
     def __post_init__(self) -> None:
         if self.repetitions < MIN_REPETITIONS:
@@ -43,6 +47,8 @@ FULL: Final = Effort(
     ingest_batches={1000: 4, 5000: 1},
     round_seconds=3.0,
     calibration_tasks=600,
+    year_events=20_000_000,
+    questions=300,
 )
 QUICK: Final = Effort(
     repetitions=5,
@@ -52,6 +58,8 @@ QUICK: Final = Effort(
     ingest_batches={1000: 1, 5000: 1},
     round_seconds=0.4,
     calibration_tasks=80,
+    year_events=100_000,
+    questions=60,
 )
 
 

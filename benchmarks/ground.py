@@ -64,6 +64,7 @@ class Ground:
         self._systems: list[System] = []
         self._name = f"wbbench_{secrets.token_hex(4)}"
         self._database_made = False
+        self._extra: list[str] = []
         self._queues: list[str] = []
         self._exchanges: list[str] = []
         self.left: list[str] = []
@@ -121,6 +122,15 @@ class Ground:
         self._exchanges += [usage[1], dead_exchange(usage[1]), *exchanges_of(settings)]
         return settings
 
+    def extra_database(self, name: str) -> str:
+        """The URL of another database, migrated and empty; deleted with the ground."""
+        own = f"{self._name}_{name}"
+        run_statement(self.endpoints.database_url, f'CREATE DATABASE "{own}"')
+        self._extra.append(own)
+        url = urlunsplit(urlsplit(self.endpoints.database_url)._replace(path=f"/{own}"))
+        migrations.upgrade(url)
+        return url
+
     def to_delete(self, *queues: str) -> None:
         """Name queues that a suite declares, each with a direct exchange of its name or none."""
         self._queues += queues
@@ -170,9 +180,9 @@ class Ground:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _delete_data(self) -> None:
-        if self._database_made:
-            with noting(self.left, f"database {self._name}", sa.exc.SQLAlchemyError):
-                drop = f'DROP DATABASE IF EXISTS "{self._name}" WITH (FORCE)'
+        for name in [*self._extra, *([self._name] if self._database_made else [])]:
+            with noting(self.left, f"database {name}", sa.exc.SQLAlchemyError):
+                drop = f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'
                 run_statement(self.endpoints.database_url, drop)
         with noting(self.left, f"Redis keys {self._name}.*", redis.RedisError):
             delete_keys(self.endpoints.redis_url, [f"{self._name}.*"])

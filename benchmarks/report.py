@@ -47,11 +47,43 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What a figure is to reach: bounds of its median ratio and of its median value."""
+
+    ratio_at_least: float | None = None
+    ratio_at_most: float | None = None
+    value_at_least: float | None = None
+    value_at_most: float | None = None
+
+    def told(self, unit: str) -> str:
+        """For people: ``ratio ≥ 0.7, ≥ 10,000 rows/s``."""
+        bounds = (
+            ("ratio ≥ ", self.ratio_at_least, ""),
+            ("ratio ≤ ", self.ratio_at_most, ""),
+            ("≥ ", self.value_at_least, f" {unit}"),
+            ("≤ ", self.value_at_most, f" {unit}"),
+        )
+        return ", ".join(
+            f"{before}{bound:,g}{after}" for before, bound, after in bounds if bound is not None
+        )
+
+    def met(self, figure: Figure) -> bool:
+        """Whether a figure reaches all of it."""
+        ratio, value = figure.ratio.median, figure.value.median
+        return (
+            (self.ratio_at_least is None or ratio >= self.ratio_at_least)
+            and (self.ratio_at_most is None or ratio <= self.ratio_at_most)
+            and (self.value_at_least is None or value >= self.value_at_least)
+            and (self.value_at_most is None or value <= self.value_at_most)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
     """One line of the report. ``value`` and ``baseline`` are in ``unit``.
 
     ``against`` says what the baseline is; ``ratio`` is value divided by baseline, repetition by
-    repetition.
+    repetition. ``goal`` is None where nothing is asked of it.
     """
 
     suite: str
@@ -62,6 +94,12 @@ class Figure:
     value: Spread
     baseline: Spread
     ratio: Spread
+    goal: Goal | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether it reaches its goal; None where it has none."""
+        return None if self.goal is None else self.goal.met(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +140,12 @@ def percentile(samples: Sequence[float], percent: float) -> float:
 
 
 def compare(
-    suite: str, name: str, unit: str, against: str, pairs: Sequence[tuple[float, float]]
+    suite: str,
+    name: str,
+    unit: str,
+    against: str,
+    pairs: Sequence[tuple[float, float]],
+    goal: Goal | None = None,
 ) -> Figure:
     """The figure of some repetitions.
 
@@ -112,6 +155,7 @@ def compare(
         unit: Of both numbers of each pair.
         against: What the baseline is.
         pairs: Value and baseline of each repetition, both more than zero.
+        goal: What it is to reach.
 
     Raises:
         ValueError: There are fewer than ``MIN_REPETITIONS``, or a baseline is zero.
@@ -129,6 +173,7 @@ def compare(
         value=spread([value for value, _ in pairs]),
         baseline=spread([baseline for _, baseline in pairs]),
         ratio=spread([value / baseline for value, baseline in pairs]),
+        goal=goal,
     )
 
 
@@ -161,6 +206,8 @@ def records(figures: Iterable[Figure]) -> list[dict[str, object]]:
             "baseline": _stored(figure.baseline.median),
             "ratio": _stored(figure.ratio.median),
             "against": figure.against,
+            "target": figure.goal.told(figure.unit) if figure.goal else None,
+            "met": figure.met,
             "repetitions": figure.repetitions,
             "value_range": [_stored(figure.value.low), _stored(figure.value.high)],
             "baseline_range": [_stored(figure.baseline.low), _stored(figure.baseline.high)],
@@ -190,6 +237,7 @@ def table(figures: Sequence[Figure], context: Context, notes: Sequence[str]) -> 
     shown.add_column("unit", no_wrap=True)
     shown.add_column("baseline", justify="right", no_wrap=True)
     shown.add_column("ratio", justify="right", no_wrap=True)
+    shown.add_column("target", no_wrap=True)
     last = ""
     for figure in figures:
         if last and figure.suite != last:
@@ -201,6 +249,7 @@ def table(figures: Sequence[Figure], context: Context, notes: Sequence[str]) -> 
             figure.unit,
             _cell(figure.baseline),
             _cell(figure.ratio, style="bold"),
+            _target(figure),
         )
         last = figure.suite
     return Group(shown, *(Text(line) for line in _footnotes(figures, context, notes)))
@@ -230,6 +279,16 @@ def _footnotes(figures: Sequence[Figure], context: Context, notes: Sequence[str]
 
 def _cell(of: Spread, style: str = "") -> Text:
     return _two_lines(number(of.median), f"{number(of.low)}-{number(of.high)}", style)
+
+
+def _target(figure: Figure) -> Text:
+    if figure.goal is None:
+        return Text("-", style="dim")
+    word, style = ("met", "green") if figure.met else ("NOT MET", "bold red")
+    bounds = figure.goal.told(figure.unit).split(", ")
+    return Text("\n").join(
+        [Text(word, style=style), *(Text(bound, style="dim") for bound in bounds)]
+    )
 
 
 def _two_lines(first: str, second: str, style: str = "") -> Text:

@@ -18,6 +18,7 @@ from benchmarks.report import (
     MIN_REPETITIONS,
     Context,
     Figure,
+    Goal,
     Spread,
     as_json,
     caveats,
@@ -192,11 +193,37 @@ def test_quick_figures_are_not_to_be_quoted() -> None:
     assert not any("do not quote" in line for line in caveats(CONTEXT, quick=False))
 
 
+# -- goals ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("goal", "told", "met"),
+    [
+        (Goal(ratio_at_least=0.7), "ratio ≥ 0.7", True),
+        (Goal(ratio_at_least=2.1), "ratio ≥ 2.1", False),
+        (Goal(ratio_at_most=2), "ratio ≤ 2", True),
+        (Goal(ratio_at_most=1.9), "ratio ≤ 1.9", False),
+        (Goal(ratio_at_least=1, value_at_least=10_000), "ratio ≥ 1, ≥ 10,000 ms", False),
+        (Goal(value_at_least=10), "≥ 10 ms", True),
+        (Goal(value_at_most=50), "≤ 50 ms", True),
+        (Goal(ratio_at_most=3, value_at_most=9), "ratio ≤ 3, ≤ 9 ms", False),
+    ],
+)
+def test_a_goal_is_met_by_the_medians(goal: Goal, told: str, met: bool) -> None:
+    figure = make_figure(goal=goal)
+    assert (goal.told(figure.unit), figure.met) == (told, met)
+    assert ("NOT MET" in printed([figure])) is not met
+
+
+def test_a_figure_without_a_goal_is_neither_met_nor_missed() -> None:
+    assert make_figure().met is None
+
+
 # -- for machines --------------------------------------------------------------------------------
 
 
 def test_the_json_is_a_list_of_figures_with_medians_and_ranges() -> None:
-    assert json.loads(as_json([make_figure()])) == [
+    assert json.loads(as_json([make_figure(goal=Goal(ratio_at_most=2))])) == [
         {
             "suite": "quota",
             "name": "reserve p50",
@@ -205,6 +232,8 @@ def test_the_json_is_a_list_of_figures_with_medians_and_ranges() -> None:
             "baseline": 5.0,
             "ratio": 2.0,
             "against": "PING p50",
+            "target": "ratio ≤ 2",
+            "met": True,
             "repetitions": 5,
             "value_range": [8.0, 12.0],
             "baseline_range": [3.0, 10.0],
@@ -261,9 +290,9 @@ def test_a_shown_number_is_off_by_half_a_percent_at_most(value: float) -> None:
 def test_a_row_tells_suite_figure_value_unit_baseline_and_ratio() -> None:
     lines = printed([make_figure()]).splitlines()
     [heading] = [line.split() for line in lines if "baseline" in line and "suite" in line]
-    assert heading == ["suite", "figure", "value", "unit", "baseline", "ratio"]
+    assert heading == ["suite", "figure", "value", "unit", "baseline", "ratio", "target"]
     [first] = [index for index, line in enumerate(lines) if "reserve p50" in line]
-    assert lines[first].split() == ["quota", "reserve", "p50", "10.0", "ms", "5.00", "2.00"]
+    assert lines[first].split() == ["quota", "reserve", "p50", "10.0", "ms", "5.00", "2.00", "-"]
     assert lines[first + 1].split() == [
         *("against", "PING", "p50"),
         *("8.00-12.0", "3.00-10.0", "1.00-3.00"),
