@@ -1,0 +1,126 @@
+"""Any order of deaths, repeats and delays between a task and the log leaves one line per fact.
+
+The machine of ``test_meter_machine`` goes on here: its outbox, its direct publishes and its spool
+are shipped by relays that die at every step, lie in a queue that delivers late, out of order and
+more than once, and are logged by consumers that die before and after their COMMIT.
+``MODEL_EXAMPLES=2000 make test ARGS=tests/meter/test_pipeline_machine.py`` looks further.
+"""
+
+from __future__ import annotations
+
+import os
+from uuid import UUID
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, precondition, rule
+from test_meter_machine import BilledTasks
+
+from billing.usage.event import UsageEvent, from_wire
+
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "100"))
+RELAY_DIES = (None, "before publishing", "before the confirm", "before removing")
+CONSUMER_DIES = (None, "before COMMIT", "before the acknowledgement")
+
+
+class Shipped(BilledTasks):
+    """The same tasks, and everything between their settlement and the log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: list[bytes] = []
+        self.log: dict[UUID, UsageEvent] = {}
+        self.conflicts: list[UsageEvent] = []
+        self.taken: dict[int, int] = {}
+
+    @precondition(lambda self: self._waiting())
+    @rule(data=st.data(), dies=st.sampled_from(RELAY_DIES))
+    def a_relay_ships_a_batch(self, data: st.DataObject, dies: str | None):
+        waiting = self._waiting()
+        size = data.draw(st.integers(1, len(waiting)))
+        batch = waiting[:size]
+        if dies == "before publishing":
+            return
+        # Before the confirm: RabbitMQ may have taken any part of the batch.
+        reached = data.draw(st.integers(0, size)) if dies == "before the confirm" else size
+        self.queue += [event.to_wire() for event in batch[:reached]]
+        if dies is None:
+            self._remove(batch)
+
+    @precondition(lambda self: self.queue)
+    @rule(data=st.data(), dies=st.sampled_from(CONSUMER_DIES))
+    def a_consumer_takes_some_in_any_order(self, data: st.DataObject, dies: str | None):
+        places = st.integers(0, len(self.queue) - 1)
+        taken = data.draw(st.lists(places, min_size=1, max_size=8, unique=True))
+        repeats = data.draw(st.integers(1, 5))
+        if dies == "before COMMIT":
+            return
+        self._commit([self.queue[place] for place in taken] * repeats)
+        if dies is None:
+            self.queue = [body for place, body in enumerate(self.queue) if place not in taken]
+
+    @precondition(lambda self: self.queue)
+    @rule(data=st.data())
+    def the_broker_delivers_one_again_later(self, data: st.DataObject):
+        self.queue.append(data.draw(st.sampled_from(self.queue)))
+
+    def _sources(self) -> list[list[UsageEvent]]:
+        return [self.world.outbox, self.world.publisher.events, self.world.spool.events]
+
+    def _waiting(self) -> list[UsageEvent]:
+        """What was told and not removed by a relay; each source keeps its order."""
+        found = []
+        for source in self._sources():
+            found += source[self.taken.get(id(source), 0) :]
+        return found
+
+    def _remove(self, batch: list[UsageEvent]) -> None:
+        left = len(batch)
+        for source in self._sources():
+            gone = self.taken.get(id(source), 0)
+            step = min(left, len(source) - gone)
+            # The lists stay whole, for they are what the other machine's invariants look at.
+            self.taken[id(source)] = gone + step
+            left -= step
+
+    def _commit(self, bodies: list[bytes]) -> None:
+        for body in bodies:
+            event = from_wire(body)
+            known = self.log.setdefault(event.id, event)
+            if known.fingerprint() != event.fingerprint():
+                self.conflicts.append(event)
+
+    @invariant()
+    def nothing_is_in_the_log_that_nobody_told(self):
+        assert set(self.log) <= {event.id for event in self._tellings()}
+
+    @invariant()
+    def no_two_tellings_conflict(self):
+        assert self.conflicts == []
+
+    @invariant()
+    def what_is_told_and_not_logged_is_on_its_way(self):
+        on_the_way = {event.id for event in self._waiting()}
+        on_the_way |= {from_wire(body).id for body in self.queue}
+        assert {event.id for event in self._tellings()} - set(self.log) <= on_the_way
+
+    def teardown(self):
+        super().teardown()
+        batch = self._waiting()
+        self.queue += [event.to_wire() for event in batch]
+        self._remove(batch)
+        self._commit(self.queue)
+        account = self.world.memory.account("acme")
+        settled = account.settled_microcredits if account else 0
+        assert settled == sum(line.amount_microcredits for line in self.log.values())
+        assert set(self.log) == {event.id for event in self._tellings()}
+        assert self.conflicts == []
+
+
+TestShipped = Shipped.TestCase
+TestShipped.settings = settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
