@@ -327,7 +327,9 @@ usage_reports = sa.Table(
     sa.Index(
         "usage_reports_parked_idx",
         "customer_id", "sku_id", "hour",
-        postgresql_where=sa.text("state = 'parked' AND latest"),
+        postgresql_where=sa.text(
+            "state = 'parked' AND latest AND cause <> 'carried' AND cause <> 'nothing_to_tell'"
+        ),
     ),
 )  # fmt: skip
 
@@ -377,7 +379,8 @@ report_seals = sa.Table(
         "provider", "invoice_ref", "meter", "period_end", name="report_seals_invoice_key"
     ),
     sa.CheckConstraint("period_start < period_end", name="period"),
-    sa.Index("report_seals_customer_idx", "provider", "customer_id", "meter", "period_end"),
+    # Whoever sealed it: its hours are sent to nobody.
+    sa.Index("report_seals_customer_idx", "customer_id", "meter", "period_end"),
     sa.Index(
         "report_seals_unsettled_idx",
         "provider", "period_end",
@@ -464,3 +467,35 @@ ledger_invoices = sa.Table(
     sa.Column("created_at", _instant, nullable=False, server_default=_now),
     sa.CheckConstraint("status IN ('draft', 'open', 'paid', 'void')", name="status"),
 )
+
+# What reconcile found, once for as long as it lasts. Customers are named, not referred to: one that
+# only Redis knows is a discrepancy too.
+discrepancies = sa.Table(
+    "discrepancies",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("customer_id", sa.Text, nullable=False),
+    sa.Column("expected", _total, nullable=False),
+    sa.Column("found", _total, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("cause", sa.Text, nullable=False, server_default=""),
+    sa.Column("remedy", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("note", sa.Text, nullable=False, server_default=""),
+    sa.Column("times_seen", sa.BigInteger, nullable=False, server_default="1"),
+    sa.Column("first_seen_at", _instant, nullable=False),
+    sa.Column("last_seen_at", _instant, nullable=False),
+    sa.Column("ended_at", _instant),
+    sa.CheckConstraint(
+        "state IN ('found', 'waiting', 'failed', 'repaired', 'gone')", name="state"
+    ),
+    sa.CheckConstraint("(state IN ('repaired', 'gone')) = (ended_at IS NOT NULL)", name="ended"),
+    sa.Index(
+        "discrepancies_open_idx",
+        "kind", "customer_id", sa.text("md5(detail)"),
+        unique=True,
+        postgresql_where=sa.text("ended_at IS NULL"),
+    ),
+    sa.Index("discrepancies_last_seen_at_idx", "last_seen_at"),
+)  # fmt: skip

@@ -20,7 +20,7 @@ ALTER TABLE usage_reports ADD COLUMN confirm_at timestamptz,
 CREATE INDEX usage_reports_confirm_idx ON usage_reports (provider, confirm_at)
     WHERE confirm_at IS NOT NULL;
 CREATE INDEX usage_reports_parked_idx ON usage_reports (customer_id, sku_id, hour)
-    WHERE state = 'parked' AND latest;
+    WHERE state = 'parked' AND latest AND cause <> 'carried' AND cause <> 'nothing_to_tell';
 UPDATE usage_reports SET confirm_at = now() WHERE state = 'accepted' AND latest
 """
 
@@ -67,8 +67,7 @@ CREATE TABLE report_seals (
     CONSTRAINT report_seals_invoice_key UNIQUE (provider, invoice_ref, meter, period_end),
     CONSTRAINT report_seals_period_check CHECK (period_start < period_end)
 );
-CREATE INDEX report_seals_customer_idx
-    ON report_seals (provider, customer_id, meter, period_end);
+CREATE INDEX report_seals_customer_idx ON report_seals (customer_id, meter, period_end);
 CREATE INDEX report_seals_unsettled_idx ON report_seals (provider, period_end)
     WHERE settled_at IS NULL
 """

@@ -24,6 +24,7 @@ from redis.retry import Retry
 
 from billing import migrations
 from billing.accounts.store import Accounts
+from billing.bootstrap.repair import build_repair
 from billing.bootstrap.reporting import Reporting
 from billing.catalog.cache import CatalogCache, CatalogUnavailable
 from billing.catalog.sku import Sku
@@ -47,6 +48,7 @@ from billing.meter.sync import AccountSync
 from billing.quota.hold import LoadOutcome, Quota
 from billing.quota.keys import Keys
 from billing.quota.redis_quota import RedisQuota
+from billing.reconcile.repair import Repair
 from billing.reconcile.run import Reconcile
 from billing.settings import Settings
 from billing.usage.journal import Journal
@@ -366,6 +368,11 @@ class System:
     def reconcile(self) -> Reconcile:
         """Checks every invariant."""
         return Reconcile(self.engine, self.quota, self.clock)
+
+    @cached_property
+    def repair(self) -> Repair:
+        """Finds what does not agree and puts it right."""
+        return build_repair(self)
 
     def server_setup(self) -> ServerFacts:
         """What a worker asks before it starts."""

@@ -26,17 +26,25 @@ class Kind(StrEnum):
     """A hold outlived its time and a sweep: its credits are locked away."""
     DENIED_BUT_RAN = "denied_but_ran"
     """A refused task left a quantity, an amount or a cost: its body ran."""
+    PROVIDER = "provider"
+    """A billing provider counts other figures than it accepted: it bills another amount."""
+    LOST_EVENT = "lost_event"
+    """An event was charged and is neither in the log nor on its way: it would never be billed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Discrepancy:
-    """One thing that does not agree. ``expected`` is what PostgreSQL says."""
+    """One thing that does not agree. ``expected`` is what PostgreSQL says.
+
+    ``bucket`` names a rollup: hour, SKU, outcome and reason; empty for anything else.
+    """
 
     kind: Kind
     customer: str
     expected: int
     found: int
     detail: str = ""
+    bucket: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """JSON-friendly."""
@@ -123,6 +131,7 @@ def compare_rollups(
             found=rolled_up.get(bucket, (0, 0, 0, 0, 0))[2],
             detail=f"{' '.join(bucket[1:]).strip()}: log {logged.get(bucket)}, "
             f"rollup {rolled_up.get(bucket)}",
+            bucket=bucket[1:],
         )
         for bucket in sorted(logged.keys() | rolled_up.keys())
         if logged.get(bucket) != rolled_up.get(bucket)

@@ -136,6 +136,21 @@ class RedisOutbox:
         self._busy = frozenset(shard for shard in asked if len(found[shard]) == asked[shard])
         return [entry for shard in asked for entry in self._decoded(shard, found[shard])]
 
+    def everything(self, shard: int, *, page: int) -> Iterator[OutboxEntry]:
+        """Every entry of a shard, oldest first, page by page; one round trip each.
+
+        For checks: a relay reads what is oldest.
+        """
+        last = "-"
+        while True:
+            with self._pipeline() as pipeline:
+                pipeline.xrange(self._streams[shard], min=last, count=page)
+                (found,) = pipeline.execute()
+            yield from self._decoded(shard, found)
+            if len(found) < page:
+                return
+            last = f"({_text(found[-1][0])}"
+
     def remove(self, entries: Sequence[OutboxEntry]) -> None:
         """As ``Outbox.remove``; one round trip."""
         by_shard: defaultdict[int, list[str]] = defaultdict(list)

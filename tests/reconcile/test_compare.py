@@ -107,6 +107,7 @@ def test_a_discrepancy_can_be_told_as_json():
         "expected": 100,
         "found": 99,
         "detail": "sum of grants against the fence",
+        "bucket": [],
     }
 
 

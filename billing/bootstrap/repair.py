@@ -1,0 +1,48 @@
+"""What checks the books and puts them right."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kombu.exceptions import OperationalError
+
+from billing.log.intake import broker
+from billing.quota.mend import RedisMend
+from billing.reconcile.record import Record
+from billing.reconcile.repair import Repair
+from billing.reconcile.shelves import Shelves
+
+if TYPE_CHECKING:
+    from billing.bootstrap.system import System
+
+
+def build_repair(system: System) -> Repair:
+    """Of this process's system; the journal is this node's."""
+    return Repair(
+        system.engine,
+        quota=system.quota,
+        reconcile=system.reconcile,
+        shelves=Shelves(system.engine, system.outbox, system.journal, lambda: queue_depth(system)),
+        sync=system.account_sync,
+        mend=RedisMend(system.redis, system.keys),
+        publisher=system.publisher,
+        record=Record(system.engine),
+        clock=system.clock,
+    )
+
+
+def queue_depth(system: System) -> int | None:
+    """Messages ready in the usage queue; None where RabbitMQ does not say."""
+    connection: Any = broker(system.endpoints.amqp_url or "")()
+    errors = (
+        *connection.connection_errors, *connection.channel_errors, OperationalError, OSError,
+    )  # fmt: skip
+    try:
+        with connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=3)
+            found = connection.channel().queue_declare(
+                queue=system.settings.usage_queue, passive=True
+            )
+            return int(found.message_count)
+    except errors:
+        return None
