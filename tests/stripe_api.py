@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 import httpx
 from stripe_description import problems_of_answer
 
+from billing.stripe_sandbox.cycles import Cycle
 from billing.stripe_sandbox.faults import Fault
 from billing.stripe_sandbox.gateway import Gateway, Incoming
 from billing.stripe_sandbox.routes import find
@@ -141,6 +142,16 @@ class Api:
         if at is not None:
             event["timestamp"] = at
         return self.post("/v1/billing/meter_events", event)
+
+    def cycle(self, customer: str, start: int, end: int, **more: Any) -> Answer:
+        """The draft of a billing cycle that ends."""
+        cycle = Cycle(customer=customer, period_start=start, period_end=end, **more)
+        return self.get(f"/v1/invoices/{self.box.cycles.end(cycle)['id']}")
+
+    def billed(self, invoice: str) -> dict[str, str]:
+        """What an invoice bills, by what its lines are called after their quantity."""
+        lines = self.get(f"/v1/invoices/{invoice}/lines", limit=100)["data"]
+        return {line["description"].split(" ")[-1]: line["quantity_decimal"] for line in lines}
 
     def summary(
         self, meter: str, customer: str, start: int, end: int, **params: Any

@@ -17,13 +17,18 @@ assert (  # noqa: S101 - a relation between constants
 )
 
 
+def meter_prefix(environment: str) -> str:
+    """What the names of this installation's meters begin with; those of no other do."""
+    return f"weighbridge_{environment}_"
+
+
 def meter_of(sku: Sku, environment: str) -> Meter:
     """The meter of a SKU: ``weighbridge_{environment}_{sku}``.
 
     A meter counts microcredits, or at a coarser scale ``10^-decimals`` of a credit; its name then
     ends in ``.d{decimals}``, for figures of two scales must never meet in one meter.
     """
-    name = f"weighbridge_{environment}_{sku.id}"
+    name = f"{meter_prefix(environment)}{sku.id}"
     if sku.meter_decimals != CREDIT_DECIMALS:
         name += f".d{sku.meter_decimals}"
     return Meter(sku=sku.id, name=name, display_name=sku.description or sku.id)

@@ -191,7 +191,12 @@ class ProviderInvoice:
 
 
 class ProviderUnavailable(Exception):  # noqa: N818 - as billing.core.errors.QuotaUnavailable
-    """No definite answer to a question; the answer to a report is an ``Answer``."""
+    """No definite answer to a question; the answer to a report is an ``Answer``.
+
+    ``cause`` says why, where that is known: a thing that was asked about may not be there.
+    """
+
+    cause: Cause | None = None
 
 
 class Provider(Protocol):
@@ -220,7 +225,12 @@ class Provider(Protocol):
         ...
 
     def read_back(self, customer_ref: str, meter: str, day: date) -> Mapping[datetime, int]:
-        """The figures of one UTC day by the start of their hour; unknown hours are absent."""
+        """The figures of one UTC day by the start of their hour; unknown hours are absent.
+
+        Raises:
+            ProviderUnavailable: No answer; or, with its ``cause``, it says that the customer or
+                the meter is not there. A provider that does not know has no figures of it.
+        """
         ...
 
     def open_invoice(

@@ -26,6 +26,14 @@ DROP: ContextVar[Callable[[], None] | None] = ContextVar("drop", default=None)
 """Closes the connection of the request at hand; set by the server that holds it."""
 
 
+Prepare = Callable[[Sandbox], None]
+"""Gives an empty sandbox what it is to begin with."""
+
+
+def nothing(_: Sandbox) -> None:
+    """Begin with an empty sandbox."""
+
+
 class Traffic:
     """Requests under way: which keys are in use, which meter and customer have two at once."""
 
@@ -68,15 +76,27 @@ class Traffic:
             self._metering -= metering
 
 
-def create_app(clock: Clock | None = None, *, wall: Clock | None = None) -> FastAPI:
+def create_app(
+    clock: Clock | None = None,
+    *,
+    wall: Clock | None = None,
+    prepare: Prepare = nothing,
+) -> FastAPI:
     """A local Stripe.
 
     Args:
         clock: The time its objects live in; the machine's if not given. The control API moves it.
         wall: The time that signatures of webhooks tell; the machine's if not given.
+        prepare: What an empty sandbox gets, also after a reset, such as webhooks.
     """
     base = clock or SystemClock()
-    control = Control(lambda: Sandbox(base))
+
+    def fresh() -> Sandbox:
+        box = Sandbox(base)
+        prepare(box)
+        return box
+
+    control = Control(fresh)
     traffic = Traffic(control)
 
     @contextlib.asynccontextmanager

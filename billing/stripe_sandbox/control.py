@@ -6,17 +6,22 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from billing.stripe_sandbox.cycles import Cycle
 from billing.stripe_sandbox.errors import JsonObject, Refusal
 from billing.stripe_sandbox.events import Delivery, Endpoint, rfc3339
 from billing.stripe_sandbox.faults import Fault, FaultKind
 from billing.stripe_sandbox.gateway import Gateway
+from billing.stripe_sandbox.prices import PRODUCT
 from billing.stripe_sandbox.sandbox import Sandbox
+
+MAX_GRACE_SECONDS: Final = 72 * 3_600
+"""The longest grace that an account at Stripe can set."""
 
 
 class _Order(BaseModel):
@@ -62,13 +67,32 @@ class WebhookOrder(_Order):
 
 
 class CheckoutOrder(_Order):
-    """A checkout that a customer has completed."""
+    """A checkout that somebody has completed; ``unpaid``: the payment is still under way."""
 
-    customer: str
+    customer: str | None
     amount_total: int
     currency: str = "usd"
     metadata: dict[str, str] = {}
     client_reference_id: str | None = None
+    payment_status: Literal["paid", "unpaid"] = "paid"
+
+
+class PaymentOrder(_Order):
+    """What became of the payment of a checkout that was unpaid."""
+
+    succeeded: bool = True
+
+
+class CycleOrder(_Order):
+    """A billing cycle to end; see ``Cycle`` for what each field means."""
+
+    customer: str
+    period_start: int = Field(ge=0)
+    period_end: int = Field(ge=0)
+    meters: list[str] | None = None
+    unit_amount_decimal: str = Field(default="0.0001", pattern=r"^\d+(\.\d{1,12})?$")
+    grace_seconds: int = Field(default=3_600, ge=0, le=MAX_GRACE_SECONDS)
+    currency: str = Field(default="usd", pattern="^[a-z]{3}$")
 
 
 class PriceOrder(_Order):
@@ -76,7 +100,7 @@ class PriceOrder(_Order):
 
     unit_amount_decimal: str = Field(pattern=r"^-?\d+(\.\d{1,12})?$")
     currency: str = "usd"
-    product: str = "prod_sandbox"
+    product: str = PRODUCT
 
 
 class Control:
@@ -127,6 +151,13 @@ class Control:
             "identifier_seconds": usage.identifier_seconds,
         }
 
+    def end_cycle(self, order: CycleOrder) -> JsonObject:
+        """End a billing cycle, with everything that has become due until now."""
+        self.sandbox.advance()
+        invoice = self.sandbox.cycles.end(Cycle(**order.model_dump()))
+        self.sandbox.advance()
+        return invoice
+
     def state(self) -> JsonObject:
         """Counts of everything."""
         box = self.sandbox
@@ -164,6 +195,7 @@ def control_router(control: Control) -> APIRouter:
     _add_faults(router, control)
     _add_world(router, control)
     _add_events(router, control)
+    _add_money(router, control)
     return router
 
 
@@ -241,15 +273,23 @@ def _add_events(router: APIRouter, control: Control) -> None:
     async def resend(event_id: str) -> JsonObject:
         return {"deliveries": control.sandbox.events.again(event_id)}
 
+
+def _add_money(router: APIRouter, control: Control) -> None:
+    @router.post("/cycles")
+    async def end_cycle(order: CycleOrder) -> JsonObject:
+        return control.end_cycle(order)
+
     @router.post("/checkouts")
     async def complete_checkout(order: CheckoutOrder) -> JsonObject:
         return control.sandbox.checkouts.complete(**order.model_dump())
 
+    @router.post("/checkouts/{session_id}/payment")
+    async def end_payment(session_id: str, order: PaymentOrder) -> JsonObject:
+        return control.sandbox.checkouts.end_payment(session_id, succeeded=order.succeeded)
+
     @router.post("/prices")
     async def add_price(order: PriceOrder) -> JsonObject:
-        return control.sandbox.items.add_price(
-            order.unit_amount_decimal, order.currency, order.product
-        )
+        return control.sandbox.prices.one_time(**order.model_dump())
 
 
 async def refused(_: Any, refusal: Exception) -> JSONResponse:  # noqa: ANN401 - FastAPI's signature

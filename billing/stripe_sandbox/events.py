@@ -71,7 +71,10 @@ class Delivery:
 
 
 class Events:
-    """Every event of this sandbox, and the deliveries that are due."""
+    """Every event of this sandbox, and the deliveries that are due.
+
+    ``secret`` signs for endpoints that are registered without one; if empty, each gets its own.
+    """
 
     def __init__(self, clock: MovableClock, ids: Ids) -> None:
         self._clock = clock
@@ -81,6 +84,7 @@ class Events:
         self.endpoints: dict[str, Endpoint] = {}
         self.deliveries: list[Delivery] = []
         self.due: deque[Delivery] = deque()
+        self.secret = ""
 
     def register(
         self,
@@ -90,11 +94,11 @@ class Events:
         payload: Literal["snapshot", "thin"] = "snapshot",
         secret: str | None = None,
     ) -> Endpoint:
-        """Deliver events of these types to ``url``, signed with ``secret`` (made if not given)."""
+        """Deliver events of these types to ``url``, signed with ``secret`` (or the default one)."""
         endpoint = Endpoint(
             id=self._ids.new("we"),
             url=url,
-            secret=secret or f"whsec_{secrets.token_hex(16)}",
+            secret=secret or self.secret or f"whsec_{secrets.token_hex(16)}",
             types=tuple(types),
             payload=payload,
         )

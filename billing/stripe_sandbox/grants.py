@@ -89,14 +89,25 @@ class Checkouts:
     def complete(
         self,
         *,
-        customer: str,
+        customer: str | None,
         amount_total: int,
         currency: str,
         metadata: Mapping[str, str],
         client_reference_id: str | None,
+        payment_status: str = "paid",
     ) -> JsonObject:
-        """A customer has paid: the session, and ``checkout.session.completed``."""
-        self._customers.given(customer)
+        """Somebody has checked out: the session, and ``checkout.session.completed``.
+
+        Args:
+            customer: Who; None for a guest.
+            amount_total: In minor units of ``currency``.
+            currency: In lower case.
+            metadata: What the page that made the session put there.
+            client_reference_id: The same.
+            payment_status: ``unpaid`` where the payment takes days and is still under way.
+        """
+        if customer is not None:
+            self._customers.given(customer)
         instant = int(self._clock.seconds())
         session: JsonObject = {
             "id": self._ids.new("cs_test"),
@@ -125,13 +136,28 @@ class Checkouts:
             "metadata": dict(metadata),
             "mode": "payment",
             "payment_method_types": ["card"],
-            "payment_status": "paid",
+            "payment_status": payment_status,
             "shipping_options": [],
             "status": "complete",
             "url": None,
         }
         self._by_id[session["id"]] = session
         self._events.snapshot("checkout.session.completed", session)
+        return session
+
+    def end_payment(self, session_id: str, *, succeeded: bool) -> JsonObject:
+        """The payment of a session that was unpaid has come, or has failed.
+
+        Raises:
+            Refusal: There is no such session, or it is paid.
+        """
+        session = self.retrieve(session_id)
+        if session["payment_status"] == "paid":
+            raise errors.failed(f"The checkout session {session_id} is paid already.")
+        if succeeded:
+            session["payment_status"] = "paid"
+        outcome = "succeeded" if succeeded else "failed"
+        self._events.snapshot(f"checkout.session.async_payment_{outcome}", session)
         return session
 
     def retrieve(self, session_id: str) -> JsonObject:

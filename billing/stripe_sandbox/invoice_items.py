@@ -11,8 +11,9 @@ from billing.stripe_sandbox.customers import Customers
 from billing.stripe_sandbox.errors import JsonObject
 from billing.stripe_sandbox.events import Events
 from billing.stripe_sandbox.ids import Ids
-from billing.stripe_sandbox.invoice_objects import item_object
+from billing.stripe_sandbox.invoice_objects import item_object, pricing_of
 from billing.stripe_sandbox.invoices import Invoices
+from billing.stripe_sandbox.prices import Prices
 
 _WAYS = ("amount", "unit_amount_decimal", "pricing")
 
@@ -26,26 +27,16 @@ class InvoiceItems:
         ids: Ids,
         events: Events,
         customers: Customers,
+        prices: Prices,
         invoices: Invoices,
     ) -> None:
         self._clock = clock
         self._ids = ids
         self._events = events
         self._customers = customers
+        self._prices = prices
         self._invoices = invoices
         self._by_id: dict[str, JsonObject] = {}
-        self._prices: dict[str, JsonObject] = {}
-
-    def add_price(self, unit_amount_decimal: str, currency: str, product: str) -> JsonObject:
-        """A one-time price that items may name; there is no prices API here."""
-        price: JsonObject = {
-            "id": self._ids.new("price"),
-            "unit_amount_decimal": unit_amount_decimal,
-            "currency": currency,
-            "product": product,
-        }
-        self._prices[price["id"]] = price
-        return price
 
     def create(self, params: dict[str, Any]) -> JsonObject:
         """A new item, on a draft where ``invoice`` names one.
@@ -135,25 +126,27 @@ class InvoiceItems:
         if "amount" in params and ("quantity" in params or "quantity_decimal" in params):
             raise errors.parameter("amount is for the whole item; leave quantity out.", "quantity")
         default = invoice["currency"] if invoice else "usd"
-        currency = str(params.get("currency", default))
-        details = {"price": self._ids.new("price"), "product": self._ids.new("prod")}
-        unit = Decimal(params.get("unit_amount_decimal", params.get("amount", 0)))
-        if "pricing" in params:
-            price = self._prices.get(params["pricing"]["price"])
-            if price is None:
-                raise errors.no_such(
-                    "price", params["pricing"]["price"], param="pricing[price]", in_path=False
-                )
-            currency, unit = price["currency"], Decimal(price["unit_amount_decimal"])
-            details = {"price": price["id"], "product": price["product"]}
+        price = self._named_price(params)
+        currency = str(price["currency"] if price else params.get("currency", default))
         if invoice is not None and currency != invoice["currency"]:
             raise errors.failed(
                 f"The invoice {invoice['id']} is in {invoice['currency']}, the item in {currency}.",
                 param="currency",
             )
-        pricing: JsonObject = {
-            "price_details": details,
-            "type": "price_details",
-            "unit_amount_decimal": format(unit, "f"),
-        }
-        return pricing, unit, currency
+        if price is None:
+            unit = Decimal(params.get("unit_amount_decimal", params.get("amount", 0)))
+            product = self._ids.new("prod")
+            price = self._prices.one_time(format(unit, "f"), currency, product, active=False)
+        return pricing_of(price), Decimal(price["unit_amount_decimal"]), currency
+
+    def _named_price(self, params: dict[str, Any]) -> JsonObject | None:
+        if "pricing" not in params:
+            return None
+        price = self._prices.given(params["pricing"]["price"], "pricing[price]")
+        if price["type"] != "one_time":
+            raise errors.failed(
+                "The price specified is set to `type=recurring` but this field only accepts prices "
+                "with `type=one_time`.",
+                param="pricing[price]",
+            )
+        return price

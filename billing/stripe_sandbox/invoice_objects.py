@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, Final
 
 from billing.stripe_sandbox.errors import JsonObject
@@ -110,6 +111,36 @@ def invoice_object(
     }
 
 
+def cycle_invoice(
+    invoice_id: str,
+    customer: JsonObject,
+    *,
+    subscription: str,
+    currency: str,
+    period: tuple[int, int],
+    created: int,
+    grace_seconds: int,
+) -> JsonObject:
+    """The draft at the end of a subscription's billing cycle, whose ``period`` is over."""
+    params = {
+        "auto_advance": True,
+        "automatically_finalizes_at": created + grace_seconds,
+        "currency": currency,
+    }
+    start, end = period
+    return {
+        **invoice_object(invoice_id, customer, params, created, None),
+        "billing_reason": "subscription_cycle",
+        "parent": {
+            "quote_details": None,
+            "subscription_details": {"metadata": {}, "subscription": subscription},
+            "type": "subscription_details",
+        },
+        "period_end": end,
+        "period_start": start,
+    }
+
+
 def item_object(
     item_id: str,
     *,
@@ -148,35 +179,94 @@ def item_object(
     }
 
 
+def pricing_of(price: JsonObject) -> JsonObject:
+    """How an item or a line tells its price."""
+    return {
+        "price_details": {"price": price["id"], "product": price["product"]},
+        "type": "price_details",
+        "unit_amount_decimal": price["unit_amount_decimal"],
+    }
+
+
 def line_object(line_id: str, invoice_id: str, item: JsonObject) -> JsonObject:
     """The invoice line that an item becomes."""
+    details = {
+        "invoice_item": item["id"],
+        "proration": False,
+        "proration_details": {"credited_items": None},
+        "subscription": None,
+    }
     return {
-        "id": line_id,
-        "object": "line_item",
-        "amount": item["amount"],
-        "currency": item["currency"],
+        **_line(line_id, invoice_id, amount=item["amount"], currency=item["currency"]),
         "description": item["description"],
-        "discount_amounts": [],
         "discountable": item["discountable"],
-        "discounts": [],
-        "invoice": invoice_id,
-        "livemode": False,
         "metadata": dict(item["metadata"]),
         "parent": {
-            "invoice_item_details": {
-                "invoice_item": item["id"],
-                "proration": False,
-                "proration_details": {"credited_items": None},
-                "subscription": None,
-            },
+            "invoice_item_details": details,
             "subscription_item_details": None,
             "type": "invoice_item_details",
         },
         "period": dict(item["period"]),
-        "pretax_credit_amounts": [],
         "pricing": item["pricing"],
         "quantity": item["quantity"],
         "quantity_decimal": item["quantity_decimal"],
-        "subtotal": item["amount"],
+    }
+
+
+def metered_line(
+    line_id: str,
+    invoice: JsonObject,
+    *,
+    item: str,
+    price: JsonObject,
+    meter: JsonObject,
+    quantity: Decimal,
+) -> JsonObject:
+    """The line of a subscription's metered price: ``quantity`` units of the period that is over."""
+    subscription = invoice["parent"]["subscription_details"]["subscription"]
+    amount = quantity * Decimal(price["unit_amount_decimal"])
+    details = {
+        "invoice_item": None,
+        "proration": False,
+        "proration_details": {"credited_items": None},
+        "subscription": subscription,
+        "subscription_item": item,
+    }
+    return {
+        **_line(
+            line_id,
+            invoice["id"],
+            amount=int(amount.quantize(Decimal(1), ROUND_HALF_UP)),
+            currency=invoice["currency"],
+        ),
+        "description": f"{quantity:f} \u00d7 {meter['display_name']}",
+        "discountable": True,
+        "metadata": {},
+        "parent": {
+            "invoice_item_details": None,
+            "subscription_item_details": details,
+            "type": "subscription_item_details",
+        },
+        "period": {"start": invoice["period_start"], "end": invoice["period_end"]},
+        "pricing": pricing_of(price),
+        # Stripe truncates the one and keeps the other.
+        "quantity": int(quantity),
+        "quantity_decimal": f"{quantity:f}",
+        "subscription": subscription,
+    }
+
+
+def _line(line_id: str, invoice_id: str, *, amount: int, currency: str) -> JsonObject:
+    return {
+        "id": line_id,
+        "object": "line_item",
+        "amount": amount,
+        "currency": currency,
+        "discount_amounts": [],
+        "discounts": [],
+        "invoice": invoice_id,
+        "livemode": False,
+        "pretax_credit_amounts": [],
+        "subtotal": amount,
         "taxes": [],
     }

@@ -1,7 +1,8 @@
-"""Invoices of our own: a draft, its items, final, paid or void."""
+"""Invoices: a draft, its lines, final, paid or void; made by a client or at the end of a cycle."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from billing.stripe_sandbox import errors
@@ -11,9 +12,13 @@ from billing.stripe_sandbox.errors import JsonObject
 from billing.stripe_sandbox.events import Events
 from billing.stripe_sandbox.ids import Ids
 from billing.stripe_sandbox.invoice_objects import AUTO_ADVANCE_SECONDS, invoice_object, line_object
+from billing.stripe_sandbox.paging import within
 
 MAX_ITEMS: Final = 250
 A_DAY: Final = 86_400
+
+MeteredLines = Callable[[JsonObject], list[JsonObject]]
+"""The metered lines of a draft as they would be if it became final now."""
 
 
 class Invoices:
@@ -27,6 +32,7 @@ class Invoices:
         self._by_id: dict[str, JsonObject] = {}
         self._lines: dict[str, list[JsonObject]] = {}
         self._advancing: set[str] = set()
+        self._metered: dict[str, MeteredLines] = {}
         self._numbered = 0
 
     def create(self, params: dict[str, Any]) -> JsonObject:
@@ -45,6 +51,15 @@ class Invoices:
         self._schedule(invoice)
         self._events.snapshot("invoice.created", invoice)
         return invoice
+
+    def add_cycle(self, invoice: JsonObject, lines: MeteredLines) -> None:
+        """A draft that Stripe itself has made; its metered lines are told now and when final."""
+        self._by_id[invoice["id"]] = invoice
+        self._lines[invoice["id"]] = lines(invoice)
+        self._metered[invoice["id"]] = lines
+        self._refresh(invoice)
+        self._schedule(invoice)
+        self._events.snapshot("invoice.created", invoice)
 
     def retrieve(self, invoice_id: str, *, param: str = "id") -> JsonObject:
         """The invoice.
@@ -73,13 +88,21 @@ class Invoices:
         return invoice
 
     def delete(self, invoice_id: str) -> JsonObject:
-        """Delete a draft; a final invoice can only be voided."""
-        invoice = self.draft(invoice_id)
-        del self._by_id[invoice_id]
-        del self._lines[invoice_id]
-        self._advancing.discard(invoice_id)
-        self._events.snapshot("invoice.deleted", invoice)
+        """Delete a draft that a client has made; any other invoice can only be voided.
+
+        Raises:
+            Refusal: It is final, or belongs to a subscription.
+        """
+        if self.draft(invoice_id)["parent"] is not None:
+            raise errors.failed("You can't delete invoices created by subscriptions.")
+        self._drop(invoice_id)
         return {"id": invoice_id, "object": "invoice", "deleted": True}
+
+    def cancel_cycles(self, customer: str) -> None:
+        """Delete the drafts of a customer's cycles, as the customer is deleted."""
+        for invoice in self.newest({"customer": customer, "status": "draft"}):
+            if invoice["parent"] is not None:
+                self._drop(invoice["id"])
 
     def draft(self, invoice_id: str, *, param: str = "id") -> JsonObject:
         """The invoice, which has to be a draft.
@@ -92,8 +115,12 @@ class Invoices:
             raise _not_editable(invoice)
         return invoice
 
-    def finalise(self, invoice_id: str) -> JsonObject:
+    def finalise(self, invoice_id: str, *, at: int | None = None) -> JsonObject:
         """Make a draft final. What asks for nothing is paid at once.
+
+        Args:
+            invoice_id: Which.
+            at: When it was due, where nobody asked for it.
 
         Raises:
             Refusal: It is final already.
@@ -103,7 +130,8 @@ class Invoices:
             raise errors.failed(
                 "This invoice is already finalized, you can't re-finalize a non-draft invoice."
             )
-        instant = int(self._clock.seconds())
+        self._count_metered(invoice)
+        instant = int(self._clock.seconds()) if at is None else at
         self._numbered += 1
         invoice.update(
             status="open",
@@ -120,12 +148,12 @@ class Invoices:
         return invoice
 
     def pay(self, invoice_id: str, *, decline: bool = False) -> JsonObject:
-        """Pay an open invoice.
+        """Pay an open invoice, or one that was given up.
 
         Raises:
-            Refusal: It is not open, or the payment is declined.
+            Refusal: It is neither, or the payment is declined.
         """
-        invoice = self._open(invoice_id, "pay")
+        invoice = self._collectible(invoice_id, "pay")
         invoice["attempted"] = True
         invoice["attempt_count"] += 1
         if decline:
@@ -135,30 +163,44 @@ class Invoices:
         return invoice
 
     def void(self, invoice_id: str) -> JsonObject:
-        """Void an open invoice.
+        """Void an open invoice, or one that was given up.
+
+        Raises:
+            Refusal: It is neither.
+        """
+        invoice = self._collectible(invoice_id, "void")
+        return self._ended(invoice, "void", "voided_at", "invoice.voided")
+
+    def give_up(self, invoice_id: str) -> JsonObject:
+        """Mark an open invoice as uncollectible.
 
         Raises:
             Refusal: It is not open.
         """
-        invoice = self._open(invoice_id, "void")
-        invoice["status"] = "void"
-        invoice["status_transitions"]["voided_at"] = int(self._clock.seconds())
-        self._events.snapshot("invoice.voided", invoice)
-        return invoice
+        invoice = self.retrieve(invoice_id)
+        if invoice["status"] != "open":
+            raise _wrong_status(invoice, "mark as uncollectible")
+        return self._ended(
+            invoice, "uncollectible", "marked_uncollectible_at", "invoice.marked_uncollectible"
+        )
 
     def finalise_due(self) -> None:
-        """Finalize the drafts whose time has come (``auto_advance``, one hour)."""
+        """Finalize the drafts whose time has come (``auto_advance``)."""
         now = self._clock.seconds()
         for invoice_id in sorted(self._advancing):
-            if self._by_id[invoice_id]["automatically_finalizes_at"] <= now:
-                self.finalise(invoice_id)
+            due: int = self._by_id[invoice_id]["automatically_finalizes_at"]
+            if due <= now:
+                self.finalise(invoice_id, at=due)
 
-    def newest(self, **wanted: str | None) -> list[JsonObject]:
-        """The invoices whose fields are as wanted (None: any), newest first."""
+    def newest(
+        self, wanted: Mapping[str, str] | None = None, created: Mapping[str, int] | None = None
+    ) -> list[JsonObject]:
+        """The invoices whose fields are as wanted, made in an interval; newest first."""
         return [
             invoice
             for invoice in reversed(self._by_id.values())
-            if all(value in {None, invoice[name]} for name, value in wanted.items())
+            if within(invoice["created"], created)
+            and all(invoice[name] == value for name, value in (wanted or {}).items())
         ]
 
     def lines(self, invoice_id: str) -> list[JsonObject]:
@@ -183,11 +225,23 @@ class Invoices:
     def remove_line(self, invoice: JsonObject, item_id: str) -> None:
         """Remove the line of an item from a draft."""
         self._lines[invoice["id"]] = [
-            line
-            for line in self._lines[invoice["id"]]
-            if line["parent"]["invoice_item_details"]["invoice_item"] != item_id
+            line for line in self._lines[invoice["id"]] if _item_of(line) != item_id
         ]
         self._refresh(invoice)
+
+    def _count_metered(self, invoice: JsonObject) -> None:
+        lines = self._metered.pop(invoice["id"], None)
+        if lines is not None:
+            added = [line for line in self._lines[invoice["id"]] if _item_of(line)]
+            self._lines[invoice["id"]] = [*lines(invoice), *added]
+            self._refresh(invoice)
+
+    def _drop(self, invoice_id: str) -> None:
+        invoice = self._by_id.pop(invoice_id)
+        del self._lines[invoice_id]
+        self._metered.pop(invoice_id, None)
+        self._advancing.discard(invoice_id)
+        self._events.snapshot("invoice.deleted", invoice)
 
     def _schedule(self, invoice: JsonObject) -> None:
         if invoice["automatically_finalizes_at"] is None:
@@ -224,12 +278,16 @@ class Invoices:
         invoice["status_transitions"]["paid_at"] = int(self._clock.seconds())
         self._events.snapshot("invoice.paid", invoice)
 
-    def _open(self, invoice_id: str, verb: str) -> JsonObject:
+    def _ended(self, invoice: JsonObject, status: str, transition: str, kind: str) -> JsonObject:
+        invoice["status"] = status
+        invoice["status_transitions"][transition] = int(self._clock.seconds())
+        self._events.snapshot(kind, invoice)
+        return invoice
+
+    def _collectible(self, invoice_id: str, verb: str) -> JsonObject:
         invoice = self.retrieve(invoice_id)
-        if invoice["status"] != "open":
-            raise errors.failed(
-                f"You can only {verb} an open invoice; this one is {invoice['status']}."
-            )
+        if invoice["status"] not in {"open", "uncollectible"}:
+            raise _wrong_status(invoice, verb)
         return invoice
 
     def _due(self, params: dict[str, Any], instant: int) -> int | None:
@@ -246,6 +304,16 @@ class Invoices:
         if "days_until_due" in params:
             return instant + int(params["days_until_due"]) * A_DAY
         raise errors.missing("days_until_due")
+
+
+def _item_of(line: JsonObject) -> str | None:
+    """The invoice item behind a line; None for a metered line."""
+    details = line["parent"]["invoice_item_details"]
+    return str(details["invoice_item"]) if details else None
+
+
+def _wrong_status(invoice: JsonObject, verb: str) -> errors.Refusal:
+    return errors.failed(f"You can only {verb} an open invoice; this one is {invoice['status']}.")
 
 
 def _not_editable(invoice: JsonObject) -> errors.Refusal:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from billing.stripe_sandbox import errors
 from billing.stripe_sandbox.errors import JsonObject
 
 DEFAULT_LIMIT: Final = 10
+_COMPARED: Final[Mapping[str, Callable[[int, int], bool]]] = {
+    "eq": operator.eq,
+    "gt": operator.gt,
+    "gte": operator.ge,
+    "lt": operator.lt,
+    "lte": operator.le,
+}
 
 
 def page(
@@ -30,6 +38,11 @@ def page(
     else:
         chosen, more = objects[:limit], limit < len(objects)
     return {"object": "list", "url": url, "has_more": more, "data": list(chosen)}
+
+
+def within(instant: int, wanted: Mapping[str, int] | None) -> bool:
+    """Whether an instant lies where a list's ``created`` asks for it; None asks for nothing."""
+    return all(_COMPARED[name](instant, bound) for name, bound in (wanted or {}).items())
 
 
 def _place(objects: Sequence[JsonObject], cursor: str, param: str, kind: str) -> int:

@@ -227,6 +227,13 @@ def metadata(name: str, raw: object) -> dict[str, str]:
     return values
 
 
+def texts(name: str, raw: object) -> list[str]:
+    """A list of strings."""
+    if not isinstance(raw, list) or not raw:
+        raise errors.parameter("Invalid array", name)
+    return [_scalar(f"{name}[{place}]", value) for place, value in enumerate(raw)]
+
+
 def nested(shape: Shape) -> Check:
     """An object of its own shape."""
 
@@ -239,6 +246,17 @@ def nested(shape: Shape) -> Check:
 
 
 UNIX_TIME: Final = integer(minimum=0)
+_BOUNDS: Final = nested(Shape(dict.fromkeys(("gt", "gte", "lt", "lte"), UNIX_TIME)))
+
+
+def interval(name: str, raw: object) -> Mapping[str, int]:
+    """An interval of a list: bounds by their names (``gte``), or one instant (``eq``)."""
+    found: Mapping[str, int] = (
+        _BOUNDS(name, raw) if isinstance(raw, dict) else {"eq": UNIX_TIME(name, raw)}
+    )
+    return found
+
+
 PAGING: Final[Mapping[str, Check]] = {
     "limit": integer(minimum=1, maximum=100),
     "starting_after": text(),

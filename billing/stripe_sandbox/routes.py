@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import re
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from typing import Any, Final
 
 from billing.stripe_sandbox import shapes
 from billing.stripe_sandbox.errors import JsonObject
-from billing.stripe_sandbox.paging import page
+from billing.stripe_sandbox.paging import page, within
 from billing.stripe_sandbox.params import Shape
 from billing.stripe_sandbox.sandbox import Sandbox
 from billing.stripe_sandbox.summaries import check_interval, summarise
@@ -116,8 +117,10 @@ def _invoice_create(box: Sandbox, call: Call) -> JsonObject:
 
 
 def _invoice_list(box: Sandbox, call: Call) -> JsonObject:
-    wanted = {name: call.params.get(name) for name in ("customer", "status", "collection_method")}
-    return page(box.invoices.newest(**wanted), call.params, url="/v1/invoices", kind="invoice")
+    names = call.params.keys() & {"customer", "status", "collection_method"}
+    wanted = {name: call.params[name] for name in names}
+    found = box.invoices.newest(wanted, call.params.get("created"))
+    return page(found, call.params, url="/v1/invoices", kind="invoice")
 
 
 def _invoice_lines(box: Sandbox, call: Call) -> JsonObject:
@@ -136,9 +139,19 @@ def _grant_list(box: Sandbox, call: Call) -> JsonObject:
 
 
 def _event_list(box: Sandbox, call: Call) -> JsonObject:
-    kind = call.params.get("type")
-    events = [event for event in box.events.newest() if kind in {None, event["type"]}]
-    return page(events, call.params, url="/v1/events", kind="event")
+    given = call.params
+    patterns = [given["type"]] if "type" in given else given.get("types", ["*"])
+    found = [
+        event
+        for event in box.events.newest()
+        if within(event["created"], given.get("created"))
+        and any(fnmatch.fnmatchcase(event["type"], pattern) for pattern in patterns)
+    ]
+    return page(found, given, url="/v1/events", kind="event")
+
+
+def _price_list(box: Sandbox, call: Call) -> JsonObject:
+    return page(box.prices.newest(call.params), call.params, url="/v1/prices", kind="price")
 
 
 _BILLING = "/v1/billing"
@@ -181,7 +194,7 @@ ROUTES: Final = (
     Route(
         "POST", _CUSTOMER, shapes.CUSTOMER_UPDATE, lambda b, c: b.customers.update(c.id, c.params)
     ),
-    Route("DELETE", _CUSTOMER, shapes.BARE, lambda b, c: b.customers.delete(c.id)),
+    Route("DELETE", _CUSTOMER, shapes.BARE, lambda b, c: b.delete_customer(c.id)),
     Route("POST", "/v1/invoices", shapes.INVOICE_CREATE, _invoice_create),
     Route("GET", "/v1/invoices", shapes.INVOICE_LIST, _invoice_list),
     Route("GET", _INVOICE, shapes.NOTHING, lambda b, c: b.invoices.retrieve(c.id)),
@@ -201,6 +214,14 @@ ROUTES: Final = (
         lambda b, c: b.invoices.pay(c.id, decline=c.decline),
     ),
     Route("POST", f"{_INVOICE}/void", shapes.NOTHING, lambda b, c: b.invoices.void(c.id)),
+    Route(
+        "POST",
+        f"{_INVOICE}/mark_uncollectible",
+        shapes.NOTHING,
+        lambda b, c: b.invoices.give_up(c.id),
+    ),
+    Route("GET", "/v1/prices", shapes.PRICE_LIST, _price_list),
+    Route("GET", "/v1/prices/{price}", shapes.NOTHING, lambda b, c: b.prices.retrieve(c.id)),
     Route("POST", "/v1/invoiceitems", shapes.ITEM_CREATE, lambda b, c: b.items.create(c.params)),
     Route("GET", "/v1/invoiceitems", shapes.ITEM_LIST, _item_list),
     Route("GET", _ITEM, shapes.NOTHING, lambda b, c: b.items.retrieve(c.id)),

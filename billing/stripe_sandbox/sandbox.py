@@ -5,6 +5,8 @@ from __future__ import annotations
 from billing.core.clock import Clock
 from billing.stripe_sandbox.clock import MovableClock
 from billing.stripe_sandbox.customers import Customers
+from billing.stripe_sandbox.cycles import Cycles
+from billing.stripe_sandbox.errors import JsonObject
 from billing.stripe_sandbox.events import Events
 from billing.stripe_sandbox.faults import Faults
 from billing.stripe_sandbox.grants import Checkouts, CreditGrants
@@ -13,6 +15,7 @@ from billing.stripe_sandbox.ids import Ids
 from billing.stripe_sandbox.invoice_items import InvoiceItems
 from billing.stripe_sandbox.invoices import Invoices
 from billing.stripe_sandbox.meters import Meters
+from billing.stripe_sandbox.prices import Prices
 from billing.stripe_sandbox.reports import ErrorReports
 from billing.stripe_sandbox.usage import Usage
 
@@ -36,8 +39,20 @@ class Sandbox:
         self.usage = Usage(
             self.clock, self.ids, self.meters, self.customers, ErrorReports(self.events)
         )
+        self.prices = Prices(self.clock, self.ids)
         self.invoices = Invoices(self.clock, self.ids, self.events, self.customers)
-        self.items = InvoiceItems(self.clock, self.ids, self.events, self.customers, self.invoices)
+        self.items = InvoiceItems(
+            self.clock, self.ids, self.events, self.customers, self.prices, self.invoices
+        )
+        self.cycles = Cycles(
+            self.clock,
+            self.ids,
+            self.customers,
+            self.meters,
+            self.usage,
+            self.prices,
+            self.invoices,
+        )
         self.grants = CreditGrants(self.clock, self.ids, self.events, self.customers)
         self.checkouts = Checkouts(self.clock, self.ids, self.events, self.customers)
 
@@ -45,3 +60,13 @@ class Sandbox:
         """Do what has become due: judge meter events, finalize invoices."""
         self.usage.judge()
         self.invoices.finalise_due()
+
+    def delete_customer(self, customer_id: str) -> JsonObject:
+        """Delete a customer for good. Its subscription ends with it, and drafts of cycles go too.
+
+        Raises:
+            Refusal: There is no such customer.
+        """
+        gone = self.customers.delete(customer_id)
+        self.invoices.cancel_cycles(customer_id)
+        return gone

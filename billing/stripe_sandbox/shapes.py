@@ -18,11 +18,13 @@ from billing.stripe_sandbox.params import (
     currency,
     decimal,
     integer,
+    interval,
     metadata,
     nested,
     shape,
     strings,
     text,
+    texts,
 )
 
 NOTHING: Final = shape()
@@ -149,10 +151,11 @@ INVOICE_LIST: Final = shape(
     {
         **PAGING,
         "collection_method": choice("charge_automatically", "send_invoice"),
+        "created": interval,
         "customer": text(),
         "status": choice("draft", "open", "paid", "uncollectible", "void"),
     },
-    knows="created customer_account due_date subscription",
+    knows="customer_account due_date subscription",
 )
 INVOICE_LINES: Final = shape(PAGING)
 INVOICE_FINALIZE: Final = shape({"auto_advance": boolean})
@@ -222,4 +225,26 @@ GRANT_CREATE: Final = shape(
     knows="customer_account",
 )
 GRANT_LIST: Final = shape({**PAGING, "customer": text()}, knows="customer_account")
-EVENT_LIST: Final = shape({**PAGING, "type": text()}, knows="created delivery_success types")
+EVENT_LIST: Final = shape(
+    {**PAGING, "created": interval, "type": text(), "types": texts}, knows="delivery_success"
+)
+PRICE_LIST: Final = shape(
+    {
+        **PAGING,
+        "active": boolean,
+        "created": interval,
+        "currency": currency,
+        "product": text(),
+        "recurring": nested(
+            Shape(
+                {
+                    "interval": choice("day", "month", "week", "year"),
+                    "meter": text(),
+                    "usage_type": choice("licensed", "metered"),
+                }
+            )
+        ),
+        "type": choice("one_time", "recurring"),
+    },
+    knows="lookup_keys",
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
@@ -112,7 +112,7 @@ def summarise(
         {
             "id": _summary_id(meter["id"], customer, begin, begin + length),
             "object": "billing.meter_event_summary",
-            "aggregated_value": _number(_aggregate(formula, groups[begin])),
+            "aggregated_value": _number(aggregate(formula, groups[begin])),
             "end_time": begin + length,
             "livemode": False,
             "meter": meter["id"],
@@ -122,10 +122,11 @@ def summarise(
     ]
 
 
-def _aggregate(formula: str, group: list[Counted]) -> Decimal:
+def aggregate(formula: str, group: Sequence[Counted]) -> Decimal:
+    """What the counted events come to by a meter's formula; 0 where there are none."""
     if formula == "count":
         return Decimal(len(group))
-    if formula == "last":
+    if formula == "last" and group:
         return max(group, key=lambda one: (one.timestamp, one.number)).value
     return sum((one.value for one in group), Decimal(0))
 

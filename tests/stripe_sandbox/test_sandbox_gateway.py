@@ -56,10 +56,12 @@ def walk_money(api: Api, customer: str) -> None:
     """Call every endpoint of customers, invoices, items and grants."""
     api.post(f"{CUSTOMERS}/{customer}", {"name": "Acme"})
     assert api.get(f"{CUSTOMERS}/search", query="metadata['k']:'v'")["data"]
-    paid, void, gone = (api.post("/v1/invoices", {"customer": customer})["id"] for _ in range(3))
+    paid, void, gone, lost = (
+        api.post("/v1/invoices", {"customer": customer})["id"] for _ in range(4)
+    )
     api.post(f"/v1/invoices/{paid}", {"description": "March"})
     item = ""
-    for invoice in (paid, void, paid):
+    for invoice in (paid, void, lost, paid):
         params = {"invoice": invoice, "amount": 100, "description": "Searches"}
         item = api.post("/v1/invoiceitems", params)["id"]
     for path in (
@@ -72,10 +74,13 @@ def walk_money(api: Api, customer: str) -> None:
         api.get(path)
     api.delete(f"/v1/invoiceitems/{item}")
     api.delete(f"/v1/invoices/{gone}")
-    for invoice in (paid, void):
+    for invoice in (paid, void, lost):
         api.post(f"/v1/invoices/{invoice}/finalize")
     api.post(f"/v1/invoices/{paid}/pay")
     api.post(f"/v1/invoices/{void}/void")
+    api.post(f"/v1/invoices/{lost}/mark_uncollectible")
+    price = api.get("/v1/prices")["data"][0]["id"]
+    api.get(f"/v1/prices/{price}")
     grant = {
         "customer": customer,
         "amount": {"type": "monetary", "monetary": {"currency": "usd", "value": 5}},

@@ -8,6 +8,7 @@ import pytest
 from stripe_api import Answer, Api
 
 from billing.core.clock import ManualClock
+from billing.stripe_sandbox.errors import Refusal
 from billing.stripe_sandbox.faults import Fault
 
 
@@ -88,7 +89,7 @@ def test_a_draft_adds_up_its_items_and_reads_back_its_lines(api: Api, acme: str)
 
 
 def test_an_item_may_name_a_price(api: Api, acme: str):
-    price = api.box.items.add_price("0.5", "usd", "prod_a")["id"]
+    price = api.box.prices.one_time("0.5", "usd", "prod_a")["id"]
     invoice = draft(api, acme)
     made = item(api, invoice, pricing={"price": price}, quantity=101)
     assert made["amount"] == 51
@@ -274,6 +275,35 @@ def test_a_completed_checkout_is_an_event_and_can_be_fetched(api: Api, acme: str
     assert event["type"] == "checkout.session.completed"
     assert event["data"]["object"] == session
     assert api.get(f"/v1/checkout/sessions/{session['id']}")["payment_status"] == "paid"
+
+
+@pytest.mark.parametrize(
+    ("succeeded", "status", "kind"),
+    [
+        (True, "paid", "checkout.session.async_payment_succeeded"),
+        (False, "unpaid", "checkout.session.async_payment_failed"),
+    ],
+)
+def test_the_payment_of_a_checkout_may_come_later_or_fail(
+    api: Api, succeeded: bool, status: str, kind: str
+):
+    checkouts = api.box.checkouts
+    session = checkouts.complete(
+        customer=None,
+        amount_total=2_000,
+        currency="usd",
+        metadata={"credits": "100"},
+        client_reference_id="acme",
+        payment_status="unpaid",
+    )
+    path = f"/v1/checkout/sessions/{session['id']}"
+    assert (api.get(path)["payment_status"], api.get(path)["customer"]) == ("unpaid", None)
+    checkouts.end_payment(session["id"], succeeded=succeeded)
+    assert (api.get(path)["payment_status"], kinds(api)[-1]) == (status, kind)
+    if succeeded:
+        with pytest.raises(Refusal) as refused:
+            checkouts.end_payment(session["id"], succeeded=True)
+        assert "paid already" in refused.value.message
 
 
 def test_an_event_keeps_its_object_as_it_was(api: Api, acme: str):

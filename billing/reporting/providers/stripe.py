@@ -36,6 +36,7 @@ from billing.reporting.providers.stripe_calls import (
     metadata_of,
     once,
 )
+from billing.reporting.providers.stripe_cycles import StripeCycles
 from billing.reporting.providers.stripe_errors import cause_of, failure_of
 from billing.reporting.providers.stripe_invoices import StripeInvoices
 from billing.reporting.report import fits, value_text
@@ -52,6 +53,7 @@ class StripeProvider:
     Args:
         client: From ``stripe_calls.client_of``. May be used by several threads.
         new_key: Makes the Idempotency-Key of each attempt to report.
+        ours: Whether a meter of that event name is ours; see ``StripeCycles``.
     """
 
     name = "stripe"
@@ -63,10 +65,12 @@ class StripeProvider:
         client: stripe.StripeClient,
         *,
         new_key: Callable[[], str] = lambda: uuid.uuid4().hex,
+        ours: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._v1 = client.v1
         self._new_key = new_key
         self._invoices = StripeInvoices(client)
+        self._cycles = StripeCycles(client, ours)
         self._meter_ids: dict[str, str] = {}
 
     @classmethod
@@ -138,11 +142,11 @@ class StripeProvider:
         return Answer(cause=Cause.TAKEN)
 
     def read_back(self, customer_ref: str, meter: str, day: date) -> Mapping[datetime, int]:
-        """The figures of a UTC day; see ``provider.Provider``. None of a meter that is not there.
+        """The figures of a UTC day; see ``provider.Provider``.
 
         Raises:
-            StripeUnanswered: Stripe did not answer, the customer is deleted (its usage cannot be
-                read any more), or a figure is none of ours.
+            StripeUnanswered: Stripe did not answer, the meter is not there, the customer is deleted
+                (its usage cannot be read any more), or a figure is none of ours.
         """
         start = datetime.combine(day, time(), UTC)
         params: Any = {
@@ -155,7 +159,7 @@ class StripeProvider:
         with asking():
             meter_id = self._meter_id(meter)
             if not meter_id:
-                return {}
+                raise StripeUnanswered(Cause.METER_MISSING, f"there is no meter {meter}")
             try:
                 found = self._v1.billing.meters.event_summaries.list(meter_id, params)
                 summaries = list(found.auto_paging_iter())
@@ -180,12 +184,12 @@ class StripeProvider:
         return self._invoices.finalise(provider_id)
 
     def invoices_since(self, created: datetime) -> Sequence[ProviderInvoice]:
-        """Invoices of subscriptions created since; see ``provider.Provider``."""
-        raise NotImplementedError(created)
+        """Invoices of subscriptions, newest first; see ``StripeCycles.since``."""
+        return self._cycles.since(created)
 
     def provider_invoice(self, provider_id: str) -> ProviderInvoice:
-        """One of them; see ``provider.Provider``."""
-        raise NotImplementedError(provider_id)
+        """One of them as it stands now; see ``StripeCycles.one``."""
+        return self._cycles.one(provider_id)
 
     def _meters(self) -> dict[str, Any]:
         """Every meter by its event name: the active one, else the newest of the others."""
