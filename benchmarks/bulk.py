@@ -26,7 +26,6 @@ SKUS: Final = ("capture", "search", "render")
 PRICES: Final = (1_000_000, 5_000_000, 2_500_000)
 SUBJECTS: Final = 50
 """Distinct pages of one customer."""
-_SKEW: Final = 3
 _BLOCK: Final = 20_000
 _COLUMNS: Final = (
     "id, customer_id, sku_id, line, outcome, reason, quantity, amount_microcredits, "
@@ -50,12 +49,16 @@ _COUNT_SUBJECTS: Final = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """How much there is. ``months`` are whole UTC months, oldest first."""
+    """How much there is.
+
+    ``months`` are whole UTC months, oldest first; a ``skew`` of 1 gives every customer as much.
+    """
 
     events: int
     customers: int
     months: Sequence[Period]
     seed: int = 20_261_121
+    skew: int = 3
 
 
 def customer_name(number: int) -> str:
@@ -152,7 +155,7 @@ def _row(shape: Shape, chance: random.Random, at_ms: int) -> str:
     identifier = uuid.UUID(
         int=at_ms << 80 | 0x7 << 76 | (bits >> 62) << 64 | 0b10 << 62 | (bits & ((1 << 62) - 1))
     )
-    customer = customer_name(int(shape.customers * chance.random() ** _SKEW))
+    customer = customer_name(int(shape.customers * chance.random() ** shape.skew))
     kind = bits % len(SKUS)
     task = f"{bits:032x}"
     denied = bits % 50 == 0

@@ -22,6 +22,9 @@ class Effort:
         calibration_tasks: Tasks run before, to see how many fill a round.
         year_events: Events of the large database; the other has a tenth.
         questions: Of each kind in one repetition.
+        reported_events: Events of the smaller log that is reported.
+        reported_times: How many times as many the other one has.
+        reported_batch: Reports sent in one repetition.
     """
 
     repetitions: int
@@ -33,6 +36,9 @@ class Effort:
     calibration_tasks: int
     year_events: int
     questions: int
+    reported_events: int
+    reported_times: int
+    reported_batch: int
 
     def __post_init__(self) -> None:
         if self.repetitions < MIN_REPETITIONS:
@@ -49,6 +55,9 @@ FULL: Final = Effort(
     calibration_tasks=600,
     year_events=20_000_000,
     questions=300,
+    reported_events=1_000_000,
+    reported_times=20,
+    reported_batch=3_000,
 )
 QUICK: Final = Effort(
     repetitions=5,
@@ -60,6 +69,9 @@ QUICK: Final = Effort(
     calibration_tasks=80,
     year_events=100_000,
     questions=60,
+    reported_events=20_000,
+    reported_times=5,
+    reported_batch=500,
 )
 
 

@@ -23,7 +23,7 @@ from typing import Final
 import structlog
 from rich.console import Console
 
-from benchmarks import ingest, machine, overhead, questions, quota, transport
+from benchmarks import ingest, machine, overhead, questions, quota, reporting, transport
 from benchmarks.effort import FULL, QUICK, Effort, Outcome
 from benchmarks.errors import BenchError
 from benchmarks.ground import Ground, Say
@@ -39,6 +39,7 @@ SUITES: Final[dict[str, Suite]] = {
     ingest.NAME: ingest.run,
     overhead.NAME: overhead.run,
     questions.NAME: questions.run,
+    reporting.NAME: reporting.run,
 }
 NEED_RABBITMQ: Final = frozenset({transport.NAME, overhead.NAME})
 RESULTS: Final = "latest.json"
