@@ -33,6 +33,9 @@ NAMES: Final = frozenset(
         "report.before_send",
         "report.after_send",
         "report.after_answer",
+        "report.after_reading",
+        "notice.before_commit",
+        "notice.after_commit",
     }
 )
 

@@ -62,24 +62,8 @@ class Credit:
             InvalidValue: The amount or a text cannot be right, or the total would pass 2^53.
             AlreadyExists: The reference gave another amount.
         """
-        if check_microcredits(amount_microcredits, field="amount_microcredits") == 0:
-            raise InvalidValue("amount_microcredits", 0, "give at least one microcredit")
-        check_text(reference, field="reference")
-        check_text(note, field="note", empty=True)
         with self._engine.begin() as connection:
-            granted = _lock_granted(connection, customer)
-            existing = _find(connection, customer, reference)
-            if existing is not None:
-                return _same(existing, amount_microcredits)
-            total = granted + amount_microcredits
-            if total > MAX_MICROCREDITS:
-                raise InvalidValue(
-                    "amount_microcredits",
-                    amount_microcredits,
-                    f"with the {granted} microcredits granted so far this passes 2^53; "
-                    f"grant at most {MAX_MICROCREDITS - granted}",
-                )
-            return _insert(connection, customer, amount_microcredits, reference, note, total)
+            return grant_on(connection, customer, amount_microcredits, reference, note)
 
     def find(self, customer: str, reference: str) -> Grant | None:
         """The grant of that reference, if there is one."""
@@ -108,6 +92,36 @@ class Credit:
         with self._engine.connect() as connection:
             _check_customer(connection, customer)
             return int(connection.scalar(total.where(grants.c.customer_id == customer)) or 0)
+
+
+def grant_on(
+    connection: sa.Connection,
+    customer: str,
+    amount_microcredits: int,
+    reference: str,
+    note: str = "",
+) -> Grant:
+    """``Credit.grant`` in a transaction that is under way; the fence stays locked until its end.
+
+    Where it raises, nothing was written, and the transaction can go on.
+    """
+    if check_microcredits(amount_microcredits, field="amount_microcredits") == 0:
+        raise InvalidValue("amount_microcredits", 0, "give at least one microcredit")
+    check_text(reference, field="reference")
+    check_text(note, field="note", empty=True)
+    granted = _lock_granted(connection, customer)
+    existing = _find(connection, customer, reference)
+    if existing is not None:
+        return _same(existing, amount_microcredits)
+    total = granted + amount_microcredits
+    if total > MAX_MICROCREDITS:
+        raise InvalidValue(
+            "amount_microcredits",
+            amount_microcredits,
+            f"with the {granted} microcredits granted so far this passes 2^53; "
+            f"grant at most {MAX_MICROCREDITS - granted}",
+        )
+    return _insert(connection, customer, amount_microcredits, reference, note, total)
 
 
 def _check_customer(connection: sa.Connection, customer: str) -> None:

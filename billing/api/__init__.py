@@ -1,0 +1,1 @@
+"""What Weighbridge answers over HTTP."""

@@ -1,0 +1,74 @@
+"""The application: which paths there are and what stands behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import sqlalchemy as sa
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+
+from billing.api.access import AccessLog
+from billing.api.webhooks import STRIPE_PATH, Webhooks, webhook_router
+from billing.bootstrap import System
+from billing.reporting.notices.signature import secrets_of
+
+SERVES: Final = (f"POST {STRIPE_PATH}", "GET /healthz", "GET /readyz")
+
+
+def create_app(webhooks: Webhooks, ready: Callable[[], None]) -> FastAPI:
+    """The application, on what it is given.
+
+    Args:
+        webhooks: What the webhooks work with.
+        ready: Raises where no request can be served now.
+    """
+    # Nothing that describes the paths is served: whoever may call them knows them.
+    app = FastAPI(title="Weighbridge", openapi_url=None)
+    app.add_middleware(AccessLog)
+    app.include_router(webhook_router(webhooks))
+
+    @app.get("/healthz")
+    async def alive() -> dict[str, str]:
+        return {"status": "up"}
+
+    @app.get("/readyz")
+    def readiness() -> JSONResponse:
+        try:
+            ready()
+        except sa.exc.SQLAlchemyError:
+            return JSONResponse({"status": "PostgreSQL does not answer"}, status_code=503)
+        return JSONResponse({"status": "ready"})
+
+    return app
+
+
+def app_of(system: System) -> FastAPI:
+    """The application on a process's servers. Nothing connects before a request comes.
+
+    Raises:
+        ConfigurationError: ``STRIPE_WEBHOOK_SECRET`` is not a signing secret.
+    """
+    webhooks = Webhooks(
+        secrets=webhook_secrets(system),
+        receive=system.reporting.notices.receive,
+        sync=system.sync,
+        clock=system.clock,
+    )
+    return create_app(webhooks, lambda: _ask(system.engine))
+
+
+def webhook_secrets(system: System) -> tuple[str, ...]:
+    """The signing secrets of the system's settings.
+
+    Raises:
+        ConfigurationError: One of them is none.
+    """
+    secret = system.settings.stripe_webhook_secret
+    return secrets_of(secret.get_secret_value() if secret else "")
+
+
+def _ask(engine: sa.Engine) -> None:
+    with engine.connect() as connection:
+        connection.execute(sa.text("SELECT 1"))

@@ -1,0 +1,1 @@
+"""What a provider tells by itself: invoices, rejected usage, deleted customers, paid top-ups."""
