@@ -32,12 +32,16 @@ def plot(suite: str, figures: Sequence[Figure]) -> str:
     scale = _BARS / (longest or 1)
     height = _TOP + _ROW * len(figures) + 20
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
-        f'viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" font-size="12" '
-        f'role="img" aria-label="{escape(suite)}: ratios against their baselines">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
+            f'viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" font-size="12" '
+            f'role="img" aria-label="{escape(suite)}: ratios against their baselines">'
+        ),
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
-        f'<text x="10" y="22" font-size="14" font-weight="bold">{escape(suite)}: value ÷ baseline'
-        "</text>",
+        (
+            f'<text x="10" y="22" font-size="14" font-weight="bold">{escape(suite)}: value ÷ baseline'
+            "</text>"
+        ),
     ]
     for index, figure in enumerate(figures):
         parts += _bar(figure, _TOP + _ROW * index, scale)
@@ -50,11 +54,15 @@ def _bar(figure: Figure, top: int, scale: float) -> list[str]:
     low, high = (_LABELS + bound * scale for bound in (figure.ratio.low, figure.ratio.high))
     parts = [
         f'<text x="{_LABELS - 8}" y="{middle + 4}" text-anchor="end">{escape(figure.name)}</text>',
-        f'<rect x="{_LABELS}" y="{middle - 8}" width="{width:.1f}" height="16" '
-        f'fill="{_COLOURS[figure.met]}"/>',
+        (
+            f'<rect x="{_LABELS}" y="{middle - 8}" width="{width:.1f}" height="16" '
+            f'fill="{_COLOURS[figure.met]}"/>'
+        ),
         f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{middle}" y2="{middle}" stroke="#000000"/>',
-        f'<text x="{max(high, _LABELS + width) + 6:.1f}" y="{middle + 4}">'
-        f"{number(figure.ratio.median)}</text>",
+        (
+            f'<text x="{max(high, _LABELS + width) + 6:.1f}" y="{middle + 4}">'
+            f"{number(figure.ratio.median)}</text>"
+        ),
     ]
     bound = _bound(figure)
     if bound is not None:
@@ -84,21 +92,26 @@ def page(figures: Sequence[Figure], context: Context, notes: Sequence[str], when
     """
     versions = ", ".join(f"{name} {version}" for name, version in context.versions.items())
     settings = ", ".join(f"{name} {value}" for name, value in context.settings.items())
+    goals = sum(figure.met is not None for figure in figures)
     missed = [figure for figure in figures if figure.met is False]
     lines = [
         "# Benchmarks",
         "",
-        f"Made by `make bench ARGS=--page` on {when}; how it measures: "
-        "[benchmarks/README.md](../benchmarks/README.md).",
+        (
+            f"Made by `make bench ARGS=--page` on {when}; how it measures: "
+            "[benchmarks/README.md](../benchmarks/README.md)."
+        ),
         "",
         f"- Machine: {context.cores} cores, {context.model}",
         f"- Versions: {versions}",
         f"- Servers: {settings}",
         f"- Load before and after: {context.loads[0]:.1f} and {context.loads[1]:.1f}",
         "",
-        "Every figure is a ratio against a baseline of the same run, repetition by repetition, the two "
-        "in turns; told are the median and, below it, the lowest and highest. Ratios travel to other "
-        "machines, values do not.",
+        (
+            "Every figure is a ratio against a baseline of the same run, repetition by repetition, "
+            "in turns; told are the median and, below it, the lowest and highest. Ratios travel to other "
+            "machines, values do not."
+        ),
         "",
         "Caveats:",
         "",
@@ -107,7 +120,7 @@ def page(figures: Sequence[Figure], context: Context, notes: Sequence[str], when
     ]
     if missed:
         lines += [
-            f"**Not met: {len(missed)} of {sum(figure.met is not None for figure in figures)} goals:** "
+            f"**Not met: {len(missed)} of {goals} goals:** "
             + "; ".join(f"{figure.suite}, {figure.name}" for figure in missed)
             + ". What was tried is told in the decisions that each suite names.",
             "",

@@ -26,7 +26,7 @@ def test_suites_are_told_apart_in_their_order() -> None:
 
 def test_a_plot_has_a_bar_per_figure_and_a_mark_per_goal() -> None:
     goal = Goal(ratio_at_least=3)
-    tree = ET.fromstring(plot("quota", [figure(goal=goal), figure(name="settle")]))  # noqa: S314 - ours
+    tree = ET.fromstring(plot("quota", [figure(goal=goal), figure(name="settle")]))
     bars = [each for each in tree.iter(f"{SVG}rect") if each.get("x")]
     marks = [each for each in tree.iter(f"{SVG}line") if each.get("stroke-dasharray")]
     texts = [each.text for each in tree.iter(f"{SVG}text")]
