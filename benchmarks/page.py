@@ -39,8 +39,8 @@ def plot(suite: str, figures: Sequence[Figure]) -> str:
         ),
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
         (
-            f'<text x="10" y="22" font-size="14" font-weight="bold">{escape(suite)}: value ÷ baseline'
-            "</text>"
+            f'<text x="10" y="22" font-size="14" font-weight="bold">'
+            f"{escape(suite)}: value ÷ baseline</text>"
         ),
     ]
     for index, figure in enumerate(figures):
@@ -109,8 +109,8 @@ def page(figures: Sequence[Figure], context: Context, notes: Sequence[str], when
         "",
         (
             "Every figure is a ratio against a baseline of the same run, repetition by repetition, "
-            "in turns; told are the median and, below it, the lowest and highest. Ratios travel to other "
-            "machines, values do not."
+            "the two in turns; told are the median and, in brackets, the lowest and highest. "
+            "Ratios travel to other machines, values do not."
         ),
         "",
         "Caveats:",
