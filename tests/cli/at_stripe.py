@@ -7,16 +7,16 @@ from typing import Any
 import httpx
 from commandline import Billing
 from stripe_api import KEY, Control
+from stripe_servers import StripeServer
 
 from billing.reporting.providers.stripe import CUSTOMER_METADATA, StripeProvider
 from billing.reporting.providers.stripe_calls import client_of
-from billing.stripe_sandbox import SandboxServer
 
 
 class AtStripe:
     """What tests do at a local Stripe."""
 
-    def __init__(self, server: SandboxServer, http: httpx.Client) -> None:
+    def __init__(self, server: StripeServer, http: httpx.Client) -> None:
         self.url = server.url
         self.control = Control(http)
         self.control.post("reset")

@@ -8,14 +8,15 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 import redis
+import stripe_servers
 import structlog
 from at_stripe import AtStripe
 from commandline import Billing, environment_of
+from stripe_servers import StripeServer
 from support import add_customer, add_sku
 
 from billing.bootstrap import System
 from billing.settings import Settings
-from billing.stripe_sandbox import SandboxServer
 
 
 @pytest.fixture(autouse=True)
@@ -52,14 +53,14 @@ def acme(system: System) -> str:
 
 
 @pytest.fixture(scope="session")
-def stripe_server() -> Iterator[SandboxServer]:
+def stripe_server() -> Iterator[StripeServer]:
     """One server for all these tests, on the machine's clock, as the command is."""
-    with SandboxServer() as server:
+    with stripe_servers.stripe_server() as server:
         yield server
 
 
 @pytest.fixture
-def at_stripe(stripe_server: SandboxServer) -> Iterator[AtStripe]:
+def at_stripe(stripe_server: StripeServer) -> Iterator[AtStripe]:
     """An empty local Stripe."""
     with httpx.Client(base_url=stripe_server.url, trust_env=False, timeout=10) as http:
         yield AtStripe(stripe_server, http)

@@ -123,10 +123,14 @@ def test_a_reporter_that_lost_its_claim_changes_nothing(system: System) -> None:
     assert (fast.doubtful, fast.attempts) == (True, 2)
     taken, refused = Answer(cause=Cause.TAKEN), Answer(cause=Cause.TOO_OLD)
     parked = after_answer(refused, doubtful=False)
-    assert not system.reports.answer(slow, parked, refused, now=later, next_at=later)
+    assert not system.reports.answer(
+        slow, parked, refused, now=later, next_at=later, confirm_at=later
+    )
     accepted = after_answer(taken, doubtful=True)
-    assert system.reports.answer(fast, accepted, taken, now=later, next_at=later)
-    assert not system.reports.answer(fast, parked, refused, now=later, next_at=later)
+    assert system.reports.answer(fast, accepted, taken, now=later, next_at=later, confirm_at=later)
+    assert not system.reports.answer(
+        fast, parked, refused, now=later, next_at=later, confirm_at=later
+    )
     assert [state for _, state, _ in system.states()] == ["accepted"]
 
 
