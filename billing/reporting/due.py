@@ -193,7 +193,9 @@ def _is_due(bucket: Bucket, holder: Holder) -> bool:
     held = bucket.held_by(holder)
     if last is None:
         return held != 0
-    if waits_unsent(last) and last.holder.provider != holder.provider:
+    meant_for = (last.holder.provider, last.holder.meter)
+    if waits_unsent(last) and meant_for != (holder.provider, holder.meter):
+        # For another provider, or for a meter of a former name, which nobody has checked.
         return True
     if not answered(last):
         return False

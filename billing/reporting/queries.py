@@ -91,7 +91,8 @@ _DUE: Final = """
             OR (t.total > 0 AND (t.customer_id, t.sku_id) IN (
                 SELECT customer_id, sku_id FROM usage_reports
                 WHERE state = 'parked' AND latest AND cause = 'below_zero' AND NOT doubtful))
-        WHEN r.state = 'pending' THEN NOT r.doubtful AND (r.provider <> :provider OR {closed})
+        WHEN r.state = 'pending' THEN NOT r.doubtful AND (r.provider <> :provider
+            OR r.meter <> CAST(:meters AS jsonb) ->> t.sku_id OR {closed})
         WHEN r.state = 'parked' THEN NOT r.doubtful AND (
             r.total_microcredits <> t.total
             OR (r.cause <> ALL(:at_rest) AND r.provider <> :provider)
@@ -217,6 +218,8 @@ CLAIM: Final = sa.text(
         WHERE q.provider = :provider AND q.state IN ('pending', 'unknown') AND q.latest
             AND q.next_at <= :now AND q.customer_id > :after
             AND q.meter <> ALL(CAST(:blocked AS text[]))
+            AND (q.state = 'unknown' OR CAST(:known AS text[]) IS NULL
+                OR q.meter = ANY(CAST(:known AS text[])))
             AND (sealed.until IS NULL OR q.hour + interval '1 hour' > sealed.until)
             AND (q.state = 'unknown' OR CAST(:too_old AS timestamptz) IS NULL
                 OR q.hour >= CAST(:too_old AS timestamptz))

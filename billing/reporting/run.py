@@ -173,6 +173,7 @@ class Reporter:
                     limit=self._pace.batch,
                     after=after,
                     blocked=blocked,
+                    known=self._known(provider),
                     too_old=too_old_before(self._clock.now(), self._max_age(provider)),
                 )
                 reach("report.after_claim")
@@ -180,6 +181,12 @@ class Reporter:
                     return
                 after = batch[-1].customer if len(batch) == self._pace.batch else ""
                 self._send_all(provider, batch, done, stop, pool)
+
+    def _known(self, provider: Provider) -> list[str] | None:
+        """The meters that were checked; None where none were, as of a former provider."""
+        if provider is not self._provider or not self._meters:
+            return None
+        return [meter.name for meter in self._meters]
 
     def _max_age(self, provider: Provider) -> timedelta | None:
         current = provider is self._provider

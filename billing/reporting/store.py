@@ -112,6 +112,7 @@ class Reports(Listing):
         after: str = "",
         blocked: Sequence[str] = (),
         too_old: datetime | None = None,
+        known: Sequence[str] | None = None,
     ) -> Sequence[Claimed]:
         """Take reports to send: at most one per customer and meter, its oldest hour first.
 
@@ -125,11 +126,14 @@ class Reports(Listing):
             after: Customers up to this one come later: the next call goes on where this one ended.
             blocked: Meters that nothing may be sent to.
             too_old: What was never sent is not, for hours before this (``carry.too_old_before``).
+            known: The meters that were checked. What was never sent goes to no other: the plan
+                writes it anew for the present one. None: any.
         """
         claim = uuid4()
         parameters = {
             "provider": provider, "now": now, "until": now + lease, "limit": limit,
             "after": after, "blocked": list(blocked), "claim": claim, "too_old": too_old,
+            "known": None if known is None else list(known),
         }  # fmt: skip
         try:
             with self._engine.begin() as connection:

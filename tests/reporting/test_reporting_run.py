@@ -18,7 +18,7 @@ from billing.reporting.due import EVERY, Depth
 from billing.reporting.pace import TokenBucket
 from billing.reporting.provider import Answer, Cause, Meter, ProviderUnavailable
 from billing.reporting.report import State, after_answer
-from billing.reporting.store import CustomerIds, Destination
+from billing.reporting.store import CustomerIds, Destination, Metered
 
 LEASE = timedelta(minutes=5)
 
@@ -292,3 +292,19 @@ def test_a_sigkill_at_any_step_loses_and_repeats_nothing(
     system.assert_all_told(system.file)
     lines = [path.read_bytes() for path in (tmp_path / "files").glob("*.jsonl")]
     assert sum(text.count(b"\n") for text in lines) == 6
+
+
+def test_what_waits_for_a_meter_of_a_former_name_goes_to_the_present_one(system: System) -> None:
+    system.use(5)
+    system.ledger.faults.append(answering(Cause.KEY_REFUSED))
+    system.advance()  # planned; the key was refused before anything was sent
+    assert system.states() == [(1, "pending", "key_refused")]
+    system.ledger.seen.clear()
+
+    def renamed(sku: str) -> Metered:
+        return Metered(meter=Meter(sku=sku, name=f"new.{sku}", display_name=sku))
+
+    system.metered = renamed
+    system.advance()
+    assert [report.meter for report in system.ledger.seen] == ["new.page-capture"]
+    assert [state for _, state, _ in system.states()] == ["parked", "accepted"]
