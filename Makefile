@@ -14,7 +14,7 @@ PIP_COMPILE := $(BIN)/pip-compile --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit lint bench up down docs pins clean
+.PHONY: help demo test test-unit lint bench chaos up down docs pins clean
 .DELETE_ON_ERROR:
 
 help: ## This list
@@ -54,6 +54,10 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter, and whether the config
 
 bench: $(VENV)/.dev ## Measure
 	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+chaos: $(VENV)/.dev ## Faults against the real system under load, then the invariants (ARGS=--quick)
+	@$(BIN)/python scripts/ensure_rabbitmq.py
+	@$(BIN)/python -m chaos $(ARGS)
 
 up: $(VENV)/.local ## Everything in the foreground until Ctrl-C
 	@$(BIN)/billing up
