@@ -40,8 +40,7 @@ def proxy(echo: int) -> Iterator[Proxy]:
 
 
 def connect(proxy: Proxy) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", proxy.port), timeout=5)
-    return connection
+    return socket.create_connection(("127.0.0.1", proxy.port), timeout=5)
 
 
 def answer(connection: socket.socket, word: bytes = b"hello") -> bytes:
