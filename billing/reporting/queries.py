@@ -205,6 +205,8 @@ PARK_UNDECIDED: Final = sa.text(
     """
 )
 
+# Which customers and meters have something waiting is found by hopping from one to the next in the
+# index, in its order; a DISTINCT would walk over every report that waits, for every 64 of them.
 # The heads are found without locks; whoever locks one first has it, and the others pass over it.
 # The state is asked again, of the locked row, in words that no partial index answers to: after a
 # great plan its statistics are old, and it would be read whole where 64 ids are to be looked up.
@@ -212,27 +214,42 @@ PARK_UNDECIDED: Final = sa.text(
 # waits for the plan to carry it. What may have arrived is asked for again at any age.
 CLAIM: Final = sa.text(
     """
-    WITH heads AS MATERIALIZED (
-        SELECT DISTINCT ON (q.customer_id, q.meter) q.id
-        FROM usage_reports AS q
-        LEFT JOIN LATERAL (
+    WITH RECURSIVE waiting AS (
+        (SELECT customer_id, meter FROM usage_reports
+         WHERE provider = :provider AND state IN ('pending', 'unknown') AND customer_id > :after
+         ORDER BY customer_id, meter LIMIT 1)
+        UNION ALL
+        SELECT following.customer_id, following.meter FROM waiting AS w, LATERAL (
+            SELECT n.customer_id, n.meter FROM usage_reports AS n
+            WHERE n.provider = :provider AND n.state IN ('pending', 'unknown')
+                AND (n.customer_id, n.meter) > (w.customer_id, w.meter)
+            ORDER BY n.customer_id, n.meter LIMIT 1
+        ) AS following
+    ), heads AS MATERIALIZED (
+        SELECT head.id
+        FROM waiting AS w
+        CROSS JOIN LATERAL (
             SELECT max(s.period_end) AS until FROM report_seals AS s
-            WHERE s.customer_id = q.customer_id AND s.meter = q.meter
-        ) AS sealed ON true
-        WHERE q.provider = :provider AND q.state IN ('pending', 'unknown') AND q.latest
-            AND q.next_at <= :now AND q.customer_id > :after
-            AND q.meter <> ALL(CAST(:blocked AS text[]))
-            AND (q.state = 'unknown' OR CAST(:known AS text[]) IS NULL
-                OR q.meter = ANY(CAST(:known AS text[])))
-            AND (sealed.until IS NULL OR q.hour + interval '1 hour' > sealed.until)
-            AND (q.state = 'unknown' OR CAST(:too_old AS timestamptz) IS NULL
-                OR q.hour >= CAST(:too_old AS timestamptz))
+            WHERE s.customer_id = w.customer_id AND s.meter = w.meter
+        ) AS sealed
+        CROSS JOIN LATERAL (
+            SELECT q.id FROM usage_reports AS q
+            WHERE q.provider = :provider AND q.state IN ('pending', 'unknown')
+                AND q.customer_id = w.customer_id AND q.meter = w.meter
+                AND q.latest AND q.next_at <= :now
+                AND (q.state = 'unknown' OR CAST(:known AS text[]) IS NULL
+                    OR q.meter = ANY(CAST(:known AS text[])))
+                AND (sealed.until IS NULL OR q.hour + interval '1 hour' > sealed.until)
+                AND (q.state = 'unknown' OR CAST(:too_old AS timestamptz) IS NULL
+                    OR q.hour >= CAST(:too_old AS timestamptz))
+            ORDER BY q.hour LIMIT 1
+        ) AS head
+        WHERE w.meter <> ALL(CAST(:blocked AS text[]))
             AND NOT EXISTS (
                 SELECT FROM usage_reports AS s
-                WHERE s.state = 'sending' AND s.provider = q.provider
-                    AND s.customer_id = q.customer_id AND s.meter = q.meter
+                WHERE s.state = 'sending' AND s.provider = :provider
+                    AND s.customer_id = w.customer_id AND s.meter = w.meter
             )
-        ORDER BY q.customer_id, q.meter, q.hour
         LIMIT :limit
     ), picked AS (
         SELECT id FROM usage_reports
