@@ -33,17 +33,24 @@ class Settings(BaseSettings):
         description="PostgreSQL (15 or newer), as postgresql://user:password@host/database. "
         "Unset: the embedded one, where it is installed.",
     )
+    database_read_url: SecretStr | None = Field(
+        default=None,
+        description="A streaming replica of the same PostgreSQL, for totals, receipts and exports. "
+        "While it does not answer, and where unset, the primary answers them.",
+    )
     redis_url: SecretStr | None = Field(
         default=None,
         validation_alias=_plain("REDIS_URL"),
         description="Redis (7 or newer) or Valkey (8 or newer) for quota and outbox; a database of "
-        "its own with maxmemory-policy noeviction. Unset: the embedded Valkey.",
+        "its own with maxmemory-policy noeviction. A cluster: "
+        "redis+cluster://user:password@host:port,host:port (rediss+cluster:// for TLS). "
+        "Unset: the embedded Valkey.",
     )
     amqp_url: SecretStr | None = Field(
         default=None,
         validation_alias=_plain("AMQP_URL"),
-        description="RabbitMQ (3.10 or newer). Unset: a local one, else a private node, "
-        "else Kombu's Redis transport.",
+        description="RabbitMQ (3.10 or newer); the nodes of a cluster separated by ;. "
+        "Unset: a local one, else a private node, else Kombu's Redis transport.",
     )
     result_url: SecretStr | None = Field(
         default=None,

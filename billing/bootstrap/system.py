@@ -37,10 +37,11 @@ from billing.local import Endpoints
 from billing.local.lookup import endpoints_of, url_of
 from billing.log.consumer import UsageConsumer
 from billing.log.dead import DeadLetters
-from billing.log.engine import owner_engine, writer_engine
+from billing.log.engine import owner_engine, replica_engine, writer_engine
 from billing.log.intake import broker
 from billing.log.partitions import ensure_partitions, months_back
 from billing.log.receipts import Receipts
+from billing.log.replica import AsOf, as_of
 from billing.log.rollups import Usage
 from billing.log.writer import BatchResult, LogWriter
 from billing.meter.meter import Meter
@@ -104,7 +105,7 @@ class System:
         """Close what was opened."""
         for publisher in self._publishers:
             publisher.close()
-        for name in ("engine", "writer_engine"):
+        for name in ("engine", "writer_engine", "read_engine"):
             if name in self.__dict__:
                 self.__dict__[name].dispose()
         for name in ("redis", "_parent_redis", "_relay_redis"):
@@ -146,6 +147,14 @@ class System:
         return writer_engine(self.database_url)
 
     @cached_property
+    def read_engine(self) -> sa.Engine:
+        """For questions about totals and receipts: the replica where there is one."""
+        url = self.settings.database_read_url
+        if url is None:
+            return self.engine
+        return replica_engine(url.get_secret_value(), self.database_url)
+
+    @cached_property
     def accounts(self) -> Accounts:
         """Customers and budgets."""
         return Accounts(self.engine)
@@ -169,6 +178,26 @@ class System:
     def receipts(self) -> Receipts:
         """Lines, from the log."""
         return Receipts(self.engine)
+
+    @cached_property
+    def usage_read(self) -> Usage:
+        """Totals as customers are shown them: from the replica, where there is one.
+
+        What compares totals with something newer (balances, reconcile) asks ``usage``.
+        """
+        return Usage(self.read_engine)
+
+    @cached_property
+    def receipts_read(self) -> Receipts:
+        """Lines as customers are shown them: from the replica, where there is one."""
+        return Receipts(self.read_engine)
+
+    def as_of(self) -> AsOf | None:
+        """As of when ``usage_read`` and ``receipts_read`` answer; None: there is no replica.
+
+        A replica that is away is not None: the primary answers, and that is said.
+        """
+        return None if self.settings.database_read_url is None else as_of(self.read_engine)
 
     @cached_property
     def dead_letters(self) -> DeadLetters:

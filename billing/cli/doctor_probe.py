@@ -16,6 +16,7 @@ from redis.connection import parse_url
 from billing import migrations
 from billing.bootstrap import System
 from billing.cli import doctor_rules as rules
+from billing.cli.doctor_replica import examine_replica
 from billing.cli.doctor_rules import Finding, Level
 from billing.core.clock import EPOCH, from_ms
 from billing.core.credits import format_credits
@@ -34,7 +35,12 @@ _AMQP: Final = ("amqp", "amqps", "pyamqp")
 
 def examine(system: System) -> list[Finding]:
     """Every check of every server."""
-    return [*_postgresql(system), *_redis(system), *_rabbitmq(system)]
+    return [
+        *_postgresql(system),
+        *examine_replica(system),
+        *_redis(system),
+        *_rabbitmq(system),
+    ]
 
 
 def _postgresql(system: System) -> Iterator[Finding]:
