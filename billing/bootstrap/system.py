@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cached_property
 from types import TracebackType
-from typing import Final, Self, TypedDict
+from typing import Final, Self, TypedDict, cast
 
 import sqlalchemy as sa
 from redis import ConnectionError as RedisConnectionError
@@ -46,12 +46,14 @@ from billing.log.rollups import Usage
 from billing.log.writer import BatchResult, LogWriter
 from billing.meter.meter import Meter
 from billing.meter.sync import AccountSync
+from billing.quota.cluster import ClusterClient, is_cluster
 from billing.quota.hold import LoadOutcome, Quota
 from billing.quota.keys import Keys
 from billing.quota.redis_quota import RedisQuota
 from billing.reconcile.repair import Repair
 from billing.reconcile.run import Reconcile
 from billing.settings import Settings
+from billing.usage.cluster_outbox import ClusterOutbox
 from billing.usage.journal import Journal
 from billing.usage.outbox import RedisOutbox
 from billing.usage.publisher import Publisher, publisher_for
@@ -249,6 +251,9 @@ class System:
         return self._redis_client(10.0)
 
     def _redis_client(self, timeout_seconds: float) -> Redis:
+        if is_cluster(self._redis_url):
+            # It has the part of redis-py's interface that is used here.
+            return cast("Redis", ClusterClient(self._redis_url, timeout_seconds=timeout_seconds))
         return Redis.from_url(
             self._redis_url,
             socket_timeout=timeout_seconds,
@@ -283,6 +288,9 @@ class System:
     @cached_property
     def outbox(self) -> RedisOutbox:
         """Events not yet confirmed by RabbitMQ."""
+        client: object = self._relay_redis
+        if isinstance(client, ClusterClient):
+            return ClusterOutbox(client, self.keys)
         return RedisOutbox(self._relay_redis, self.keys)
 
     # -- the node's disk, RabbitMQ -------------------------------------------------------------
