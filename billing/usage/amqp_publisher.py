@@ -47,7 +47,8 @@ class AmqpPublisher:
 
     Args:
         url: ``amqp://user:password@host:port/vhost``; several, separated by ``;``, are tried in
-            turn. ``amqps://`` verifies the certificate (``?cacertfile=`` for one's own authority).
+            turn, each within its share of the time. ``amqps://`` verifies the certificate
+            (``?cacertfile=`` for one's own authority).
         exchange: The topic exchange of usage events.
         queue: The queue that the consumer reads; declared here, so that no event is unroutable.
         timeout_seconds: The longest wait of one ``publish``, connecting included (but not the
@@ -122,6 +123,16 @@ class AmqpPublisher:
             raise
 
     def _connect(self, deadline: float) -> _Session:
+        """Connect to the first broker that lets us in; each gets its share of what time is left."""
+        for left in range(len(self._brokers), 1, -1):
+            try:
+                return self._open(_share(deadline, left))
+            except (OSError, AMQPError, PublishFailed):
+                if self._cancelled():
+                    raise
+        return self._open(deadline)
+
+    def _open(self, deadline: float) -> _Session:
         broker = self._brokers[0]
         session = _Session(exchange=self._exchange, queue=self._queue, cancelled=self._cancelled)
         try:
@@ -301,6 +312,11 @@ class _Session:
 
     def _on_unblocked(self) -> None:
         self._blocked = False
+
+
+def _share(deadline: float, among: int) -> float:
+    now = time.monotonic()
+    return now + (deadline - now) / among
 
 
 def _connection_arguments(url: str) -> dict[str, Any]:
