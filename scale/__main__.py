@@ -20,6 +20,9 @@ _RUNS: Final = {
     "redis-cluster-without-replicas": lambda ground, seconds, say: redis_run.run(
         ground, seconds, say, replicas=0
     ),
+    "redis-cluster-late-replica": lambda ground, seconds, say: redis_run.run(
+        ground, seconds, say, late=True
+    ),
     "rabbitmq-cluster": rabbitmq_run.run,
     "postgres-replica": postgres_run.run,
     "sizes": sizes_run.run,

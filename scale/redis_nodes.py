@@ -143,6 +143,20 @@ class RedisNodes:
             node.process.send(signal.SIGKILL)
             end([node.process])
 
+    def cut_off(self, primary: Node) -> list[Node]:
+        """Have a primary's replicas get nothing more from it, as where a network is cut."""
+        ports = {row["port"] for row in self.table(primary) if row["primary"] == primary.id}
+        replicas = [node for node in self.nodes if node.port in ports]
+        for node in replicas:
+            node.ask("CONFIG", "SET", "primaryauth", "wrong")
+        primary.ask("CLIENT", "KILL", "TYPE", "replica")
+        return replicas
+
+    def let_in(self, replicas: Sequence[Node]) -> None:
+        """Undo ``cut_off``."""
+        for node in replicas:
+            node.ask("CONFIG", "SET", "primaryauth", _PASSWORD)
+
     def replace(self, dead: Node) -> Node:
         """Put an empty node where one was lost, as a replica of whoever took its place."""
         dead_id = next(
@@ -239,12 +253,9 @@ class RedisNodes:
 
     def _without_replica(self) -> str:
         table = self.table(self._alive())
-        followed = [row["primary"] for row in table if "slave" in row["flags"]]
-        return next(
-            row["id"]
-            for row in table
-            if "master" in row["flags"] and row["slots"] and followed.count(row["id"]) == 0
-        )
+        followed = {row["primary"] for row in table if "slave" in row["flags"]}
+        primaries = (row["id"] for row in table if "master" in row["flags"] and row["slots"])
+        return str(next(each for each in primaries if each not in followed))
 
     def _alive(self, but: Node | None = None) -> Node:
         return next(

@@ -1,6 +1,8 @@
 """Redis Cluster under load: a primary is killed, its replica takes over, an empty node replaces it.
 
-Without replicas the killed primary comes back with its own append-only file.
+Without replicas the killed primary comes back with its own append-only file. With a late replica,
+what the primary did in its last seconds is lost to Redis: the journals have the events, and the
+balances forget until they are rebuilt.
 """
 
 from __future__ import annotations
@@ -24,9 +26,12 @@ _CREDITS: Final = 50
 _PROCESSES: Final = 2
 _RATE: Final = 120.0
 _AWAY_SECONDS: Final = 3.0
+_LATE_SECONDS: Final = 1.5
 
 
-def run(ground: Ground, seconds: float, say: Say, *, replicas: int = 1) -> dict[str, Any]:
+def run(
+    ground: Ground, seconds: float, say: Say, *, replicas: int = 1, late: bool = False
+) -> dict[str, Any]:
     """Run for so many seconds of load; a third of them before the kill."""
     nodes = RedisNodes(ground.folder_of("redis") / "nodes", replicas=replicas)
     try:
@@ -42,13 +47,19 @@ def run(ground: Ground, seconds: float, say: Say, *, replicas: int = 1) -> dict[
         stage.set_up()
         stage.command("consumer")
         stage.command("relay")
-        return _under_load(stage, nodes, seconds, say, with_replica=replicas > 0)
+        return _under_load(stage, nodes, seconds, say, with_replica=replicas > 0, late=late)
     finally:
         nodes.remove()
 
 
 def _under_load(
-    stage: Stage, nodes: RedisNodes, seconds: float, say: Say, *, with_replica: bool
+    stage: Stage,
+    nodes: RedisNodes,
+    seconds: float,
+    say: Say,
+    *,
+    with_replica: bool,
+    late: bool,
 ) -> dict[str, Any]:
     keys = stage.system.keys
     load = stage.load(_PROCESSES, seconds, _RATE)
@@ -61,12 +72,17 @@ def _under_load(
         if nodes.primary_of(key_slot(keys.account(customer := CUSTOMER.format(number)).encode()))
         is victim
     }
+    cut_off = nodes.cut_off(victim) if late else []
+    if late:
+        say(f"its replica is cut off for {_LATE_SECONDS} s")
+        threading.Event().wait(_LATE_SECONDS)
     say(f"killing {victim.name}, which has {len(on_victim)} of {_CUSTOMERS} customers")
     killed_at = time.time()
     nodes.kill(victim)
     if with_replica:
         nodes.wait("a replica took over", lambda: nodes.primary_of(slot) is not victim)
         took_over = time.time() - killed_at
+        nodes.let_in(cut_off)
         nodes.replace(victim)
     else:
         threading.Event().wait(_AWAY_SECONDS)
@@ -95,6 +111,8 @@ def _document(
     after = [each.answer_seconds for each in others if each.at > killed_at]
     settles = [each.settle for each in attempts if each.outcome == "admitted"]
     short = stage.short_balances()
+    for customer in short:
+        stage.system.account_sync.rebuild(customer, force=True)
     return {
         "books": books(attempts, stage.rows(), granted).document(),
         "attempts": len(attempts),
@@ -108,4 +126,5 @@ def _document(
         "slowest_settle_seconds": round(max((e.settle_seconds for e in attempts), default=0), 3),
         "balances_that_forgot": len(short),
         "microcredits_forgotten": sum(short.values()),
+        "balances_still_wrong_after_a_rebuild": len(stage.short_balances()),
     }

@@ -68,8 +68,8 @@ def _now(engine: sa.Engine) -> Any:  # noqa: ANN401 - a datetime, as the driver 
 def _memory(stage: Stage, say: Say) -> dict[str, float]:
     say(f"Redis: {_ACCOUNTS:,} accounts, {_HOLDS:,} holds, settled")
     system = stage.system
-    used = [_used(stage)]
     customers = add_customers(system, "sizes", _ACCOUNTS)
+    used = [_used(stage)]
     for customer in customers:
         system.account_sync.rebuild(customer)
     used.append(_used(stage))
@@ -88,7 +88,9 @@ def _memory(stage: Stage, say: Say) -> dict[str, float]:
     for shard in {shard_of(customer) for customer in customers} & set(range(SHARDS)):
         system.redis.delete(system.keys.out(shard))
     used.append(_used(stage))
+    script = system.redis.info("commandstats")["cmdstat_evalsha"]
     return {
+        "script_microseconds": round(float(script["usec_per_call"]), 1),
         "account_bytes": round((used[1] - used[0]) / len(customers)),
         "open_hold_bytes": round((used[2] - used[1]) / _HOLDS),
         "ended_hold_bytes": round((used[4] - used[1]) / _HOLDS),

@@ -29,6 +29,8 @@ from billing.migrations import upgrade
 from billing.settings import Settings
 from scale.postgres import Replica
 
+pytestmark = [pytest.mark.postgres, pytest.mark.process]
+
 Servers = tuple[str, Replica]
 
 
