@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -27,6 +28,7 @@ from benchmarks import ingest, machine, overhead, questions, quota, reporting, t
 from benchmarks.effort import FULL, QUICK, Effort, Outcome
 from benchmarks.errors import BenchError
 from benchmarks.ground import Ground, Say
+from benchmarks.page import page, plot, suites_of
 from benchmarks.report import Context, Figure, as_json, caveats, table
 from billing.core.errors import WeighbridgeError
 from billing.settings import Settings
@@ -44,6 +46,9 @@ SUITES: Final[dict[str, Suite]] = {
 NEED_RABBITMQ: Final = frozenset({transport.NAME, overhead.NAME})
 RESULTS: Final = "latest.json"
 CONTEXT: Final = "context.json"
+_ROOT: Final = Path(__file__).resolve().parent.parent
+_DOCS: Final = _ROOT / "docs"
+_RESULTS: Final = _ROOT / "benchmarks" / "results"
 _WIDTH: Final = 100
 _INTERRUPTED: Final = 130
 
@@ -62,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
             figures, context, notes = _measure(asked, folder, given, err)
             _write(folder, figures, context, notes)
+            if asked.page:
+                _write_page(figures, context, notes)
     except KeyboardInterrupt:
         err.print("Interrupted; nothing was reported.")
         return _INTERRUPTED
@@ -109,9 +116,24 @@ def _write(folder: Path, figures: Sequence[Figure], context: Context, notes: Seq
     (folder / RESULTS).write_text(as_json(figures), "utf-8")
 
 
+def _write_page(figures: Sequence[Figure], context: Context, notes: Sequence[str]) -> None:
+    """The page of this run, its plots, and its figures for machines."""
+    _RESULTS.mkdir(parents=True, exist_ok=True)
+    about = {**asdict(context), "caveats": list(notes)}
+    (_RESULTS / RESULTS).write_text(as_json(figures), "utf-8")
+    (_RESULTS / CONTEXT).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+    for suite, own in suites_of(figures):
+        (_DOCS / f"benchmarks-{suite}.svg").write_text(plot(suite, own), "utf-8")
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    (_DOCS / "benchmarks.md").write_text(page(figures, context, notes, today), "utf-8")
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description="Measure what metering costs.")
     parser.add_argument("--quick", action="store_true", help="short rounds: to see that it works")
+    parser.add_argument(
+        "--page", action="store_true", help="also write docs/benchmarks.md and benchmarks/results"
+    )
     parser.add_argument(
         "--suite", action="append", choices=list(SUITES), help="only this one; may be repeated"
     )

@@ -174,6 +174,11 @@ class Settings(BaseSettings):
         default=500,
         description="What one request through the proxy costs, in millionths of the currency.",
     )
+    reconcile_repairs: bool = Field(
+        default=True,
+        description="Whether the hourly check of the books also puts right what a rule can; "
+        "false: it only tells.",
+    )
     provider: str = Field(
         default="",
         pattern="^(|ledger|stripe|file)$",

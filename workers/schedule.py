@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from datetime import timedelta
 from typing import Any, Final
 
@@ -10,13 +9,13 @@ import structlog
 from celery import shared_task
 
 from billing.bootstrap import System
+from workers.reporting_jobs import REPORTING_SCHEDULE
 
 log = structlog.get_logger(__name__)
 
 SWEEP_LIMIT: Final = 500
 """Holds expired in one step; a sweep takes as many steps as it needs."""
 
-_SECOND_READING_SECONDS: Final = 3
 _LOOK_BACK: Final = timedelta(days=2)
 
 BEAT_SCHEDULE: Final[dict[str, dict[str, Any]]] = {
@@ -36,6 +35,7 @@ BEAT_SCHEDULE: Final[dict[str, dict[str, Any]]] = {
         "schedule": 3600.0,
         "options": {"expires": 1800},
     },
+    **REPORTING_SCHEDULE,
 }
 
 
@@ -70,27 +70,16 @@ def ensure_partitions(self: Any) -> list[str]:
 
 @shared_task(bind=True, name="billing.check_balances", ignore_result=True, acks_late=True)
 def check_balances(self: Any) -> list[dict[str, Any]]:
-    """Bring Redis what it has not heard yet, then check every invariant.
+    """Bring Redis what it has not heard yet, then check every invariant and put right what is not.
 
     What is on its way between outbox and log looks like a difference; only what a second reading
-    finds unchanged is told.
+    finds unchanged counts. Each is a row of ``discrepancies``; see ``billing reconcile``.
 
     Returns:
-        The discrepancies, JSON-friendly.
+        What was found, JSON-friendly, with what became of it.
     """
     system: System = self.app.metering.system
     system.account_sync.sync_many(customer.id for customer in system.accounts.list())
     since = system.clock.now() - _LOOK_BACK
-    first = system.reconcile.run(since)
-    if not first:
-        return []
-    threading.Event().wait(_SECOND_READING_SECONDS)
-    again = set(system.reconcile.run(since))
-    standing = [discrepancy for discrepancy in first if discrepancy in again]
-    for discrepancy in standing:
-        log.error(
-            "the books disagree",
-            **discrepancy.as_dict(),
-            remedy="billing doctor; the log is right, Redis is rebuilt from it",
-        )
-    return [discrepancy.as_dict() for discrepancy in standing]
+    findings = system.repair.run(since, repair=system.settings.reconcile_repairs)
+    return [finding.as_dict() for finding in findings]

@@ -51,7 +51,8 @@ class Accounts:
             customer_id: The id in every event and key, for good.
             name: For people.
             time_zone: IANA name of where the customer's months begin.
-            stripe_customer_id: Who this is at Stripe, if anybody.
+            stripe_customer_id: Who this is at Stripe, if anybody. Where it is not given it is not
+                compared either: customers are linked later, too (``link_stripe``).
 
         Raises:
             InvalidValue: One of them cannot be right.
@@ -74,12 +75,9 @@ class Accounts:
         except sa.exc.IntegrityError as error:
             if "stripe_customer_id" not in str(error.orig):
                 raise
-            raise AlreadyExists(
-                f"stripe_customer_id={stripe_customer_id!r} belongs to another customer: "
-                "see billing customers list --json"
-            ) from None
+            raise _linked_to_another(stripe_customer_id) from None
         for field, value in values.items():
-            if getattr(customer, field) != value:
+            if value is not None and getattr(customer, field) != value:
                 raise AlreadyExists(
                     f"customer {customer_id!r} is there with {field}={getattr(customer, field)!r}, "
                     f"not {value!r}: use another id, or the same content"
@@ -119,6 +117,44 @@ class Accounts:
             if connection.execute(change).rowcount:
                 _bump_version(connection, customer_id)
             return _read(connection, customer_id)
+
+    def link_stripe(
+        self, customer_id: str, stripe_customer_id: str | None, *, replace: bool = True
+    ) -> Customer:
+        """Say who a customer is at Stripe; None: nobody there. The same again changes nothing.
+
+        Args:
+            customer_id: Whose.
+            stripe_customer_id: Who this is at Stripe. That an earlier one was deleted is forgotten.
+            replace: False leaves alone who is linked, or was and is deleted at Stripe.
+
+        Returns:
+            The customer as it stands, which with ``replace=False`` may have another one linked.
+
+        Raises:
+            NotFound: There is no such customer.
+            InvalidValue: No id can look like that.
+            AlreadyExists: The Stripe customer is another customer's.
+        """
+        change = sa.update(customers).where(customers.c.id == customer_id)
+        if stripe_customer_id is None:
+            change = change.values(stripe_customer_id=None)
+        else:
+            check_text(stripe_customer_id, field="stripe_customer_id")
+            change = change.values(stripe_customer_id=stripe_customer_id, stripe_deleted_at=None)
+        if not replace:
+            change = change.where(
+                customers.c.stripe_customer_id.is_(None), customers.c.stripe_deleted_at.is_(None)
+            )
+        try:
+            with self._engine.begin() as connection:
+                _read(connection, customer_id)
+                connection.execute(change)
+                return _read(connection, customer_id)
+        except sa.exc.IntegrityError as error:
+            if "stripe_customer_id" not in str(error.orig):
+                raise
+            raise _linked_to_another(stripe_customer_id) from None
 
     def set_budget(
         self, customer_id: str, sku: str, limit_microcredits: int | None
@@ -167,6 +203,13 @@ class Accounts:
                 )
                 for row in connection.execute(query)
             ]
+
+
+def _linked_to_another(stripe_customer_id: str | None) -> AlreadyExists:
+    return AlreadyExists(
+        f"stripe_customer_id={stripe_customer_id!r} belongs to another customer: "
+        "see billing customers list --json"
+    )
 
 
 def _read(connection: sa.Connection, customer_id: str) -> Customer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from kombu.exceptions import OperationalError
 
@@ -14,6 +14,9 @@ from billing.reconcile.shelves import Shelves
 
 if TYPE_CHECKING:
     from billing.bootstrap.system import System
+
+
+_NOT_FOUND: Final = "404"
 
 
 def build_repair(system: System) -> Repair:
@@ -32,11 +35,11 @@ def build_repair(system: System) -> Repair:
 
 
 def queue_depth(system: System) -> int | None:
-    """Messages ready in the usage queue; None where RabbitMQ does not say."""
+    """Messages ready in the usage queue; None where RabbitMQ does not say.
+
+    A queue that is not there has none.
+    """
     connection: Any = broker(system.endpoints.amqp_url or "")()
-    errors = (
-        *connection.connection_errors, *connection.channel_errors, OperationalError, OSError,
-    )  # fmt: skip
     try:
         with connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=3)
@@ -44,5 +47,7 @@ def queue_depth(system: System) -> int | None:
                 queue=system.settings.usage_queue, passive=True
             )
             return int(found.message_count)
-    except errors:
+    except connection.channel_errors as error:
+        return 0 if str(getattr(error, "code", "")) == _NOT_FOUND else None
+    except (*connection.connection_errors, OperationalError, OSError):
         return None

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Final
 
 import sqlalchemy as sa
+import stripe
 
+from billing.accounts.store import Accounts
 from billing.catalog.store import Catalog
 from billing.core.clock import Clock
 from billing.core.errors import ConfigurationError
-from billing.reporting.metering import meter_of
+from billing.reporting.comparison import ProviderComparison
+from billing.reporting.confirmation import Confirmations
+from billing.reporting.metering import meter_of, meter_prefix
+from billing.reporting.notices.handlers import AtStripe, Handlers
+from billing.reporting.notices.run import Notices
+from billing.reporting.notices.store import WebhookEvents
+from billing.reporting.notices.stripe_reads import StripeReads
+from billing.reporting.notices.topups import Terms
+from billing.reporting.pace import TokenBucket
 from billing.reporting.provider import Meter, Provider
 from billing.reporting.providers.file import FileProvider
 from billing.reporting.providers.ledger import LedgerProvider
 from billing.reporting.providers.stripe import StripeProvider
+from billing.reporting.providers.stripe_calls import client_of
+from billing.reporting.providers.stripe_customers import StripeCustomer, customer_at
 from billing.reporting.providers.stripe_key import check_key
+from billing.reporting.reading import Reader
 from billing.reporting.run import Pace, Reporter
+from billing.reporting.setup import Setup
 from billing.reporting.store import CustomerIds, Destination, Metered, Reports
 from billing.settings import Settings
 
@@ -26,6 +41,9 @@ CUSTOMER_IDS: Final = {
     "file": CustomerIds.OURS,
     "stripe": CustomerIds.STRIPE,
 }
+
+_SEARCHES_PER_SECOND: Final = 10.0
+"""Customers are found by search, of which Stripe allows 20 a second."""
 
 
 class Reporting:
@@ -74,8 +92,8 @@ class Reporting:
                 )
 
     @cached_property
-    def stripe(self) -> StripeProvider:
-        """Stripe, whether or not it gets usage now.
+    def stripe_client(self) -> stripe.StripeClient:
+        """A client of Stripe's API.
 
         Raises:
             ConfigurationError: The key cannot or must not be used.
@@ -84,7 +102,64 @@ class Reporting:
         text = key.get_secret_value() if key else ""
         base = self._settings.stripe_api_base
         check_key(text, self._settings.stripe_live, base)
-        return StripeProvider.connect(text, base)
+        return client_of(text, base)
+
+    @cached_property
+    def stripe(self) -> StripeProvider:
+        """Stripe, whether or not it gets usage now.
+
+        Raises:
+            ConfigurationError: The key cannot or must not be used.
+        """
+        prefix = meter_prefix(self._settings.environment)
+        return StripeProvider(self.stripe_client, ours=lambda name: name.startswith(prefix))
+
+    def stripe_customer(self, ref: str) -> StripeCustomer:
+        """The Stripe customer of an id; see ``stripe_customers.customer_at``."""
+        return customer_at(self.stripe_client, ref)
+
+    def setup(self) -> Setup:
+        """Sets Stripe up, whether or not it gets usage now.
+
+        Raises:
+            ConfigurationError: The key cannot or must not be used.
+        """
+        bucket = TokenBucket(
+            _SEARCHES_PER_SECOND,
+            int(_SEARCHES_PER_SECOND),
+            monotonic=time.monotonic,
+            sleep=time.sleep,
+        )
+        return Setup(self.stripe, Accounts(self._engine), bucket.take)
+
+    @property
+    def bills_live(self) -> bool:
+        """Whether real customers are billed: what the key is for, else what STRIPE_LIVE says."""
+        key = self._settings.stripe_api_key
+        text = key.get_secret_value() if key else ""
+        return text.startswith("sk_live_") if text else self._settings.stripe_live
+
+    @cached_property
+    def notices(self) -> Notices:
+        """What Stripe tells by itself; its key is needed only where Stripe has to be asked."""
+        settings = self._settings
+        handlers = Handlers(
+            stripe=lambda: AtStripe(provider=self.stripe, reads=StripeReads(self.stripe_client)),
+            confirmations=Confirmations(self._engine),
+            terms=Terms(currency=settings.currency, credit_value=settings.credit_value),
+        )
+        return Notices(
+            self._engine,
+            handlers,
+            live=self.bills_live,
+            customer_ids=CUSTOMER_IDS,
+            clock=self._clock,
+        )
+
+    @cached_property
+    def webhook_events(self) -> WebhookEvents:
+        """The events that Stripe has told."""
+        return WebhookEvents(self._engine)
 
     @cached_property
     def reports(self) -> Reports:
@@ -140,13 +215,48 @@ class Reporting:
             pace=self.pace(),
         )
 
+    def reader(self, provider: Provider | None = None) -> Reader:
+        """Reads back what a provider has accepted, by default the one that gets usage now.
+
+        Raises:
+            ConfigurationError: The provider cannot be talked to as the settings are.
+        """
+        return Reader(
+            Confirmations(self._engine),
+            provider or self.provider,
+            self._clock,
+            environment=self._settings.environment,
+        )
+
+    def readers(self) -> list[Reader]:
+        """One for the provider that gets usage now, and one for each former one to be read back.
+
+        Raises:
+            ConfigurationError: The provider cannot be talked to as the settings are.
+        """
+        current = self._settings.provider_name
+        others = [name for name in Confirmations(self._engine).providers() if name != current]
+        return [self.reader(), *(self.reader(other) for other in self._usable(others))]
+
+    def comparison(self) -> ProviderComparison:
+        """Compares the log with what the provider accepted and counts.
+
+        Raises:
+            ConfigurationError: The provider cannot be talked to as the settings are.
+        """
+        destination = self.destination(self.metered())
+        return ProviderComparison(self._engine, self.provider, destination, self._clock)
+
     def former(self) -> Sequence[Provider]:
         """Providers from before a change that still owe an answer and can be asked for it."""
+        return self._usable(self.reports.open_elsewhere(self._settings.provider_name))
+
+    def _usable(self, names: Sequence[str]) -> list[Provider]:
         found: list[Provider] = []
-        for name in self.reports.open_elsewhere(self._settings.provider_name):
+        for name in names:
             try:
                 found.append(self.provider_named(name))
             except ConfigurationError:
-                # Its reports stay open and are told by ``billing report status``.
+                # Its reports stay as they are and are told by ``billing report status``.
                 continue
         return found

@@ -158,6 +158,21 @@ class Catalog:
         in_order = sorted([*sku.prices, price], key=lambda each: each.effective_from)
         return replace(sku, prices=tuple(in_order))
 
+    def set_meter_decimals(self, sku_id: str, meter_decimals: int) -> Sku:
+        """Change the scale that the provider's meter counts: from now on it is another meter.
+
+        Whether it may be changed is for ``billing.reporting.scale`` to say.
+
+        Raises:
+            NotFound: There is no such SKU.
+            InvalidValue: Not 0 to 6.
+        """
+        change = sa.update(skus).where(skus.c.id == sku_id)
+        with self._engine.begin() as connection:
+            _read(connection, sku_id)
+            connection.execute(change.values(meter_decimals=_decimals(meter_decimals)))
+            return _read(connection, sku_id)
+
 
 def unknown_sku(sku_id: str) -> NotFound:
     """The error about a SKU that is not there."""

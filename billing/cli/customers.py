@@ -9,10 +9,11 @@ import typer
 from billing.accounts.customer import Budget, Customer
 from billing.cli.balance import balance_document, balance_facts, balance_of
 from billing.cli.context import CustomerId, Json, sync, system_of
+from billing.cli.links import link, link_cell
 from billing.cli.output import Column, print_facts, print_json, print_table, say
 from billing.core.credits import format_credits, parse_credits
 
-app = typer.Typer(no_args_is_help=True, help="Who is billed: add, list, suspend, budget.")
+app = typer.Typer(no_args_is_help=True, help="Who is billed: add, list, suspend, budget, link.")
 
 
 @app.command()
@@ -46,10 +47,7 @@ def list_(context: typer.Context, json: Json = False) -> None:
     print_table(
         "Customers",
         [Column(name) for name in ("customer", "name", "status", "time zone", "Stripe", "since")],
-        [
-            (c.id, c.name, c.status.value, c.time_zone, c.stripe_customer_id, c.created_at)
-            for c in found
-        ],
+        [(c.id, c.name, c.status.value, c.time_zone, link_cell(c), c.created_at) for c in found],
         empty="none; add one with: billing customers add ID NAME",
     )
 
@@ -73,7 +71,7 @@ def show(context: typer.Context, customer: CustomerId, json: Json = False) -> No
             ("name", found.name),
             ("status", found.status.value),
             ("time zone", found.time_zone),
-            ("Stripe customer", found.stripe_customer_id),
+            ("Stripe customer", link_cell(found)),
             ("since (UTC)", found.created_at),
             *balance_facts(balance),
         ],
@@ -140,6 +138,9 @@ def budget(
         say(f"customer {customer} may spend {limited} credits a month on {_sku_name(sku)}")
 
 
+app.command()(link)
+
+
 def customer_document(customer: Customer) -> dict[str, object]:
     """A customer for machines."""
     return {
@@ -148,6 +149,7 @@ def customer_document(customer: Customer) -> dict[str, object]:
         "status": customer.status.value,
         "time_zone": customer.time_zone,
         "stripe_customer_id": customer.stripe_customer_id,
+        "stripe_deleted_at": customer.stripe_deleted_at,
         "created_at": customer.created_at,
     }
 

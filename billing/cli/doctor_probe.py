@@ -19,6 +19,7 @@ from billing.bootstrap import System
 from billing.cli import doctor_rules as rules
 from billing.cli.doctor_cluster import examine_cluster
 from billing.cli.doctor_replica import examine_replica
+from billing.cli.doctor_reporting_probe import examine_reporting
 from billing.cli.doctor_rules import Finding, Level
 from billing.core.clock import EPOCH, from_ms
 from billing.core.credits import format_credits
@@ -83,6 +84,8 @@ def _schema(system: System, connection: sa.Connection) -> Iterator[Finding]:
         month = next_month(month)
     yield rules.partitions(missing, ahead, this_month=this_month.label)
     yield rules.dead_letters(sum(system.dead_letters.counts().values()), None)
+    if current == migrations.head():
+        yield from examine_reporting(system, connection)
 
 
 def _redis(system: System) -> Iterator[Finding]:

@@ -12,7 +12,9 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from billing.cli.output import err, printable
+from billing.cli.provider_words import message_of_unavailable
 from billing.core.errors import PublishFailed, QuotaUnavailable, WeighbridgeError
+from billing.reporting.provider import ProviderUnavailable
 from billing.usage.outbox import OutboxUnavailable
 
 EXIT_ERROR: Final = 1
@@ -43,6 +45,8 @@ def message_of(error: Exception) -> str | None:
         return _settings_message(error)
     if isinstance(error, sa.exc.DBAPIError):
         return _database_message(error)
+    if isinstance(error, ProviderUnavailable):
+        return message_of_unavailable(error)
     for kind, remedy in _REMEDIES.items():
         if isinstance(error, kind):
             return f"{error}. Remedy: {remedy}"

@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from billing.cli import credits as credits_commands
-from billing.cli import customers, dead, holds, local, skus
+from billing.cli import customers, dead, holds, local, reconcile, report, skus, stripe
+from billing.cli.api import api
 from billing.cli.context import Session
 from billing.cli.doctor import doctor
 from billing.cli.explain import explain
@@ -21,6 +22,7 @@ from billing.cli.migrate import migrate
 from billing.cli.output import say
 from billing.cli.processes import consumer, relay
 from billing.cli.receipt import receipt
+from billing.cli.stripe_sandbox import stripe_sandbox
 from billing.cli.usage import usage
 
 app = typer.Typer(
@@ -41,10 +43,15 @@ app.command()(receipt)
 app.command()(explain)
 app.add_typer(dead.app, name="dead")
 app.add_typer(holds.app, name="holds")
+app.add_typer(report.app, name="report")
+app.add_typer(reconcile.app, name="reconcile")
+app.add_typer(stripe.app, name="stripe")
 app.command()(consumer)
 app.command()(relay)
+app.command()(api)
 app.add_typer(local.app, name="local")
 app.command()(local.up)
+app.command()(stripe_sandbox)
 
 
 def _print_version(wanted: bool) -> None:

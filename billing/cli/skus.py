@@ -15,9 +15,21 @@ from billing.catalog.sku import (
     UnavailablePolicy,
 )
 from billing.cli.context import Json, system_of
-from billing.cli.output import Column, instant, print_json, print_table, say
+from billing.cli.output import (
+    Cell,
+    Column,
+    instant,
+    over,
+    print_facts,
+    print_json,
+    print_table,
+    say,
+)
+from billing.cli.stripe_setup import unit_name
 from billing.core.clock import format_instant, parse_instant
 from billing.core.credits import format_credits, parse_credits
+from billing.reporting.metering import meter_of
+from billing.reporting.scale import check_rescaling
 
 app = typer.Typer(no_args_is_help=True, help="What is sold: add, list, price.")
 
@@ -30,6 +42,7 @@ def add(
     context: typer.Context,
     sku: _SkuId,
     price: _Credits,
+    *,
     unit: Annotated[str, typer.Option(help="The word for one of it, such as page.")] = "task",
     measured: Annotated[
         bool, typer.Option("--measured", help="Only the body knows the quantity.")
@@ -50,6 +63,15 @@ def add(
         int, typer.Option(help="Unheld runs per process and outage with 'allow'.", min=0)
     ] = 0,
     description: Annotated[str, typer.Option(help="For people.")] = "",
+    decimals: Annotated[
+        int,
+        typer.Option(
+            "--meter-decimals",
+            help="Decimals of a credit that the provider's meter counts: 6 are microcredits.",
+            min=0,
+            max=6,
+        ),
+    ] = 6,
     json: Json = False,
 ) -> None:
     """Add a SKU with its first price. The same again changes nothing."""
@@ -66,6 +88,7 @@ def add(
         unavailable_policy=on_unavailable,
         allow_limit=allow_limit,
         description=description,
+        meter_decimals=decimals,
     )
     if json:
         print_json(sku_document(added, system.clock.now()))
@@ -87,17 +110,44 @@ def list_(context: typer.Context, json: Json = False) -> None:
         "SKUs (prices in credits)",
         [
             Column("SKU"),
-            Column("unit"),
-            Column("pricing"),
-            Column("holds", numeric=True),
+            Column("unit, pricing"),
             Column("price", numeric=True),
             Column("next price"),
             Column("failed"),
             Column("denied"),
-            Column("Redis away"),
+            Column("no Redis"),
+            Column("scale", numeric=True),
         ],
         [_row(each, now) for each in found],
         empty="none; add one with: billing skus add ID --price 1",
+    )
+
+
+@app.command()
+def show(context: typer.Context, sku: _SkuId, json: Json = False) -> None:
+    """Show a SKU with its meter at the provider."""
+    system = system_of(context)
+    now = system.clock.now()
+    found = system.catalog.get(sku)
+    meter = meter_of(found, system.settings.environment)
+    if json:
+        print_json({**sku_document(found, now), "meter": meter.name})
+        return
+    print_facts(
+        f"SKU {found.id}",
+        [
+            ("description", found.description),
+            ("unit", found.unit),
+            ("pricing", found.pricing.value),
+            ("units held", found.hold_quantity),
+            ("price (credits)", format_credits(found.unit_price_at(now)) if found.prices else None),
+            ("next price", _coming(found, now)),
+            ("failed tasks", found.failure_policy.value),
+            ("denied tasks", found.denial_policy.value),
+            ("Redis away", _away(found)),
+            ("meter", meter.name),
+            ("counted in", unit_name(found.meter_decimals)),
+        ],
     )
 
 
@@ -127,6 +177,40 @@ def price(
         say(f"workers know the new price within {ttl} seconds; announce a price ahead with --from")
 
 
+@app.command("meter-decimals")
+def meter_decimals(
+    context: typer.Context,
+    sku: _SkuId,
+    decimals: Annotated[
+        int,
+        typer.Argument(
+            help="Of a credit that the meter counts: 6 are microcredits, 0 credits.",
+            metavar="DECIMALS",
+            min=0,
+            max=6,
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """Change the scale of a SKU's meter: it is another meter then, with a price of its own.
+
+    What the former meter has stays its own. Refused while figures are on their way to it, and once
+    Stripe has any of the SKU's.
+    """
+    system = system_of(context)
+    now = system.clock.now()
+    found = system.catalog.get(sku)
+    if found.meter_decimals != decimals:
+        check_rescaling(system.engine, sku)
+        found = system.catalog.set_meter_decimals(sku, decimals)
+    meter = meter_of(found, system.settings.environment)
+    if json:
+        print_json({**sku_document(found, now), "meter": meter.name})
+        return
+    say(f"SKU {found.id} is counted in {unit_name(decimals)} by the meter {meter.name}")
+    say("at Stripe: billing stripe setup makes it, and prints what to ask for one unit")
+
+
 def sku_document(sku: Sku, now: datetime) -> dict[str, object]:
     """A SKU for machines."""
     return {
@@ -139,6 +223,7 @@ def sku_document(sku: Sku, now: datetime) -> dict[str, object]:
         "denial_policy": sku.denial_policy.value,
         "unavailable_policy": sku.unavailable_policy.value,
         "allow_limit": sku.allow_limit,
+        "meter_decimals": sku.meter_decimals,
         "unit_price_microcredits": sku.unit_price_at(now) if sku.prices else None,
         "prices": [
             {
@@ -150,20 +235,34 @@ def sku_document(sku: Sku, now: datetime) -> dict[str, object]:
     }
 
 
-def _row(sku: Sku, now: datetime) -> tuple[str | int | None, ...]:
+def _coming(sku: Sku, now: datetime) -> str | None:
     coming = [each for each in sku.prices[1:] if each.effective_from > now]
+    if not coming:
+        return None
+    amount = format_credits(coming[0].unit_price_microcredits)
+    return f"{amount} from {instant(coming[0].effective_from)}"
+
+
+def _away(sku: Sku) -> str:
     away = sku.unavailable_policy.value
     return (
+        f"{away} {sku.allow_limit}" if sku.unavailable_policy is UnavailablePolicy.ALLOW else away
+    )
+
+
+def _pricing(sku: Sku) -> str:
+    holds = f" ({sku.hold_quantity:,})" if sku.pricing is Pricing.MEASURED else ""
+    return f"{sku.pricing.value}{holds}"
+
+
+def _row(sku: Sku, now: datetime) -> tuple[Cell, ...]:
+    return (
         sku.id,
-        sku.unit,
-        sku.pricing.value,
-        sku.hold_quantity,
+        over(sku.unit, _pricing(sku)),
         format_credits(sku.unit_price_at(now)) if sku.prices else None,
-        f"{format_credits(coming[0].unit_price_microcredits)} from "
-        f"{instant(coming[0].effective_from)}"
-        if coming
-        else None,
+        _coming(sku, now),
         sku.failure_policy.value,
         sku.denial_policy.value,
-        f"{away} {sku.allow_limit}" if sku.unavailable_policy is UnavailablePolicy.ALLOW else away,
+        _away(sku),
+        sku.meter_decimals,
     )

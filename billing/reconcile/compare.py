@@ -26,8 +26,6 @@ class Kind(StrEnum):
     """A hold outlived its time and a sweep: its credits are locked away."""
     DENIED_BUT_RAN = "denied_but_ran"
     """A refused task left a quantity, an amount or a cost: its body ran."""
-    PROVIDER = "provider"
-    """A billing provider counts other figures than it accepted: it bills another amount."""
     LOST_EVENT = "lost_event"
     """An event was charged and is neither in the log nor on its way: it would never be billed."""
 

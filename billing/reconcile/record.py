@@ -74,18 +74,28 @@ class Row:
         return asdict(self)
 
 
+# An open row is updated. Only an open one can conflict, so what is repaired at once is inserted.
 _WRITE: Final = sa.text(
     """
-    INSERT INTO discrepancies AS d (kind, customer_id, expected, found, detail, cause, remedy,
-        state, note, first_seen_at, last_seen_at, ended_at)
-    VALUES (:kind, :customer, :expected, :found, :detail, :cause, :remedy, :state, :note, :now,
-        :now, CASE WHEN :state = 'repaired' THEN CAST(:now AS timestamptz) END)
-    ON CONFLICT (kind, customer_id, md5(detail)) WHERE ended_at IS NULL DO UPDATE SET
-        expected = excluded.expected, found = excluded.found, cause = excluded.cause,
-        remedy = excluded.remedy, state = excluded.state, note = excluded.note,
-        times_seen = d.times_seen + 1, last_seen_at = excluded.last_seen_at,
-        ended_at = excluded.ended_at
-    RETURNING id
+    WITH known AS (
+        UPDATE discrepancies SET expected = :expected, found = :found, cause = :cause,
+            remedy = :remedy, state = :state, note = :note, times_seen = times_seen + 1,
+            last_seen_at = :now,
+            ended_at = CASE WHEN :state = 'repaired' THEN CAST(:now AS timestamptz) END
+        WHERE kind = :kind AND customer_id = :customer AND md5(detail) = md5(:detail)
+            AND ended_at IS NULL
+        RETURNING id
+    ), new AS (
+        INSERT INTO discrepancies AS d (kind, customer_id, expected, found, detail, cause, remedy,
+            state, note, first_seen_at, last_seen_at, ended_at)
+        SELECT :kind, :customer, :expected, :found, :detail, :cause, :remedy, :state, :note, :now,
+            :now, CASE WHEN :state = 'repaired' THEN CAST(:now AS timestamptz) END
+        WHERE NOT EXISTS (SELECT FROM known)
+        ON CONFLICT (kind, customer_id, md5(detail)) WHERE ended_at IS NULL DO UPDATE SET
+            times_seen = d.times_seen + 1, last_seen_at = excluded.last_seen_at
+        RETURNING id
+    )
+    SELECT id FROM known UNION ALL SELECT id FROM new
     """
 )
 _GONE: Final = sa.text(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -39,6 +40,8 @@ LOGGED_WITHIN: Final = timedelta(seconds=20)
 _POLL_SECONDS: Final = 0.2
 SWEPT_AT_ONCE: Final = 500
 
+_TRY_LOCK: Final = sa.text("SELECT pg_try_advisory_xact_lock(:key)")
+_ONE_AT_A_TIME: Final = 0x57656967_72657061
 _LOCK_BUCKET: Final = sa.text(
     """
     INSERT INTO usage_hourly AS kept (customer_id, hour, sku_id, outcome, reason, events, quantity,
@@ -146,19 +149,28 @@ class Repair:
             for each in found
         ]
         if repair and findings:
-            findings = self._repaired(findings, lost, since)
+            with self._alone() as alone:
+                # Where another one is at it, this one only tells.
+                if alone:
+                    findings = self._repaired(findings, lost, since)
         self._record.write(findings, self._clock.now())
         for finding in findings:
             _tell(finding)
         return findings
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Whether no other repair is under way; none begins until the block is left."""
+        with self._engine.begin() as connection:
+            yield bool(connection.execute(_TRY_LOCK, {"key": _ONE_AT_A_TIME}).scalar_one())
 
     def _standing(self, since: datetime) -> list[Discrepancy]:
         first = self._reconcile.run(since)
         if not first:
             return []
         self._wait(READ_AGAIN.total_seconds())
-        again = set(self._reconcile.run(since))
-        return [each for each in first if each in again]
+        before = set(map(_standing_name, first))
+        return [each for each in self._reconcile.run(since) if _standing_name(each) in before]
 
     def _standing_lost(self) -> list[UsageEvent]:
         first = self._shelves.missing()
@@ -262,9 +274,10 @@ class Repair:
         left: set[tuple[str, ...]],
     ) -> Finding:
         state = State.REPAIRED
-        if finding.discrepancy in waits:
+        is_left = _name(finding.discrepancy) in left
+        if finding.discrepancy in waits or (is_left and _follows(finding, waits)):
             state = State.WAITING
-        elif _name(finding.discrepancy) in left:
+        elif is_left:
             state = State.FOUND if finding.remedy is Remedy.BY_HAND else State.FAILED
         return Finding(
             discrepancy=finding.discrepancy,
@@ -273,6 +286,25 @@ class Repair:
             state=state,
             note=notes.get(finding.discrepancy, ""),
         )
+
+
+def _follows(finding: Finding, waits: set[Discrepancy]) -> bool:
+    """Whether it is what is available of a balance whose repair has to wait."""
+    owners = {each.customer for each in waits}
+    discrepancy = finding.discrepancy
+    return discrepancy.kind is Kind.AVAILABLE and discrepancy.customer in owners
+
+
+def _standing_name(discrepancy: Discrepancy) -> tuple[object, ...]:
+    """What has to be the same in two readings for a fault to stand.
+
+    Lines and their rollup commit together, so a rollup that differs is a fault whatever is written
+    meanwhile. Elsewhere usage on its way looks like a fault, of another amount each time.
+    """
+    name = _name(discrepancy)
+    if discrepancy.kind is Kind.ROLLUP:
+        return name
+    return (*name, discrepancy.found - discrepancy.expected)
 
 
 def _name(discrepancy: Discrepancy) -> tuple[str, ...]:

@@ -14,7 +14,14 @@ from typing import Final, NamedTuple
 
 from billing.core.period import hour_floor
 from billing.reporting.provider import Cause, Meter
-from billing.reporting.report import TAKEN, ParkedBy, State, fits, scaled
+from billing.reporting.report import (
+    MAX_HOUR_VALUE,
+    TAKEN,
+    ParkedBy,
+    State,
+    fits_an_hour,
+    scaled,
+)
 
 HOUR: Final = timedelta(hours=1)
 
@@ -81,7 +88,7 @@ class Holder(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Last:
-    """A bucket's last revision. ``total_microcredits``: the log's total that it stood for."""
+    """A bucket's last revision. ``total_microcredits``: the bucket's, that it stood for."""
 
     holder: Holder
     revision: int
@@ -95,8 +102,11 @@ class Last:
 class Bucket:
     """What one customer's hour of one SKU comes to, and what is known of its reports.
 
-    ``total_microcredits`` is the log's. ``taken`` is what each holder has of it, by the last
-    revision that it accepted. ``customer_ref`` is None where the provider does not know who it is.
+    ``total_microcredits`` is what is to be reported in this hour: the log's, less what was carried
+    out, and what was carried in. ``taken`` is what each holder has of it, by the last revision that
+    it accepted. ``customer_ref`` is None where the provider does not know who it is.
+    ``sealed_until`` is the end of the last period that any provider has made final. ``carried_in``
+    is the part of the total that was used in other hours.
     """
 
     customer: str
@@ -106,14 +116,21 @@ class Bucket:
     customer_ref: str | None
     last: Last | None = None
     taken: Mapping[Holder, int] = field(default_factory=dict)
+    sealed_until: datetime | None = None
+    carried_in_microcredits: int = 0
+
+    def held_by(self, holder: Holder) -> int:
+        """What a holder has once everything that the others do not have was told to it."""
+        others = sum(held for other, held in self.taken.items() if other != holder)
+        return self.total_microcredits - others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revision:
     """A revision to be written down.
 
-    ``held_microcredits``: what the provider has of this bucket once it took this. ``hands_over``:
-    the last revision waits, unsent, for another provider, and has to be parked for this one.
+    ``held_microcredits``: what the provider has of this bucket once it took this. ``parks_last``:
+    the last revision waits unsent, and has to be parked for this one, with this cause.
     """
 
     revision: int
@@ -123,7 +140,8 @@ class Revision:
     value: int
     total_microcredits: int
     held_microcredits: int
-    hands_over: bool
+    detail: str = ""
+    parks_last: ParkedBy | None = None
 
 
 FOLLOWS_THE_CUSTOMER: Final = frozenset(
@@ -138,9 +156,17 @@ _PASSING: Final = frozenset(
         Cause.UNMAPPED_CUSTOMER.value,
         ParkedBy.PROVIDER_CHANGED.value,
         ParkedBy.NOTHING_TO_TELL.value,
+        ParkedBy.BELOW_UNIT.value,
+        ParkedBy.CARRIED.value,
+        ParkedBy.NO_ANSWER.value,
     }
 )
 """Causes that lie in the figure or in us: another figure is worth another try."""
+
+_TOO_LARGE: Final = (
+    f"over {MAX_HOUR_VALUE} units in one hour: a month of such hours has more than the 15 digits "
+    "that a provider gives back exactly; count the SKU by a coarser meter (meter_decimals)"
+)
 
 
 def answered(last: Last) -> bool:
@@ -158,30 +184,37 @@ def revise(bucket: Bucket, provider: str, meter: Meter, decimals: int) -> Revisi
         meter: Of the bucket's SKU.
         decimals: Of a credit that the meter counts.
     """
-    last = bucket.last
     holder = Holder(provider, bucket.customer_ref, meter.name)
-    own = bucket.taken.get(holder, 0)
-    held = bucket.total_microcredits - (sum(bucket.taken.values()) - own)
-    hands_over = _waits_for_another(last, provider)
+    return made(bucket, holder, meter, decimals) if _is_due(bucket, holder) else None
+
+
+def _is_due(bucket: Bucket, holder: Holder) -> bool:
+    last = bucket.last
+    held = bucket.held_by(holder)
     if last is None:
-        due = held != 0
-    elif hands_over:
-        due = True
-    elif not answered(last):
-        due = False
-    elif last.total_microcredits != bucket.total_microcredits:
-        due = True
-    else:
-        due = held != own and _is_worth_another_try(last, holder)
-    if not due:
-        return None
+        return held != 0
+    meant_for = (last.holder.provider, last.holder.meter)
+    if waits_unsent(last) and meant_for != (holder.provider, holder.meter):
+        # For another provider, or for a meter of a former name, which nobody has checked.
+        return True
+    if not answered(last):
+        return False
+    if last.total_microcredits != bucket.total_microcredits:
+        return True
+    return held != bucket.taken.get(holder, 0) and _is_worth_another_try(last, holder)
+
+
+def made(bucket: Bucket, holder: Holder, meter: Meter, decimals: int) -> Revision:
+    """The next revision of a bucket, whether or not it is due."""
+    last = bucket.last
+    own, held = bucket.taken.get(holder, 0), bucket.held_by(holder)
     value = scaled(held, decimals).value
     if not meter.overwrites:
         value -= scaled(own, decimals).value
     cause = _cause(last, holder, held, value)
-    if not cause and held == 0 and holder not in bucket.taken:
-        # It is left with nothing to tell a provider that never heard of it: closed without sending.
-        cause = ParkedBy.NOTHING_TO_TELL.value
+    if not cause and not scaled(held, decimals).value and holder not in bucket.taken:
+        # A provider that never heard of it hears nothing: there is nothing left, or not yet a unit.
+        cause = (ParkedBy.BELOW_UNIT if held else ParkedBy.NOTHING_TO_TELL).value
     return Revision(
         revision=last.revision + 1 if last else 1,
         holder=holder,
@@ -190,22 +223,21 @@ def revise(bucket: Bucket, provider: str, meter: Meter, decimals: int) -> Revisi
         value=value,
         total_microcredits=bucket.total_microcredits,
         held_microcredits=held,
-        hands_over=hands_over,
+        detail=_TOO_LARGE if cause == Cause.INVALID_VALUE and not fits_an_hour(value) else "",
+        parks_last=ParkedBy.PROVIDER_CHANGED if last and waits_unsent(last) else None,
     )
 
 
-def _waits_for_another(last: Last | None, provider: str) -> bool:
-    """Whether the last revision was never sent and is meant for another provider."""
-    if last is None or last.doubtful or last.state is not State.PENDING:
-        return False
-    return last.holder.provider != provider
+def waits_unsent(last: Last) -> bool:
+    """Whether nothing of the last revision ever left, so that another may stand for it."""
+    return last.state is State.PENDING and not last.doubtful
 
 
 def _is_worth_another_try(last: Last, holder: Holder) -> bool:
     """Whether a parked figure is tried again although it is the same."""
     if last.state is not State.PARKED or last.cause == ParkedBy.BY_HAND:
         return False
-    if last.holder.provider != holder.provider:
+    if last.holder.provider != holder.provider or last.cause == ParkedBy.NO_ANSWER:
         return True
     moved = holder.customer_ref not in (None, last.holder.customer_ref)
     return moved and last.cause in FOLLOWS_THE_CUSTOMER
@@ -217,7 +249,7 @@ def _cause(last: Last | None, holder: Holder, held: int, value: int) -> str:
         return last.cause
     if held < 0:
         return ParkedBy.BELOW_ZERO.value
-    if not fits(value):
+    if not fits_an_hour(value):
         return Cause.INVALID_VALUE.value
     if holder.customer_ref is None:
         return Cause.UNMAPPED_CUSTOMER.value

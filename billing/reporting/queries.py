@@ -17,27 +17,44 @@ PASSED: Final = sa.text(
     """
 )
 
-# Buckets whose total is not the one that their last revision stood for, and those whose last
-# revision can be tried elsewhere. Which of them get a revision is decided by due.revise.
-_DUE: Final = """
-    SELECT t.customer_id, t.sku_id, t.hour, t.total, c.{ref} AS customer_ref,
-        r.id AS last_id, r.provider AS last_provider, r.customer_ref AS last_ref,
-        r.meter AS last_meter, r.revision AS last_revision, r.state AS last_state,
-        r.cause AS last_cause, r.doubtful AS last_doubtful, r.total_microcredits AS last_total,
-        taken.taken
-    FROM (
-        SELECT customer_id, sku_id, hour, sum(amount_microcredits) AS total
-        FROM usage_hourly
-        WHERE hour < :until
-            AND (CAST(:since AS timestamptz) IS NULL OR hour >= CAST(:since AS timestamptz))
-        GROUP BY customer_id, sku_id, hour
-    ) AS t
-    JOIN customers AS c ON c.id = t.customer_id
-    LEFT JOIN usage_reports AS r ON r.latest AND r.customer_id = t.customer_id
-        AND r.sku_id = t.sku_id AND r.hour = t.hour
-    LEFT JOIN LATERAL (
+SKUS: Final = sa.text("SELECT id FROM skus ORDER BY id")
+
+# What the hours of a stretch come to, in parts: the log's amounts, less what was carried out of
+# them, and what was carried into them.
+REPORTABLE: Final = """
+    SELECT customer_id, sku_id, hour, amount_microcredits AS amount, 0 AS carried
+    FROM usage_hourly WHERE {hour}
+    UNION ALL
+    SELECT customer_id, sku_id, from_hour, -amount_microcredits, amount_microcredits
+    FROM report_carries WHERE {from_hour}
+    UNION ALL
+    SELECT customer_id, sku_id, to_hour, amount_microcredits, -amount_microcredits
+    FROM report_carries WHERE {to_hour}
+"""
+
+
+def reportable(condition: str) -> str:
+    """``REPORTABLE`` where a condition on ``{0}``, the column of the hour, is met."""
+    names = ("hour", "from_hour", "to_hour")
+    return REPORTABLE.format(**{name: condition.format(name) for name in names})
+
+
+# The SKU's meter now, and that of its last revision.
+_NAMES: Final = "ARRAY[CAST(:meters AS jsonb) ->> t.sku_id, r.meter]"
+
+# A bucket, its last revision, what each holder has of it, and until when it is sealed.
+_BUCKET: Final = """
+    t.customer_id, t.sku_id, t.hour, t.total, t.carried, c.{ref} AS customer_ref,
+    r.id AS last_id, r.provider AS last_provider, r.customer_ref AS last_ref,
+    r.meter AS last_meter, r.revision AS last_revision, r.state AS last_state,
+    r.cause AS last_cause, r.doubtful AS last_doubtful, r.total_microcredits AS last_total,
+    (
+        SELECT max(s.period_end) FROM report_seals AS s
+        WHERE s.customer_id = t.customer_id AND s.meter = ANY({names})
+    ) AS sealed_until,
+    (
         SELECT jsonb_agg(jsonb_build_array(
-            has.provider, has.customer_ref, has.meter, has.held_microcredits::text)) AS taken
+            has.provider, has.customer_ref, has.meter, has.held_microcredits::text))
         FROM (
             SELECT DISTINCT ON (provider, customer_ref, meter)
                 provider, customer_ref, meter, held_microcredits
@@ -46,24 +63,87 @@ _DUE: Final = """
                 AND a.state IN ('accepted', 'confirmed')
             ORDER BY provider, customer_ref, meter, revision DESC
         ) AS has
-    ) AS taken ON true
+    ) AS taken
+"""
+
+_CLOSED: Final = """
+    (t.hour < CAST(:too_old AS timestamptz) OR EXISTS (
+        SELECT FROM report_seals AS s
+        WHERE s.customer_id = t.customer_id AND s.meter = ANY({names})
+            AND s.period_end >= t.hour + interval '1 hour'))
+"""
+
+# Buckets whose total is not the one that their last revision stood for, those whose last revision
+# can be tried elsewhere, those that are closed before they were told, and those that can make up
+# for a negative hour. Which of them get what is decided by carry.weigh.
+_DUE: Final = """
+    SELECT {bucket}
+    FROM (
+        SELECT customer_id, sku_id, hour, sum(amount) AS total, sum(carried) AS carried
+        FROM ({reportable}) AS part GROUP BY customer_id, sku_id, hour
+    ) AS t
+    JOIN customers AS c ON c.id = t.customer_id
+    LEFT JOIN usage_reports AS r ON r.latest AND r.customer_id = t.customer_id
+        AND r.sku_id = t.sku_id AND r.hour = t.hour
     WHERE CASE
         WHEN r.id IS NULL THEN t.total <> 0
         WHEN r.state IN ('accepted', 'confirmed') THEN r.total_microcredits <> t.total
-        WHEN r.state = 'pending' THEN r.provider <> :provider AND NOT r.doubtful
+            OR (t.total > 0 AND (t.customer_id, t.sku_id) IN (
+                SELECT customer_id, sku_id FROM usage_reports
+                WHERE state = 'parked' AND latest AND cause = 'below_zero' AND NOT doubtful))
+        WHEN r.state = 'pending' THEN NOT r.doubtful AND (r.provider <> :provider
+            OR r.meter <> CAST(:meters AS jsonb) ->> t.sku_id OR {closed})
         WHEN r.state = 'parked' THEN NOT r.doubtful AND (
             r.total_microcredits <> t.total
-            OR (r.cause <> :by_hand AND r.provider <> :provider)
+            OR (r.cause <> ALL(:at_rest) AND r.provider <> :provider)
+            OR r.cause = :no_answer
             OR (r.cause = ANY(:follows) AND c.{ref} IS NOT NULL
-                AND c.{ref} IS DISTINCT FROM r.customer_ref))
+                AND c.{ref} IS DISTINCT FROM r.customer_ref)
+            OR (r.cause <> ALL(:at_rest) AND c.{ref} IS NOT NULL AND {closed}))
         ELSE false
     END
 """
-DUE: Final = {column: sa.text(_DUE.format(ref=column)) for column in ("id", "stripe_customer_id")}
+
+# What earlier hours could not tell, of the SKUs of some customers. The causes are written out, for
+# the index has them in its condition.
+_LEFTOVERS: Final = """
+    SELECT {bucket}
+    FROM (
+        SELECT DISTINCT customer_id, sku_id
+        FROM unnest(CAST(:of_customers AS text[]), CAST(:of_skus AS text[]))
+            AS o (customer_id, sku_id)
+    ) AS o
+    JOIN usage_reports AS r ON r.customer_id = o.customer_id AND r.sku_id = o.sku_id
+        AND r.state = 'parked' AND r.latest AND r.cause IN ('below_zero', 'below_unit')
+        AND NOT r.doubtful AND r.provider = :provider
+    CROSS JOIN LATERAL (
+        SELECT r.customer_id, r.sku_id, r.hour, r.total_microcredits AS total, 0 AS carried
+    ) AS t
+    JOIN customers AS c ON c.id = t.customer_id
+"""
+
+
+def _by_customer_column(statement: str) -> dict[str, sa.TextClause]:
+    made = {}
+    for column in ("id", "stripe_customer_id"):
+        text = statement.format(
+            bucket=_BUCKET.format(ref=column, names=_NAMES), closed=_CLOSED.format(names=_NAMES),
+            ref=column,
+            reportable=reportable(
+                "{0} < :until AND (CAST(:since AS timestamptz) IS NULL"
+                " OR {0} >= CAST(:since AS timestamptz))"
+            ),
+        )  # fmt: skip
+        made[column] = sa.text(text)
+    return made
+
+
+DUE: Final = _by_customer_column(_DUE)
+LEFTOVERS: Final = _by_customer_column(_LEFTOVERS)
 
 LOCK_LASTS: Final = sa.text(
     """
-    SELECT id, state, doubtful FROM usage_reports
+    SELECT id, state, cause, doubtful FROM usage_reports
     WHERE id = ANY(CAST(:ids AS bigint[])) AND latest ORDER BY id FOR UPDATE
     """
 )
@@ -79,14 +159,30 @@ NO_LONGER_LATEST: Final = sa.text(
     "UPDATE usage_reports SET latest = false WHERE id = ANY(CAST(:ids AS bigint[]))"
 )
 
+# One statement however many: it says which of them were written.
 INSERT: Final = sa.text(
     """
     INSERT INTO usage_reports (customer_id, sku_id, hour, revision, latest, provider, meter,
         overwrites, identifier, customer_ref, value, event_at, total_microcredits,
-        held_microcredits, state, cause, next_at, created_at)
-    VALUES (:customer, :sku, :hour, :revision, true, :provider, :meter, :overwrites, :identifier,
-        :customer_ref, :value, :event_at, :total, :held, :state, :cause, :now, :now)
+        held_microcredits, state, cause, detail, next_at, created_at)
+    SELECT customer, sku, hour, revision, true, :provider, meter, overwrites, identifier,
+        customer_ref, value, event_at, total, held, state, cause, detail, :now, :now
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS n (customer text, sku text, hour timestamptz,
+        revision integer, meter text, overwrites boolean, identifier text, customer_ref text,
+        value numeric, event_at timestamptz, total numeric, held numeric, state text, cause text,
+        detail text)
     ON CONFLICT DO NOTHING
+    RETURNING identifier
+    """
+)
+
+CARRY: Final = sa.text(
+    """
+    INSERT INTO report_carries (customer_id, sku_id, from_hour, to_hour, amount_microcredits,
+        reason, created_at)
+    SELECT customer, sku, from_hour, to_hour, amount, reason, :now
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS n (customer text, sku text,
+        from_hour timestamptz, to_hour timestamptz, amount numeric, reason text)
     """
 )
 
@@ -100,7 +196,7 @@ RECLAIM: Final = sa.text(
 
 PARK_UNDECIDED: Final = sa.text(
     """
-    UPDATE usage_reports SET state = 'parked', cause = :cause, detail = :detail
+    UPDATE usage_reports SET state = 'parked', cause = :cause, detail = :detail, confirm_at = :now
     WHERE state = 'unknown' AND NOT overwrites AND first_sent_at <= :before
     """
 )
@@ -108,14 +204,25 @@ PARK_UNDECIDED: Final = sa.text(
 # The heads are found without locks; whoever locks one first has it, and the others pass over it.
 # The state is asked again, of the locked row, in words that no partial index answers to: after a
 # great plan its statistics are old, and it would be read whole where 64 ids are to be looked up.
+# Whatever provider has sealed an hour, nothing is sent for it; what is too old and was never sent
+# waits for the plan to carry it. What may have arrived is asked for again at any age.
 CLAIM: Final = sa.text(
     """
     WITH heads AS MATERIALIZED (
         SELECT DISTINCT ON (q.customer_id, q.meter) q.id
         FROM usage_reports AS q
+        LEFT JOIN LATERAL (
+            SELECT max(s.period_end) AS until FROM report_seals AS s
+            WHERE s.customer_id = q.customer_id AND s.meter = q.meter
+        ) AS sealed ON true
         WHERE q.provider = :provider AND q.state IN ('pending', 'unknown') AND q.latest
             AND q.next_at <= :now AND q.customer_id > :after
             AND q.meter <> ALL(CAST(:blocked AS text[]))
+            AND (q.state = 'unknown' OR CAST(:known AS text[]) IS NULL
+                OR q.meter = ANY(CAST(:known AS text[])))
+            AND (sealed.until IS NULL OR q.hour + interval '1 hour' > sealed.until)
+            AND (q.state = 'unknown' OR CAST(:too_old AS timestamptz) IS NULL
+                OR q.hour >= CAST(:too_old AS timestamptz))
             AND NOT EXISTS (
                 SELECT FROM usage_reports AS s
                 WHERE s.state = 'sending' AND s.provider = q.provider
@@ -141,7 +248,9 @@ CLAIM: Final = sa.text(
 ANSWER: Final = sa.text(
     """
     UPDATE usage_reports SET state = :state, doubtful = :doubtful, cause = :cause,
-        detail = :detail, claim = NULL, lease_until = NULL, answered_at = :now, next_at = :next_at
+        detail = :detail, claim = NULL, lease_until = NULL, answered_at = :now, next_at = :next_at,
+        confirm_at = CASE WHEN :state = 'accepted' OR (:state = 'parked' AND :doubtful)
+            THEN CAST(:confirm_at AS timestamptz) END
     WHERE id = :id AND state = 'sending' AND claim = :claim
     """
 )
@@ -155,15 +264,33 @@ RELEASE: Final = sa.text(
     """
 )
 
-RETRY: Final = sa.text(
-    """
+_AS_IT_IS: Final = """
     UPDATE usage_reports SET state = CASE WHEN doubtful THEN 'unknown' ELSE 'pending' END,
-        cause = '', next_at = :now
+        cause = '', confirm_at = NULL, next_at = :now
     WHERE id = :id AND state = 'parked' AND latest AND customer_ref IS NOT NULL
-        AND held_microcredits >= 0 AND abs(value) < 1000000000000000
+        AND cause NOT IN ('carried', 'nothing_to_tell', 'below_unit')
+        AND held_microcredits >= 0 AND abs(value) <= :largest
         AND (overwrites OR NOT doubtful)
+"""
+RETRY: Final = sa.text(_AS_IT_IS)
+
+# What is held back by hand, or of which nobody knows whether it arrived.
+_HELD_BACK: Final = "(cause IN ('by_hand', 'no_answer') OR doubtful)"
+UNPARK: Final = sa.text(f"{_AS_IT_IS} AND {_HELD_BACK}")
+
+ARRIVED: Final = sa.text(
+    """
+    UPDATE usage_reports SET state = 'accepted', doubtful = false, cause = :cause,
+        answered_at = :now, confirm_at = :now
+    WHERE id = :id AND state = 'parked' AND latest AND doubtful
     """
 )
+
+_NEVER_ARRIVED: Final = """
+    UPDATE usage_reports SET doubtful = false, cause = :cause, confirm_at = NULL
+    WHERE id = :id AND state = 'parked' AND latest AND {}
+"""
+NEVER_ARRIVED: Final = sa.text(_NEVER_ARRIVED.format(_HELD_BACK))
 
 PARK: Final = sa.text(
     """
@@ -188,11 +315,10 @@ OPEN_ELSEWHERE: Final = sa.text(
 
 # Accepted is what the providers said they have, whatever the last revision stands for; what that
 # one adds to it is open or parked.
-SUMS: Final = sa.text(
-    """
-    WITH logged AS (
-        SELECT customer_id, sku_id, hour, sum(amount_microcredits) AS total
-        FROM usage_hourly WHERE hour >= :start AND hour < :end GROUP BY 1, 2, 3
+_SUMS: Final = """
+    WITH reportable AS (
+        SELECT customer_id, sku_id, hour, sum(amount) AS total, sum(carried) AS carried
+        FROM ({reportable}) AS part GROUP BY 1, 2, 3
     ), accepted AS (
         SELECT customer_id, sku_id, hour, sum(held_microcredits) AS total
         FROM (
@@ -207,16 +333,17 @@ SUMS: Final = sa.text(
         FROM usage_reports WHERE latest AND hour >= :start AND hour < :end
     )
     SELECT customer_id, sku_id,
-        coalesce(sum(logged.total), 0) AS logged,
+        coalesce(sum(reportable.total + reportable.carried), 0) AS logged,
         coalesce(sum(accepted.total), 0) AS accepted,
         coalesce(sum(last.total - coalesce(accepted.total, 0))
             FILTER (WHERE last.state IN ('pending', 'sending', 'unknown')), 0) AS open,
         coalesce(sum(last.total - coalesce(accepted.total, 0))
             FILTER (WHERE last.state = 'parked'), 0) AS parked,
-        coalesce(sum(coalesce(logged.total, 0) - coalesce(last.total, 0)), 0) AS unclaimed
-    FROM logged
+        coalesce(sum(coalesce(reportable.total, 0) - coalesce(last.total, 0)), 0) AS unclaimed,
+        coalesce(sum(reportable.carried), 0) AS carried
+    FROM reportable
     FULL JOIN last USING (customer_id, sku_id, hour)
     FULL JOIN accepted USING (customer_id, sku_id, hour)
     GROUP BY customer_id, sku_id ORDER BY customer_id, sku_id
-    """
-)
+"""
+SUMS: Final = sa.text(_SUMS.format(reportable=reportable("{0} >= :start AND {0} < :end")))

@@ -28,6 +28,11 @@ DEDUPLICATED_FOR: Final = timedelta(hours=22)
 
 LARGEST_VALUE: Final = 10**MAX_DIGITS - 1
 
+_HOURS_OF_A_MONTH: Final = 31 * 24
+
+MAX_HOUR_VALUE: Final = LARGEST_VALUE // _HOURS_OF_A_MONTH
+"""Most that is sent for one hour: a month of such hours is still exact at a provider."""
+
 EVENT_OFFSET: Final = timedelta(minutes=1)
 """Where in its hour a figure is dated: inside it whatever a clock or a rounding does, and never in
 the future, also where the hour under way is reported before its end."""
@@ -75,10 +80,26 @@ class ParkedBy(StrEnum):
     PROVIDER_CHANGED = "provider_changed"
     """It was never sent, and another provider gets this usage."""
     NO_ANSWER = "no_answer"
-    """A meter that adds gave no answer while it would have dropped a repeat: read it back."""
+    """A meter that adds gave no answer while it would have dropped a repeat: read it back. Once
+    it is known not to have arrived, the hour is told anew."""
     NOTHING_TO_TELL = "nothing_to_tell"
     """What it was about is gone before any provider heard of it; its amount is 0."""
+    BELOW_UNIT = "below_unit"
+    """Less than the meter's unit: the next hour with usage takes it along."""
+    SEALED = "sealed"
+    """It was open when the provider made its period final. What did not arrive is carried."""
+    CARRIED = "carried"
+    """What the hour came to beyond what the provider has was carried on; its amount is 0."""
     BY_HAND = "by_hand"
+    DIFFERS = "differs"
+    """It was accepted, and what was read back is another figure, however often it was sent."""
+
+
+BILLED: Final = "billed"
+"""The cause of a confirmed revision that says what the provider's invoice billed."""
+
+AT_REST: Final = frozenset({ParkedBy.CARRIED, ParkedBy.NOTHING_TO_TELL})
+"""Parked with an amount of 0: nobody has to do anything."""
 
 
 def may_become(before: State, after: State) -> bool:
@@ -134,6 +155,11 @@ def scaled(amount_microcredits: int, decimals: int = CREDIT_DECIMALS) -> Scaled:
     size, rest = divmod(abs(amount_microcredits), unit)
     sign = -1 if amount_microcredits < 0 else 1
     return Scaled(sign * size, sign * rest)
+
+
+def fits_an_hour(value: int) -> bool:
+    """Whether an hour's figure leaves a month's total exact at a provider."""
+    return abs(value) <= MAX_HOUR_VALUE
 
 
 def fits(value: int) -> bool:

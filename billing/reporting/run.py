@@ -18,11 +18,14 @@ from datetime import datetime, timedelta
 
 from billing.core.clock import Clock
 from billing.core.failpoints import reach
-from billing.reporting.due import closed_before
+from billing.core.period import hour_floor
+from billing.reporting.carry import too_old_before
+from billing.reporting.due import HOUR, closed_before
 from billing.reporting.pace import TokenBucket
 from billing.reporting.provider import Cause, Meter, Provider, ProviderUnavailable, Verdict
 from billing.reporting.report import State, after_answer, backoff
-from billing.reporting.store import Claimed, Destination, Reports
+from billing.reporting.settlement import Difference
+from billing.reporting.store import Claimed, Destination, Metered, Reports
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +34,8 @@ class Pace:
 
     ``lag``: an hour is closed so long after its end. ``lease``: above any request's time-out with
     all its retries. ``rate_per_second`` and ``burst`` are what the provider allows; ``senders``
-    requests are under way at once; ``batch`` reports are claimed at once.
+    requests are under way at once; ``batch`` reports are claimed at once. ``confirm_after``: what
+    was taken is read back so long after.
     """
 
     lag: timedelta = timedelta(minutes=5)
@@ -40,6 +44,7 @@ class Pace:
     burst: int = 10
     senders: int = 8
     batch: int = 64
+    confirm_after: timedelta = timedelta(minutes=15)
 
     @classmethod
     def of_settings(cls, *, lag_seconds: int, rate_per_second: float, senders: int) -> Pace:
@@ -55,6 +60,7 @@ class Advance:
 
     ``became`` counts sent reports by their state afterwards. ``stopped`` says, by provider, why
     nothing more was sent there. ``blocked`` are meters that nothing may be sent to, and why.
+    ``differed`` are periods that were billed otherwise than was accepted.
     """
 
     planned: int = 0
@@ -63,6 +69,7 @@ class Advance:
     causes: Counter[Cause] = field(default_factory=Counter)
     stopped: dict[str, str] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
+    differed: list[Difference] = field(default_factory=list)
 
 
 class Reporter:
@@ -110,28 +117,46 @@ class Reporter:
             for name in (provider.name, *(other.name for other in former))
         }
 
-    def advance(self, *, until: datetime | None = None) -> Advance:
-        """Send what is open, write down what is due, send that.
+    def advance(
+        self,
+        *,
+        until: datetime | None = None,
+        up_to_now: bool = False,
+        into: Advance | None = None,
+    ) -> Advance:
+        """Send what is open, settle sealed periods, write down what is due, send that.
 
         Args:
             until: Begin no further batch after this instant.
+            up_to_now: Tell the hours that are not closed yet as they stand, the one under way too;
+                they are revised later. For a customer who leaves.
+            into: What the run did is added to this as it goes, to be told also of a run that was
+                broken off.
 
         Raises:
             sqlalchemy.exc.DBAPIError: PostgreSQL did not answer. What was sent stays claimed, and
                 is sent again when its lease has ended.
         """
-        done = Advance()
+        done = Advance() if into is None else into
         done.left_behind = self._reports.recover(self._clock.now())
         # What is open first: a bucket with an open revision gets no next one.
         for provider in (*self._former, self._provider):
             self._drain(provider, done, until)
         now = self._clock.now()
-        closed = closed_before(now, self._pace.lag)
+        done.differed.extend(self._reports.seals.settle(None, self._counted, now))
+        closed = hour_floor(now) + HOUR if up_to_now else closed_before(now, self._pace.lag)
         done.planned = self._reports.plan(self._destination, until=closed, now=now)
         reach("report.after_plan")
         if done.planned and self._provider.name not in done.stopped:
             self._drain(self._provider, done, until)
         return done
+
+    def _counted(self, meter: str) -> Metered | None:
+        """How a meter of this name counts, at whatever provider: meters are named alike."""
+        for one in self._meters:
+            if one.name == meter:
+                return self._destination.metered(one.sku)
+        return None
 
     def _drain(self, provider: Provider, done: Advance, until: datetime | None) -> None:
         blocked = self._blocked(provider, done)
@@ -148,12 +173,24 @@ class Reporter:
                     limit=self._pace.batch,
                     after=after,
                     blocked=blocked,
+                    known=self._known(provider),
+                    too_old=too_old_before(self._clock.now(), self._max_age(provider)),
                 )
                 reach("report.after_claim")
                 if not batch and not after:
                     return
                 after = batch[-1].customer if len(batch) == self._pace.batch else ""
                 self._send_all(provider, batch, done, stop, pool)
+
+    def _known(self, provider: Provider) -> list[str] | None:
+        """The meters that were checked; None where none were, as of a former provider."""
+        if provider is not self._provider or not self._meters:
+            return None
+        return [meter.name for meter in self._meters]
+
+    def _max_age(self, provider: Provider) -> timedelta | None:
+        current = provider is self._provider
+        return self._destination.max_age if current else provider.max_age
 
     def _blocked(self, provider: Provider, done: Advance) -> list[str]:
         """Meters that are missing or made otherwise; asked before every drain."""
@@ -207,6 +244,9 @@ class Reporter:
         now = self._clock.now()
         wait = outcome.state is State.UNKNOWN
         next_at = now + backoff(claimed.attempts, self._jitter()) if wait else now
-        self._reports.answer(claimed, outcome, answer, now=now, next_at=next_at)
+        self._reports.answer(
+            claimed, outcome, answer,
+            now=now, next_at=next_at, confirm_at=now + self._pace.confirm_after,
+        )  # fmt: skip
         reach("report.after_answer")
         return outcome.state, answer.cause, answer.detail

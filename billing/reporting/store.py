@@ -6,76 +6,25 @@ revision per bucket, one report in flight per provider, customer and meter are u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy.engine import Connection, Engine, Row
+from sqlalchemy.engine import Engine, Row
 from sqlalchemy.exc import IntegrityError
 
 from billing.core.period import Period
 from billing.reporting import queries
-from billing.reporting.due import (
-    FOLLOWS_THE_CUSTOMER,
-    Bucket,
-    Depth,
-    Holder,
-    Last,
-    Revision,
-    covered,
-    depth_due,
-    reaches_to,
-    revise,
-)
-from billing.reporting.provider import Answer, Meter, UsageReport
-from billing.reporting.report import (
-    CREDIT_DECIMALS,
-    DEDUPLICATED_FOR,
-    EVENT_OFFSET,
-    Outcome,
-    ParkedBy,
-    State,
-    identifier_of,
-)
+from billing.reporting.destination import CustomerIds, Destination, Metered
+from billing.reporting.listing import Listing
+from billing.reporting.planning import Pass
+from billing.reporting.provider import Answer, Cause, UsageReport
+from billing.reporting.report import DEDUPLICATED_FOR, MAX_HOUR_VALUE, Outcome, ParkedBy
+from billing.reporting.seals import Seals
 
-_CHUNK: Final = 1000
-"""Buckets read and written at once: the memory of a pass does not grow with what is due."""
-
-# Any constant does, as long as nothing else in the database locks the same one.
-_ONE_PASS_AT_A_TIME: Final = 0x57656967_72657074
-
-
-class CustomerIds(StrEnum):
-    """Which id a provider knows a customer by; the values are columns of ``customers``."""
-
-    OURS = "id"
-    STRIPE = "stripe_customer_id"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metered:
-    """How a SKU is counted at a provider: its meter, and the decimals of a credit it counts."""
-
-    meter: Meter
-    decimals: int = CREDIT_DECIMALS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Destination:
-    """Who gets usage now.
-
-    ``environment`` tells installations apart that report to one account. ``metered`` gives a SKU's
-    meter there. ``max_age``: see ``Provider.max_age``.
-    """
-
-    environment: str
-    provider: str
-    customer_ids: CustomerIds
-    metered: Callable[[str], Metered]
-    max_age: timedelta | None = None
+__all__ = ["Claimed", "CustomerIds", "Destination", "Metered", "Reports", "Sums"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +41,11 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sums:
-    """A customer's SKU in a period, in microcredits: ``logged`` is the sum of the other four.
+    """A customer's SKU in a period, in microcredits: ``logged`` is the sum of the other five.
 
-    ``unclaimed``: hours that are not closed, or not compared since they changed.
+    ``unclaimed``: hours that are not closed, or not compared since they changed. ``carried``: to
+    other periods, less what came from them; over all periods it adds up to 0. What came is part of
+    the other terms.
     """
 
     customer: str
@@ -104,37 +55,33 @@ class Sums:
     open: int
     parked: int
     unclaimed: int
+    carried: int
 
 
-class Reports:
+class Reports(Listing):
     """The outbox of reports.
 
     Args:
         engine: PostgreSQL, as the owner role.
+
+    Attributes:
+        seals: The periods that providers have made final.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        super().__init__(engine)
+        self.seals = Seals(engine)
 
     def plan(self, destination: Destination, *, until: datetime, now: datetime) -> int:
-        """Write down every revision that is due for hours before ``until``; returns how many.
+        """Write down every revision and carry line that is due for hours before ``until``.
 
         Reads the rollups and never the log. How far back it compares: ``due.depth_due``. While
         another reporter is at it, it does nothing.
+
+        Returns:
+            How many revisions were written.
         """
-        written = 0
-        with self._engine.begin() as reading:
-            if not reading.execute(queries.TRY_LOCK, {"key": _ONE_PASS_AT_A_TIME}).scalar_one():
-                return 0
-            depth = self._depth(reading, destination.provider, now)
-            for chunk in _due(reading, destination, depth, until, now):
-                written += self._write(chunk, destination, now)
-            for done in covered(depth):
-                reading.execute(
-                    queries.PASSED,
-                    {"provider": destination.provider, "depth": done.value, "now": now},
-                )
-        return written
+        return Pass(self._engine, destination, until=until, now=now).run()
 
     def recover(self, now: datetime) -> int:
         """Reports whose reporter is gone become unknown; those that may not be sent again, parked.
@@ -147,6 +94,7 @@ class Reports:
             connection.execute(
                 queries.PARK_UNDECIDED,
                 {
+                    "now": now,
                     "before": now - DEDUPLICATED_FOR,
                     "cause": ParkedBy.NO_ANSWER.value,
                     "detail": "a meter that adds gave no answer for 22 hours: read it back by hand",
@@ -163,8 +111,12 @@ class Reports:
         limit: int,
         after: str = "",
         blocked: Sequence[str] = (),
-    ) -> list[Claimed]:
+        too_old: datetime | None = None,
+        known: Sequence[str] | None = None,
+    ) -> Sequence[Claimed]:
         """Take reports to send: at most one per customer and meter, its oldest hour first.
+
+        Nothing of an hour that a provider has sealed.
 
         Args:
             provider: Whose.
@@ -173,11 +125,15 @@ class Reports:
             limit: The most to take.
             after: Customers up to this one come later: the next call goes on where this one ended.
             blocked: Meters that nothing may be sent to.
+            too_old: What was never sent is not, for hours before this (``carry.too_old_before``).
+            known: The meters that were checked. What was never sent goes to no other: the plan
+                writes it anew for the present one. None: any.
         """
         claim = uuid4()
         parameters = {
             "provider": provider, "now": now, "until": now + lease, "limit": limit,
-            "after": after, "blocked": list(blocked), "claim": claim,
+            "after": after, "blocked": list(blocked), "claim": claim, "too_old": too_old,
+            "known": None if known is None else list(known),
         }  # fmt: skip
         try:
             with self._engine.begin() as connection:
@@ -195,8 +151,17 @@ class Reports:
         *,
         now: datetime,
         next_at: datetime,
+        confirm_at: datetime,
     ) -> bool:
         """Note what became of a claimed report.
+
+        Args:
+            claimed: As it was taken.
+            outcome: What the answer makes of it.
+            answer: The provider's.
+            now: The time.
+            next_at: Not sent again before.
+            confirm_at: When it is read back, where it was taken, or nobody knows whether it was.
 
         Returns:
             False where the claim was lost meanwhile: then nothing is changed, and whoever has it
@@ -206,6 +171,7 @@ class Reports:
             "id": claimed.id, "claim": claimed.claim, "state": outcome.state.value,
             "doubtful": outcome.doubtful, "cause": answer.cause.value,
             "detail": answer.detail[:500], "now": now, "next_at": next_at,
+            "confirm_at": confirm_at,
         }  # fmt: skip
         with self._engine.begin() as connection:
             return connection.execute(queries.ANSWER, parameters).rowcount == 1
@@ -223,8 +189,30 @@ class Reports:
 
         Only a bucket's last revision can be, and only one that is complete.
         """
+        parameters = {"id": report, "now": now, "largest": MAX_HOUR_VALUE}
         with self._engine.begin() as connection:
-            return connection.execute(queries.RETRY, {"id": report, "now": now}).rowcount == 1
+            return connection.execute(queries.RETRY, parameters).rowcount == 1
+
+    def unpark(self, report: int, *, arrived: bool | None, now: datetime) -> bool:
+        """Lift a hold by hand, or decide what nobody knew: whether a report arrived.
+
+        Args:
+            report: A bucket's last revision, parked by hand, for want of an answer, or doubtful.
+            arrived: True: it was sent, and the provider has it; it is read back. False: it has it
+                not, and the hour is told anew, or carried. None: it is sent again as it is.
+            now: The time.
+
+        Returns:
+            False where it is none of these, or cannot be.
+        """
+        statement, cause = {
+            True: (queries.ARRIVED, Cause.TAKEN.value),
+            False: (queries.NEVER_ARRIVED, ParkedBy.NO_ANSWER.value),
+            None: (queries.UNPARK, ""),
+        }[arrived]
+        parameters = {"id": report, "now": now, "cause": cause, "largest": MAX_HOUR_VALUE}
+        with self._engine.begin() as connection:
+            return connection.execute(statement, parameters).rowcount == 1
 
     def park(self, report: int, detail: str) -> bool:
         """Hold back a report that is pending or unknown; False where it is neither."""
@@ -240,14 +228,14 @@ class Reports:
             ).scalar()
         return found
 
-    def open_elsewhere(self, provider: str) -> list[str]:
+    def open_elsewhere(self, provider: str) -> Sequence[str]:
         """Other providers that reports were sent to and are without an answer."""
         with self._engine.connect() as connection:
             return list(
                 connection.execute(queries.OPEN_ELSEWHERE, {"provider": provider}).scalars()
             )
 
-    def sums(self, period: Period) -> list[Sums]:
+    def sums(self, period: Period) -> Sequence[Sums]:
         """The invariant's terms per customer and SKU, from one snapshot."""
         parameters = {"start": period.start, "end": period.end}
         with self._engine.connect() as connection:
@@ -255,106 +243,9 @@ class Reports:
         return [
             Sums(customer=row.customer_id, sku=row.sku_id, logged=int(row.logged),
                  accepted=int(row.accepted), open=int(row.open), parked=int(row.parked),
-                 unclaimed=int(row.unclaimed))
+                 unclaimed=int(row.unclaimed), carried=int(row.carried))
             for row in rows
         ]  # fmt: skip
-
-    def _depth(self, connection: Connection, provider: str, now: datetime) -> Depth:
-        rows = connection.execute(queries.PASSES, {"provider": provider})
-        return depth_due({Depth(row.depth): row.started_at for row in rows}, now)
-
-    def _write(
-        self, chunk: Sequence[tuple[Row[Any], Revision]], destination: Destination, now: datetime
-    ) -> int:
-        """Write a chunk of revisions; what changed since it was read is left to the next pass."""
-        with self._engine.begin() as connection:
-            lasts = {row.last_id: (row.last_state, row.last_doubtful) for row, _ in chunk}
-            lasts.pop(None, None)
-            found = connection.execute(queries.LOCK_LASTS, {"ids": sorted(lasts)})
-            held = {row.id for row in found if lasts[row.id] == (row.state, row.doubtful)}
-            good = [(row, new) for row, new in chunk if row.last_id is None or row.last_id in held]
-            handed = [row.last_id for row, new in good if new.hands_over]
-            connection.execute(
-                queries.HAND_OVER, {"ids": handed, "cause": ParkedBy.PROVIDER_CHANGED.value}
-            )
-            connection.execute(queries.NO_LONGER_LATEST, {"ids": sorted(held)})
-            rows = [_values(row, new, destination, now) for row, new in good]
-            return connection.execute(queries.INSERT, rows).rowcount if rows else 0
-
-
-def _due(
-    connection: Connection, destination: Destination, depth: Depth, until: datetime, now: datetime
-) -> Iterator[list[tuple[Row[Any], Revision]]]:
-    parameters = {
-        "provider": destination.provider,
-        "since": reaches_to(depth, now),
-        "until": until,
-        "by_hand": ParkedBy.BY_HAND.value,
-        "follows": sorted(FOLLOWS_THE_CUSTOMER),
-    }
-    result = connection.execute(
-        queries.DUE[destination.customer_ids.value],
-        parameters,
-        execution_options={"yield_per": _CHUNK},
-    )
-    for rows in result.partitions():
-        chunk = []
-        for row in rows:
-            metered = destination.metered(row.sku_id)
-            new = revise(_bucket(row), destination.provider, metered.meter, metered.decimals)
-            if new is not None:
-                chunk.append((row, new))
-        if chunk:
-            yield chunk
-
-
-def _bucket(row: Row[Any]) -> Bucket:
-    last = None
-    if row.last_id is not None:
-        last = Last(
-            holder=Holder(row.last_provider, row.last_ref, row.last_meter),
-            revision=row.last_revision,
-            state=State(row.last_state),
-            cause=row.last_cause,
-            doubtful=row.last_doubtful,
-            total_microcredits=int(row.last_total),
-        )
-    return Bucket(
-        customer=row.customer_id,
-        sku=row.sku_id,
-        hour=row.hour,
-        total_microcredits=int(row.total),
-        customer_ref=row.customer_ref,
-        last=last,
-        taken={Holder(*names): int(held) for *names, held in row.taken or ()},
-    )
-
-
-def _values(
-    row: Row[Any], new: Revision, destination: Destination, now: datetime
-) -> Mapping[str, object]:
-    meter = destination.metered(row.sku_id).meter
-    return {
-        "customer": row.customer_id,
-        "sku": row.sku_id,
-        "hour": row.hour,
-        "revision": new.revision,
-        "provider": destination.provider,
-        "meter": meter.name,
-        "overwrites": meter.overwrites,
-        "identifier": identifier_of(
-            destination.environment, destination.provider, meter.name, row.customer_id,
-            row.hour, new.revision,
-        ),
-        "customer_ref": new.holder.customer_ref,
-        "value": new.value,
-        "event_at": row.hour + EVENT_OFFSET,
-        "total": new.total_microcredits,
-        "held": new.held_microcredits,
-        "state": new.state.value,
-        "cause": new.cause,
-        "now": now,
-    }  # fmt: skip
 
 
 def _claimed(row: Row[Any], claim: UUID) -> Claimed:

@@ -8,8 +8,10 @@ from contextlib import ExitStack
 import httpx
 import pytest
 import redis
+import stripe_servers
 from pydantic import SecretStr
 from stripe_api import KEY
+from stripe_servers import StripeServer
 from support import add_customer, add_sku
 from webhook_bench import SECRET, Books, LocalStripe, Shop
 
@@ -17,18 +19,17 @@ from billing.api.app import app_of
 from billing.api.server import ApiServer
 from billing.bootstrap import System
 from billing.settings import Settings
-from billing.stripe_sandbox import SandboxServer
 
 
 @pytest.fixture(scope="session")
-def stripe_server() -> Iterator[SandboxServer]:
+def stripe_server() -> Iterator[StripeServer]:
     """One server for all these tests, on the machine's clock, as signatures are."""
-    with SandboxServer() as server:
+    with stripe_servers.stripe_server() as server:
         yield server
 
 
 @pytest.fixture
-def local_stripe(stripe_server: SandboxServer) -> Iterator[LocalStripe]:
+def local_stripe(stripe_server: StripeServer) -> Iterator[LocalStripe]:
     """An empty local Stripe."""
     with httpx.Client(base_url=stripe_server.url, trust_env=False, timeout=10) as http:
         yield LocalStripe(stripe_server, http)

@@ -13,12 +13,12 @@ import httpx
 import sqlalchemy as sa
 import stripe
 from stripe_api import KEY, Control
+from stripe_servers import StripeServer
 from support import eventually
 
 from billing import tables
 from billing.bootstrap import System
 from billing.reporting.providers.stripe_calls import client_of
-from billing.stripe_sandbox import SandboxServer
 
 SECRET = "whsec_of_the_tests"
 WEBHOOK = "/webhooks/stripe"
@@ -34,7 +34,7 @@ def signed(body: bytes, *, secret: str = SECRET, seconds: int = 0) -> dict[str, 
 class LocalStripe:
     """What tests do at a local Stripe."""
 
-    def __init__(self, server: SandboxServer, http: httpx.Client) -> None:
+    def __init__(self, server: StripeServer, http: httpx.Client) -> None:
         self.url = server.url
         self.control = Control(http)
         self.control.post("reset")

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+import httpx
 import pytest
 import redis
+import stripe_servers
 import structlog
+from at_stripe import AtStripe
 from commandline import Billing, environment_of
+from stripe_servers import StripeServer
 from support import add_customer, add_sku
 
 from billing.bootstrap import System
@@ -46,3 +50,17 @@ def acme(system: System) -> str:
     """A customer with 100 credits, and the SKU ``page-capture`` at one credit."""
     add_sku(system.engine, "page-capture")
     return add_customer(system.engine, "acme")
+
+
+@pytest.fixture(scope="session")
+def stripe_server() -> Iterator[StripeServer]:
+    """One server for all these tests, on the machine's clock, as the command is."""
+    with stripe_servers.stripe_server() as server:
+        yield server
+
+
+@pytest.fixture
+def at_stripe(stripe_server: StripeServer) -> Iterator[AtStripe]:
+    """An empty local Stripe."""
+    with httpx.Client(base_url=stripe_server.url, trust_env=False, timeout=10) as http:
+        yield AtStripe(stripe_server, http)

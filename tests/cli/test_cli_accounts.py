@@ -30,6 +30,7 @@ def test_a_customer_is_added_and_listed(billing: Billing):
         "status": "active",
         "time_zone": "Europe/Berlin",
         "stripe_customer_id": "cus_1",
+        "stripe_deleted_at": None,
         "created_at": "",
     }
     assert billing.json("customers", "list") == [added]
@@ -245,6 +246,7 @@ def test_skus_have_documented_keys(billing: Billing):
         "denial_policy": "defer",
         "unavailable_policy": "allow",
         "allow_limit": 3,
+        "meter_decimals": 6,
         "unit_price_microcredits": 500_000,
     }
     assert [each["unit_price_microcredits"] for each in prices] == [500_000]

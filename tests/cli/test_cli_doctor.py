@@ -38,6 +38,8 @@ def test_healthy_servers_pass_every_check(billing: Billing, system: System):
     redis_name = server_of_balances(found)
     assert set(found) == {
         "PostgreSQL", "Clock of PostgreSQL", "Roles", "Schema", "Partitions", "Dead letters",
+        "Provider", "Last reporting run", "Reports", "Unknown reports", "Parked reports",
+        "Oldest usage not taken",
         redis_name, f"Clock of {redis_name}", "Redis eviction", "Redis persistence",
         "Redis database", "Outbox", "Holds", "RabbitMQ", "Usage queue",
     }  # fmt: skip

@@ -12,6 +12,7 @@ from billing.core.errors import DenialReason
 from billing.log.receipts import ReceiptLine
 from workers.demo.books import Books, CustomerBooks
 from workers.demo.checks import Evidence
+from workers.demo.reported import Reported
 from workers.demo.results import End
 from workers.demo.scenario import CustomerPlan, Expected, capture
 from workers.demo.submission import Ticket
@@ -91,6 +92,12 @@ def good_books() -> Books:
     )
 
 
+def reported(customer: str, amount: int, **overrides: int) -> Reported:
+    """A SKU that every side has the same figure of, but for ``overrides``."""
+    figures = dict.fromkeys(("logged", "rolled_up", "reported", "confirmed"), amount)
+    return Reported(customer=customer, sku="page-capture", **(figures | overrides))
+
+
 def good_evidence(**overrides: Any) -> Evidence:
     """Evidence that passes every check; ``overrides`` spoil it."""
     ends = overrides.get("ends", ENDS)
@@ -105,6 +112,7 @@ def good_evidence(**overrides: Any) -> Evidence:
         broken_chords={"corvus": 1},
         books=good_books(),
         discrepancies=[],
+        reported=[reported("atlas", 2 * CREDIT), reported("corvus", CREDIT)],
         visits={f"{SITE}/a1": 2, f"{SITE}/a2": 1, f"{SITE}/c1": 1},
     )
     return replace(evidence, **overrides)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
-from demo_evidence import CREDIT, DENIED, ENDS, SITE, good_books, good_evidence
+from demo_evidence import CREDIT, DENIED, ENDS, SITE, good_books, good_evidence, reported
 
 from billing.reconcile.compare import Discrepancy, Kind
 from workers.demo.checks import Check, Evidence, as_planned, invariants
@@ -54,6 +54,14 @@ def test_every_kind_of_discrepancy_violates_one_invariant(kind: Kind):
 def test_what_is_left_over_is_a_violation(spoiled: dict[str, int], sentence: str):
     books = replace(good_books(), **spoiled)  # type: ignore[arg-type]  # names of its fields
     assert only_violation(good_evidence(books=books))[1] == sentence
+
+
+@pytest.mark.parametrize("side", ["logged", "rolled_up", "reported", "confirmed"])
+def test_a_figure_that_one_side_has_otherwise_is_named(side: str):
+    rows = [reported("atlas", 2 * CREDIT, **{side: 5}), reported("corvus", CREDIT)]
+    claim, sentence = only_violation(good_evidence(reported=rows))
+    assert claim.startswith("log = rollups = reported = confirmed")
+    assert sentence.startswith("atlas, page-capture: ")
 
 
 def test_a_page_fetched_for_a_denied_task_is_a_trace():

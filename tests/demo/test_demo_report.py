@@ -4,7 +4,7 @@ import io
 import json
 from collections import Counter
 
-from demo_evidence import CREDIT, PLANS, good_books, good_evidence
+from demo_evidence import CREDIT, PLANS, good_books, good_evidence, reported
 from rich.console import Console
 
 from workers.demo.bars import Bars, note
@@ -12,10 +12,12 @@ from workers.demo.checks import Check, invariants
 from workers.demo.report import (
     about,
     print_checklist,
+    print_delivery,
     print_next,
     print_overview,
     print_receipts,
 )
+from workers.demo.reported import Delivery
 from workers.demo.results import End
 from workers.demo.scenario import CUSTOMERS
 from workers.demo.stages import WIDTH, Stages
@@ -162,6 +164,8 @@ def test_the_summary_has_exactly_the_agreed_names():
         "credits_settled": "3",
         "credits_logged": "3",
         "credits_rolled_up": "3",
+        "credits_reported": "3",
+        "credits_confirmed": "3",
         "open_holds": 0,
         "duplicates": 0,
         "discrepancies": 0,
@@ -176,3 +180,13 @@ def test_the_summary_counts_every_violation():
 def test_credits_for_machines_have_no_thousands_separator():
     assert plain_credits(1_234_500_000) == "1234.5"
     assert plain_credits(-CREDIT) == "-1"
+
+
+def test_the_table_of_reports_has_the_same_figure_four_times():
+    console, text = console_of()
+    rows = (reported("atlas", 2 * CREDIT), reported("corvus", CREDIT, confirmed=0))
+    print_delivery(console, Delivery(rows=rows, requests=2, events=1119), "a local Stripe")
+    lines = lines_of(text)
+    assert row(lines, "atlas") == ["atlas", "page-capture", "2", "2", "2", "2"]
+    assert row(lines, "corvus") == ["corvus", "page-capture", "1", "1", "1", "0"]
+    assert any("2 requests for 1,119 lines of the log" in line for line in lines)

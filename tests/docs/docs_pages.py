@@ -107,14 +107,19 @@ def fault_of_command(command: str) -> str | None:
     """Why a command line cannot be run as it stands in the docs; None where it can."""
     found: Any = typer.main.get_command(app)
     words = shlex.split(command, comments=True)[1:]
-    while words and hasattr(found, "commands"):
+    while words and hasattr(found, "commands") and not words[0].startswith("--"):
         word = words.pop(0)
         if word not in found.commands:
             return f"no command {word!r} in {command!r}"
         found = found.commands[word]
-    known = {name for parameter in found.params for name in parameter.opts}
+    known = {name for parameter in found.params for name in _names(parameter)}
     unknown = [word for word in words if word.startswith("--") and word not in known]
     return f"no option {unknown[0]} in {command!r}" if unknown else None
+
+
+def _names(parameter: Any) -> list[str]:
+    """An option's names, ``--no-…`` too."""
+    return [*parameter.opts, *parameter.secondary_opts]
 
 
 def all_options() -> set[str]:
@@ -123,7 +128,7 @@ def all_options() -> set[str]:
     found: set[str] = set()
     while waiting:
         command = waiting.pop()
-        found |= {name for parameter in command.params for name in parameter.opts}
+        found |= {name for parameter in command.params for name in _names(parameter)}
         waiting += getattr(command, "commands", {}).values()
     return found
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
+from stripe_servers import stripe_server
 from support import NOW
 
-from billing.core.clock import ManualClock
 from billing.reporting.provider import Provider
 from billing.reporting.providers.file import FileProvider
 from billing.reporting.providers.ledger import LedgerProvider
 from billing.reporting.providers.stripe import StripeProvider
-from billing.stripe_sandbox import SandboxServer
 
 STRIPE_KEY = "sk_test_4eC39HqLyjWDarjtT1zdp7dc"
 
@@ -29,11 +28,13 @@ class Bench:
 
     ``again`` makes another adapter to the same provider, as another process has it. ``settle``
     waits until what was accepted can be read back. ``knows_its_customers``: it refuses others.
+    ``says_who_is_missing``: asked for figures of a customer or meter that is not there, it says so.
     """
 
     provider: Provider
     again: Callable[[], Provider]
     knows_its_customers: bool
+    says_who_is_missing: bool = False
     settle: Callable[[], None] = lambda: None
 
 
@@ -55,12 +56,12 @@ def file(engine: sa.Engine, folder: Path) -> AbstractContextManager[Bench]:
 def stripe(engine: sa.Engine, folder: Path) -> Iterator[Bench]:
     """A local Stripe. It takes a figure first, and tells of an unknown customer only later."""
     del engine, folder
-    with SandboxServer(ManualClock(NOW)) as server:
+    with stripe_server(NOW) as server:
 
         def adapter() -> StripeProvider:
             return StripeProvider.connect(STRIPE_KEY, server.url)
 
-        yield Bench(adapter(), adapter, knows_its_customers=False)
+        yield Bench(adapter(), adapter, knows_its_customers=False, says_who_is_missing=True)
 
 
 BENCHES: dict[str, Callable[[sa.Engine, Path], AbstractContextManager[Bench]]] = {

@@ -13,9 +13,17 @@ import sqlalchemy as sa
 from support import NOW, add_customer, add_sku, make_event
 
 from billing.core.clock import ManualClock
-from billing.core.period import month_of
+from billing.core.period import Period, month_of, next_month
 from billing.log.writer import LogWriter
-from billing.reporting.provider import Answer, Cause, Meter, Provider, UsageReport
+from billing.reporting.provider import (
+    Answer,
+    Cause,
+    Meter,
+    MeteredLine,
+    Provider,
+    ProviderInvoice,
+    UsageReport,
+)
 from billing.reporting.providers.file import FileProvider
 from billing.reporting.providers.ledger import LedgerProvider
 from billing.reporting.run import Advance, Pace, Reporter
@@ -81,8 +89,34 @@ class Faulty:
         return answer
 
 
+class Aged(Faulty):
+    """A provider that takes no figure older than ``max_age``, by the tests' clock."""
+
+    def __init__(self, inner: Any, clock: ManualClock, max_age: timedelta) -> None:
+        super().__init__(inner)
+        self.clock = clock
+        self.max_age = max_age
+
+    def report_usage(self, report: UsageReport) -> Answer:
+        old = report.timestamp < self.clock.now() - self.max_age
+        if old and not self.faults and self.always is None:
+            self.seen.append(report)
+            return Answer(cause=Cause.TOO_OLD, detail="by its age")
+        return super().report_usage(report)
+
+
 def metered(sku: str) -> Metered:
     return Metered(meter=Meter(sku=sku, name=f"wb.{sku}", display_name=sku))
+
+
+def coarse(decimals: int) -> Callable[[str], Metered]:
+    """Meters that count so many decimals of a credit."""
+
+    def of_sku(sku: str) -> Metered:
+        name = f"wb.{sku}.d{decimals}"
+        return Metered(meter=Meter(sku=sku, name=name, display_name=sku), decimals=decimals)
+
+    return of_sku
 
 
 class System:
@@ -133,6 +167,7 @@ class System:
                 provider=provider.name,
                 customer_ids=CustomerIds.OURS,
                 metered=self.metered,
+                max_age=provider.max_age,
             ),
             [self.metered(sku).meter for sku in SKUS],
             self.clock,
@@ -143,6 +178,53 @@ class System:
 
     def advance(self, provider: Any = None) -> Advance:
         return self.reporter(provider).advance()
+
+    def seal(
+        self,
+        billed: int,
+        *,
+        end: datetime = THIS_HOUR,
+        start: datetime = THIS_HOUR - timedelta(hours=8),
+        provider: Any = None,
+        invoice: str = "in_1",
+        customer: str = "acme",
+        sku: str = "page-capture",
+    ) -> int:
+        """The provider's invoice for a customer's period is final, and the notice of it is here."""
+        line = MeteredLine(
+            meter=self.metered(sku).meter.name, period_start=start, period_end=end, value=billed
+        )
+        final = ProviderInvoice(
+            provider_id=invoice, customer_ref=customer, status="open", currency="USD",
+            total_minor=1, period_start=start, period_end=end, finalised_at=self.clock.now(),
+            payment_failed=False, lines=[line],
+        )  # fmt: skip
+        name = (provider or self.ledger).name
+        return self.reports.seals.notice(name, customer, final, self.clock.now())
+
+    def carries(self) -> list[tuple[datetime, datetime, int, str]]:
+        """Every line as (from, to, amount, reason), in the order they were written."""
+        lines = reversed(self.reports.carries(limit=1000))
+        return [(c.from_hour, c.to_hour, c.amount_microcredits, c.reason.value) for c in lines]
+
+    def books(self, customer: str = "acme", sku: str = "page-capture") -> Sums:
+        """The invariant's terms of one SKU over all time, after checking it for all of them."""
+        months = [month_of(NOW)]
+        for _ in range(3):
+            months.append(next_month(months[-1]))
+        of_months: defaultdict[tuple[str, str], int] = defaultdict(int)
+        for month in months:
+            for one in self.reports.sums(month):
+                terms = (one.accepted, one.open, one.parked, one.unclaimed, one.carried)
+                assert one.logged == sum(terms), one
+                of_months[one.customer, one.sku] += one.carried
+        assert not any(of_months.values()), of_months
+        return {(s.customer, s.sku): s for s in self.sums_ever()}[customer, sku]
+
+    def sums_ever(self) -> Sequence[Sums]:
+        """The invariant's terms over all time."""
+        wide = timedelta(days=400)
+        return self.reports.sums(Period("ever", NOW - wide, NOW + wide))
 
     def die(self, provider: Any = None) -> None:
         """A run that does not come to its end."""
@@ -166,7 +248,8 @@ class System:
         totals: defaultdict[tuple[str, str], int] = defaultdict(int)
         for customer in CUSTOMERS:
             for sku in SKUS:
-                for back in range(-2, 10):
+                ahead = max(2, (self.clock.now() - NOW).days + 1)
+                for back in range(-ahead, 10):
                     day = (NOW - timedelta(days=back)).date()
                     read = provider.inner.read_back(customer, self.metered(sku).meter.name, day)
                     totals[customer, sku] += sum(read.values())
@@ -182,7 +265,7 @@ class System:
             logged = {(row[0], row[1]): int(row[2]) for row in connection.execute(query)}
         assert {key: s.logged for key, s in found.items()} == logged
         for s in found.values():
-            assert s.logged == s.accepted + s.open + s.parked + s.unclaimed
+            assert s.logged == s.accepted + s.open + s.parked + s.unclaimed + s.carried
         return found
 
     def assert_all_told(self, *providers: Any) -> None:
@@ -194,5 +277,6 @@ class System:
                 at_providers[key] += value
         sums = self.sums()
         for s in sums.values():
-            assert (s.accepted, s.open, s.parked, s.unclaimed) == (s.logged, 0, 0, 0), s
+            assert s.accepted == s.logged, s
+            assert (s.open, s.parked, s.unclaimed, s.carried) == (0, 0, 0, 0), s
         assert dict(at_providers) == {key: s.logged for key, s in sums.items() if s.logged}

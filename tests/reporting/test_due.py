@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,7 +26,7 @@ from billing.reporting.due import (
     revise,
 )
 from billing.reporting.provider import Cause, Meter
-from billing.reporting.report import OPEN, TAKEN, ParkedBy, State
+from billing.reporting.report import MAX_HOUR_VALUE, OPEN, TAKEN, ParkedBy, State
 
 NOW = datetime(2026, 11, 10, 12, 30, tzinfo=UTC)
 METER = Meter(sku="page-capture", name="m", display_name="Pages")
@@ -116,9 +117,28 @@ def test_zero_is_sent_only_to_overwrite() -> None:
     assert (never_taken.state, never_taken.value) == (State.PARKED, 0)
 
 
-def test_a_figure_of_sixteen_digits_is_parked() -> None:
-    assert made(10**15).cause == Cause.INVALID_VALUE
-    assert made(10**15, decimals=5).state is State.PENDING
+def test_a_figure_that_makes_a_month_of_sixteen_digits_is_parked_and_says_what_to_do() -> None:
+    assert made(MAX_HOUR_VALUE).state is State.PENDING
+    new = made(MAX_HOUR_VALUE + 1)
+    assert (new.state, new.cause) == (State.PARKED, Cause.INVALID_VALUE)
+    assert "meter_decimals" in new.detail
+    assert made(10 * MAX_HOUR_VALUE, decimals=5).state is State.PENDING
+    assert made(MAX_HOUR_VALUE).detail == ""
+
+
+def test_less_than_a_unit_waits_and_is_not_sent_as_zero() -> None:
+    new = made(999_999, decimals=0)
+    assert (new.state, new.cause, new.value) == (State.PARKED, ParkedBy.BELOW_UNIT, 0)
+    waits = last(state=State.PARKED, cause=new.cause, total_microcredits=999_999)
+    assert revision(999_999, decimals=0, last=waits) is None
+    assert made(1_000_000, decimals=0, last=waits).state is State.PENDING
+
+
+def test_what_is_known_not_to_have_arrived_is_told_anew() -> None:
+    silent = last(state=State.PARKED, cause=ParkedBy.NO_ANSWER.value, doubtful=True)
+    assert revision(10, last=silent) is None
+    new = made(10, last=replace(silent, doubtful=False))
+    assert (new.state, new.revision, new.value) == (State.PENDING, 2, 10)
 
 
 def test_an_unmapped_customers_figure_is_parked_and_sent_when_the_customer_is_mapped() -> None:
@@ -160,7 +180,8 @@ def test_a_lower_total_than_the_former_provider_has_is_parked() -> None:
 
 def test_what_waits_unsent_for_another_provider_is_handed_over() -> None:
     new = made(10, last=last(holder=THERE, state=State.PENDING))
-    assert (new.hands_over, new.state, new.value, new.revision) == (True, State.PENDING, 10, 2)
+    assert new.parks_last is ParkedBy.PROVIDER_CHANGED
+    assert (new.state, new.value, new.revision) == (State.PENDING, 10, 2)
 
 
 def test_what_may_have_arrived_elsewhere_is_not_handed_over() -> None:

@@ -14,7 +14,14 @@ from provider_contracts import BENCHES, Bench
 from support import NOW, add_customer
 
 from billing.core.errors import AlreadyExists, NotFound
-from billing.reporting.provider import Cause, InvoiceLine, Meter, UsageReport, Verdict
+from billing.reporting.provider import (
+    Cause,
+    InvoiceLine,
+    Meter,
+    ProviderUnavailable,
+    UsageReport,
+    Verdict,
+)
 
 HOUR = NOW.replace(minute=0, second=0, microsecond=0) - timedelta(hours=3)
 DAY = HOUR.date()
@@ -114,7 +121,21 @@ def test_customers_meters_hours_and_days_are_kept_apart(bench: Bench) -> None:
     assert figures(bench, "globex") == {HOUR: 2}
     ref = reports[0].customer_ref
     assert bench.provider.read_back(ref, METER.name, other_day.date()) == {other_day: 4}
-    assert bench.provider.read_back(ref, "test.other", DAY) == {}
+
+
+def test_who_or_what_is_not_there_has_no_figures(bench: Bench) -> None:
+    ref = bench.provider.link_customer("acme", "Acme")
+    asked = {
+        Cause.CUSTOMER_MISSING: ("nobody", METER.name),
+        Cause.METER_MISSING: (ref, "test.other"),
+    }
+    for cause, (customer_ref, meter) in asked.items():
+        if not bench.says_who_is_missing:
+            assert bench.provider.read_back(customer_ref, meter, DAY) == {}
+            continue
+        with pytest.raises(ProviderUnavailable) as unanswered:
+            bench.provider.read_back(customer_ref, meter, DAY)
+        assert unanswered.value.cause is cause
 
 
 def test_fifteen_digits_are_kept_exactly_and_sixteen_are_refused(bench: Bench) -> None:

@@ -16,6 +16,7 @@ from billing.reporting.report import (
     FIRST_WAIT,
     LARGEST_VALUE,
     LONGEST_WAIT,
+    MAX_HOUR_VALUE,
     MAX_IDENTIFIER,
     OPEN,
     TAKEN,
@@ -25,6 +26,7 @@ from billing.reporting.report import (
     after_answer,
     backoff,
     fits,
+    fits_an_hour,
     identifier_of,
     may_become,
     next_step,
@@ -148,6 +150,13 @@ def test_a_value_that_fits_survives_a_double_and_is_written_without_exponent(val
     assert int(float(value)) == value
     assert value_text(value).lstrip("-").isdecimal()
     assert int(value_text(value)) == value
+
+
+def test_a_month_of_the_largest_hours_still_fits() -> None:
+    assert fits_an_hour(MAX_HOUR_VALUE)
+    assert not fits_an_hour(MAX_HOUR_VALUE + 1)
+    assert fits(MAX_HOUR_VALUE * 31 * 24)
+    assert not fits((MAX_HOUR_VALUE + 1) * 31 * 24)
 
 
 @pytest.mark.parametrize("value", [10**15, -(10**15)])

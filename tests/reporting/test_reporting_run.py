@@ -18,7 +18,7 @@ from billing.reporting.due import EVERY, Depth
 from billing.reporting.pace import TokenBucket
 from billing.reporting.provider import Answer, Cause, Meter, ProviderUnavailable
 from billing.reporting.report import State, after_answer
-from billing.reporting.store import CustomerIds, Destination
+from billing.reporting.store import CustomerIds, Destination, Metered
 
 LEASE = timedelta(minutes=5)
 
@@ -123,10 +123,14 @@ def test_a_reporter_that_lost_its_claim_changes_nothing(system: System) -> None:
     assert (fast.doubtful, fast.attempts) == (True, 2)
     taken, refused = Answer(cause=Cause.TAKEN), Answer(cause=Cause.TOO_OLD)
     parked = after_answer(refused, doubtful=False)
-    assert not system.reports.answer(slow, parked, refused, now=later, next_at=later)
+    assert not system.reports.answer(
+        slow, parked, refused, now=later, next_at=later, confirm_at=later
+    )
     accepted = after_answer(taken, doubtful=True)
-    assert system.reports.answer(fast, accepted, taken, now=later, next_at=later)
-    assert not system.reports.answer(fast, parked, refused, now=later, next_at=later)
+    assert system.reports.answer(fast, accepted, taken, now=later, next_at=later, confirm_at=later)
+    assert not system.reports.answer(
+        fast, parked, refused, now=later, next_at=later, confirm_at=later
+    )
     assert [state for _, state, _ in system.states()] == ["accepted"]
 
 
@@ -288,3 +292,19 @@ def test_a_sigkill_at_any_step_loses_and_repeats_nothing(
     system.assert_all_told(system.file)
     lines = [path.read_bytes() for path in (tmp_path / "files").glob("*.jsonl")]
     assert sum(text.count(b"\n") for text in lines) == 6
+
+
+def test_what_waits_for_a_meter_of_a_former_name_goes_to_the_present_one(system: System) -> None:
+    system.use(5)
+    system.ledger.faults.append(answering(Cause.KEY_REFUSED))
+    system.advance()  # planned; the key was refused before anything was sent
+    assert system.states() == [(1, "pending", "key_refused")]
+    system.ledger.seen.clear()
+
+    def renamed(sku: str) -> Metered:
+        return Metered(meter=Meter(sku=sku, name=f"new.{sku}", display_name=sku))
+
+    system.metered = renamed
+    system.advance()
+    assert [report.meter for report in system.ledger.seen] == ["new.page-capture"]
+    assert [state for _, state, _ in system.states()] == ["parked", "accepted"]

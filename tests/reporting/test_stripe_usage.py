@@ -185,6 +185,27 @@ def test_a_deleted_customer_is_said_and_is_not_zero(
     assert provider.report_usage(report(acme, number=2)).cause is Cause.TAKEN
 
 
+def test_a_meter_that_is_not_there_is_said_and_is_not_zero(
+    local: LocalStripe, provider: StripeProvider, acme: str
+) -> None:
+    with pytest.raises(StripeUnanswered, match=r"there is no meter test\.other") as gone:
+        provider.read_back(acme, "test.other", HOUR.date())
+    assert gone.value.cause is Cause.METER_MISSING
+    local.control.post("reset")
+    with pytest.raises(StripeUnanswered) as gone:
+        figures(provider, acme)
+    assert gone.value.cause in {Cause.METER_MISSING, Cause.CUSTOMER_MISSING}
+
+
+def test_a_deactivated_meter_still_tells_its_figures(
+    local: LocalStripe, provider: StripeProvider, acme: str
+) -> None:
+    provider.report_usage(report(acme))
+    [there] = provider.ensure_meters([METER])
+    local.person.billing.meters.deactivate(there.provider_id)
+    assert figures(local.adapter(), acme) == {HOUR: 1_500_000}
+
+
 def test_somebody_elses_fraction_is_said_and_not_rounded(
     local: LocalStripe, provider: StripeProvider, acme: str
 ) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from billing.core.credits import format_credits
 from billing.reconcile.compare import Discrepancy, Kind
 from workers.demo.books import Books
+from workers.demo.reported import Reported
 from workers.demo.results import End, reasons, tally
 from workers.demo.scenario import CustomerPlan
 from workers.demo.submission import Ticket
@@ -33,7 +34,8 @@ class Evidence:
     """What the checks look at.
 
     ``ends`` by task id; ``visits`` counts what the site, the difficult host and the proxy were
-    asked for, as whole URLs; ``discrepancies`` are what ``Reconcile.run`` found.
+    asked for, as whole URLs; ``discrepancies`` are what ``Reconcile.run`` found; ``reported`` is
+    what each side has at the end.
     """
 
     plans: Sequence[CustomerPlan]
@@ -44,6 +46,7 @@ class Evidence:
     books: Books
     discrepancies: Sequence[Discrepancy]
     visits: Mapping[str, int] = field(default_factory=dict)
+    reported: Sequence[Reported] = ()
 
 
 def invariants(evidence: Evidence) -> list[Check]:
@@ -54,6 +57,7 @@ def invariants(evidence: Evidence) -> list[Check]:
         _celery_and_log(evidence),
         _denied_left_no_trace(evidence),
         _delivered_twice_billed_once(evidence),
+        _reported_to_the_unit(evidence),
     ]
 
 
@@ -102,7 +106,7 @@ def _reconciled(evidence: Evidence) -> list[Check]:
         (
             "settled in Redis = log = rollups, bucket by bucket",
             " = ".join(map(format_credits, (books.settled, books.logged, books.rolled_up))),
-            {Kind.SETTLED, Kind.ROLLUP},
+            {Kind.SETTLED, Kind.ROLLUP, Kind.LOST_EVENT},
             [],
         ),
         (
@@ -128,6 +132,26 @@ def _reconciled(evidence: Evidence) -> list[Check]:
         Check(claim, proof, [*_of_kinds(evidence.discrepancies, kinds), *more])
         for claim, proof, kinds, more in claims
     ]
+
+
+def _reported_to_the_unit(evidence: Evidence) -> Check:
+    rows = evidence.reported
+    sums = [
+        sum(row.logged for row in rows),
+        sum(row.rolled_up for row in rows),
+        sum(row.reported for row in rows),
+        sum(row.confirmed for row in rows),
+    ]
+    return Check(
+        "log = rollups = reported = confirmed at Stripe, per customer and SKU",
+        " = ".join(map(format_credits, sums)),
+        [
+            f"{row.customer}, {row.sku}: log {row.logged}, rollups {row.rolled_up}, "
+            f"reported {row.reported}, confirmed {row.confirmed} microcredits"
+            for row in rows
+            if not row.agrees
+        ],
+    )
 
 
 def _unless(count: int, what: str) -> list[str]:

@@ -20,6 +20,7 @@ from billing.log.receipts import ReceiptLine
 from billing.quota.hold import ReleaseCause
 from workers.demo.books import Books, CustomerBooks
 from workers.demo.checks import Check
+from workers.demo.reported import Delivery
 from workers.demo.scenario import CustomerPlan
 
 WORDS: Final[Mapping[str, str]] = {
@@ -101,6 +102,29 @@ def print_overview(
     )
     for plan in plans:
         console.print(_story(plan, books))
+
+
+def print_delivery(console: Console, delivery: Delivery, provider: str) -> None:
+    """What of the usage has got to the billing provider, per customer and SKU."""
+    table = _table(f"Reported to {provider}, and read back (credits)")
+    for name in ("customer", "SKU"):
+        table.add_column(name, no_wrap=True)
+    for name in ("log", "rollups", "reported", "confirmed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in delivery.rows:
+        figures = (row.logged, row.rolled_up, row.reported, row.confirmed)
+        table.add_row(
+            row.customer, row.sku, *map(format_credits, figures),
+            style="" if row.agrees else "bold red",
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        Text(
+            f"  {delivery.requests:,} requests for {delivery.events:,} lines of the log: one "
+            "figure per customer, SKU and hour.",
+            style="dim",
+        )
+    )
 
 
 def _overview_row(book: CustomerBooks, *, credit_value: str, currency: str) -> list[str]:

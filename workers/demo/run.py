@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,10 +27,17 @@ from workers.demo.ground import Ground
 from workers.demo.hosts import DifficultHost, ForwardProxy
 from workers.demo.interrupts import Interrupts
 from workers.demo.pages import LIGHT_PAGES
-from workers.demo.report import print_checklist, print_overview, print_receipts
+from workers.demo.report import (
+    print_checklist,
+    print_delivery,
+    print_overview,
+    print_receipts,
+)
+from workers.demo.reported import Delivery, report_usage
 from workers.demo.scenario import CUSTOMERS, SKUS, Places, batches
 from workers.demo.stages import Stages
 from workers.demo.summary import Summary, summarise
+from workers.demo.till import Till
 from workers.demo.visits import closed_port, count_visits
 from workers.demo.work import Work
 
@@ -72,6 +79,7 @@ class Demo:
     stages: Stages = field(init=False)
     children: Children = field(init=False)
     ground: Ground = field(init=False)
+    till: Till = field(init=False)
     system: System = field(init=False)
     denied_task: str | None = None
     _result_keys: list[str] = field(default_factory=list)
@@ -95,7 +103,8 @@ class Demo:
             self._fill_catalogue()
             hosts = self._start_processes()
             evidence = self._do_the_work(hosts)
-            return self._report(evidence)
+            delivery = self._report_usage()
+            return self._report(replace(evidence, reported=delivery.rows), delivery)
         finally:
             self._stop()
 
@@ -110,8 +119,11 @@ class Demo:
             stage.outcome = self.ground.told()
         for note in endpoints.notes:
             self.stages.note(note)
+        self.till = Till(self.given)
+        self.till.start()
+        self._cleanup.callback(self.till.stop)
         # This process and those it starts are told the same.
-        os.environ.update(self.ground.environment())
+        os.environ.update(self.ground.environment() | self.till.environment())
         self.system = System(Settings())
         self._cleanup.callback(self._clear_away)
 
@@ -193,7 +205,15 @@ class Demo:
             stage.outcome = "Redis, log, rollups and the servers' own records read and compared"
         return evidence
 
-    def _report(self, evidence: Evidence) -> bool:
+    def _report_usage(self) -> Delivery:
+        with self.stages.stage("Reports") as stage:
+            delivery = report_usage(self.system, stage.show)
+            stage.outcome = (
+                f"{delivery.requests:,} figures to {self.till.told()}, every one read back"
+            )
+        return delivery
+
+    def _report(self, evidence: Evidence, delivery: Delivery) -> bool:
         settings, books = self.system.settings, evidence.books
         denied = (task for task, end in evidence.ends.items() if end.outcome == "denied")
         self.denied_task = next(denied, None)
@@ -205,6 +225,7 @@ class Demo:
             credit_value=settings.credit_value,
             currency=settings.currency,
         )
+        print_delivery(self.console, delivery, self.till.told())
         found, plan = invariants(evidence), as_planned(evidence)
         print_checklist(self.console, [*found, plan], self.stages.tick)
         summary = summarise(evidence, found)

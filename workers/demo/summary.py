@@ -28,6 +28,8 @@ class Summary:
     credits_settled: str
     credits_logged: str
     credits_rolled_up: str
+    credits_reported: str
+    credits_confirmed: str
     open_holds: int
     duplicates: int
     discrepancies: int
@@ -50,6 +52,8 @@ def summarise(evidence: Evidence, found: Sequence[Check]) -> Summary:
         credits_settled=plain_credits(books.settled),
         credits_logged=plain_credits(books.logged),
         credits_rolled_up=plain_credits(books.rolled_up),
+        credits_reported=plain_credits(sum(row.reported for row in evidence.reported)),
+        credits_confirmed=plain_credits(sum(row.confirmed for row in evidence.reported)),
         open_holds=books.open_holds,
         duplicates=books.duplicates,
         discrepancies=sum(len(check.violations) for check in found),

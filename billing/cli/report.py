@@ -1,0 +1,212 @@
+"""``billing report``: usage on its way to the billing provider."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Final
+
+import typer
+
+from billing.bootstrap import System
+from billing.cli.context import Json, system_of
+from billing.cli.output import Column, print_json, print_table, say
+from billing.cli.report_run import run
+from billing.cli.report_status import status
+from billing.cli.report_tables import (
+    carry_document,
+    print_history,
+    print_reports,
+    report_document,
+    why_not_sent,
+)
+from billing.core.errors import AlreadyExists, NotFound
+from billing.reporting.listing import ReportRow
+from billing.reporting.report import State
+
+app = typer.Typer(no_args_is_help=True, help="Usage on its way to the billing provider.")
+app.command()(run)
+app.command()(status)
+
+_Id = Annotated[int, typer.Argument(help="Its number in the list.", metavar="ID", min=1)]
+_AT_ONCE: Final = 1000
+_SHOWN: Final = 50
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    states: Annotated[
+        list[State] | None, typer.Option("--state", help="Only in this state; may be repeated.")
+    ] = None,
+    customer: Annotated[str | None, typer.Option(help="Only of this customer.")] = None,
+    sku: Annotated[str | None, typer.Option(help="Only of this SKU.")] = None,
+    cause: Annotated[str | None, typer.Option(help="Only with this cause.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Only of this provider.")] = None,
+    revisions: Annotated[
+        bool, typer.Option("--revisions", help="Also those that another revision followed.")
+    ] = False,
+    limit: Annotated[int, typer.Option(help="The most to list.", min=1)] = 100,
+    json: Json = False,
+) -> None:
+    """List reports, the newest hour first."""
+    system = system_of(context)
+    _check_names(system, customer, sku)
+    found = system.reporting.reports.list(
+        states=states, customer=customer, sku=sku, cause=cause, provider=provider, limit=limit,
+        only_latest=not revisions,
+    )  # fmt: skip
+    if json:
+        print_json([report_document(row) for row in found])
+    else:
+        print_reports("Reports", found, limit=limit)
+
+
+def _check_names(system: System, customer: str | None, sku: str | None) -> None:
+    if customer is not None:
+        system.accounts.get(customer)
+    if sku is not None:
+        system.catalog.get(sku)
+
+
+@app.command()
+def show(context: typer.Context, report: _Id, json: Json = False) -> None:
+    """Show a report: the complete request, its answer, its hour's revisions and carry lines."""
+    history = system_of(context).reporting.reports.show(report)
+    if json:
+        print_json(
+            {
+                **report_document(history.report),
+                "revisions": [report_document(row) for row in history.revisions],
+                "carries": [carry_document(row) for row in history.carries],
+            }
+        )
+    else:
+        print_history(history)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retried:
+    """What became of a parked report that somebody wanted sent again; ``detail`` says why not."""
+
+    id: int
+    retried: bool
+    detail: str
+
+
+@app.command()
+def retry(
+    context: typer.Context,
+    reports: Annotated[
+        list[int] | None, typer.Argument(help="Numbers in the list.", metavar="[ID]...", min=1)
+    ] = None,
+    cause: Annotated[str | None, typer.Option(help="All that are parked for this cause.")] = None,
+    json: Json = False,
+) -> None:
+    """Have parked reports sent again as they are, once their cause is mended.
+
+    The next run sends them, under the same identifier: what arrived before counts once.
+    """
+    if bool(reports) == (cause is not None):
+        raise typer.BadParameter("give the numbers of reports, or --cause; not both")
+    system = system_of(context)
+    if reports:
+        results = [_retry(system, each) for each in dict.fromkeys(reports)]
+    else:
+        results = _retry_all(system, cause or "")
+    if json:
+        print_json([asdict(each) for each in results])
+    else:
+        _print_retried(results)
+    if not all(each.retried for each in results):
+        raise typer.Exit(1)
+
+
+def _retry(system: System, report: int) -> Retried:
+    if system.reporting.reports.retry(report, now=system.clock.now()):
+        return Retried(id=report, retried=True, detail="")
+    try:
+        row = system.reporting.reports.show(report).report
+    except NotFound:
+        return Retried(id=report, retried=False, detail="there is no such report")
+    return Retried(id=report, retried=False, detail=why_not_sent(row))
+
+
+def _retry_all(system: System, cause: str) -> list[Retried]:
+    """Page by page: what is sent again is parked no longer, so that the next page comes up."""
+    results: dict[int, Retried] = {}
+    while True:
+        limit = _AT_ONCE + sum(not each.retried for each in results.values())
+        page = system.reporting.reports.list(states=[State.PARKED], cause=cause, limit=limit)
+        rows = [row for row in page if row.id not in results]
+        if not rows:
+            return list(results.values())
+        results |= {row.id: _retry(system, row.id) for row in rows}
+
+
+def _print_retried(results: Sequence[Retried]) -> None:
+    print_table(
+        "Sent again with the next billing report run",
+        [Column("#", numeric=True), Column("retried"), Column("detail")],
+        [(str(r.id), "yes" if r.retried else "no", r.detail) for r in results[:_SHOWN]],
+        empty="none is parked for that cause",
+    )
+    if len(results) > _SHOWN:
+        done = sum(each.retried for each in results)
+        say(f"the first {_SHOWN} of {len(results):,}; {done:,} of all are sent again")
+
+
+@app.command()
+def park(
+    context: typer.Context,
+    report: _Id,
+    reason: Annotated[str, typer.Option(help="Why; kept with it.")],
+    json: Json = False,
+) -> None:
+    """Hold a report back, and what its hour still comes to. Its usage is parked and not lost."""
+    system = system_of(context)
+    before = system.reporting.reports.show(report).report
+    if not system.reporting.reports.park(report, reason):
+        now = system.reporting.reports.show(report).report
+        raise AlreadyExists(
+            f"report {report} is {now.state.value}: only one that is pending or unknown can be "
+            "held back; while it is being sent, wait for its answer"
+        )
+    _told(system, before, json=json)
+
+
+@app.command()
+def unpark(
+    context: typer.Context,
+    report: _Id,
+    arrived: Annotated[
+        bool | None,
+        typer.Option(
+            "--arrived/--never-arrived",
+            help="Of one without an answer: whether the provider has it. Look there first.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Let a report go on that was held back, or say whether one without an answer arrived."""
+    system = system_of(context)
+    reports = system.reporting.reports
+    before = reports.show(report).report
+    if not reports.unpark(report, arrived=arrived, now=system.clock.now()):
+        raise AlreadyExists(f"report {report} stays as it is: {_why_not_unparked(before, arrived)}")
+    _told(system, before, json=json)
+
+
+def _why_not_unparked(row: ReportRow, arrived: bool | None) -> str:
+    if row.state is State.PARKED and row.latest and arrived and not row.doubtful:
+        return "nothing of it was ever sent without an answer, so it cannot have arrived"
+    return why_not_sent(row)
+
+
+def _told(system: System, before: ReportRow, *, json: bool) -> None:
+    after = system.reporting.reports.show(before.id).report
+    if json:
+        print_json(report_document(after))
+    else:
+        said = f" ({after.cause})" if after.state is State.PARKED else ""
+        say(f"report {after.id} was {before.state.value} and is {after.state.value}{said}")

@@ -1,0 +1,178 @@
+"""``billing report run``: advance everything due, then read back what is due."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from billing.bootstrap import System
+from billing.cli.context import Json, system_of
+from billing.cli.logs import configure_logs
+from billing.cli.output import print_json, say
+from billing.cli.provider_words import words_of_parked, words_of_stop
+from billing.cli.running import Rate, reporting
+from billing.reporting.provider import VERDICTS, Verdict
+from billing.reporting.reading import Reading
+from billing.reporting.report import State
+from billing.reporting.run import Advance
+from billing.reporting.settlement import Difference
+
+
+@dataclass(slots=True)
+class Run:
+    """What a run has done so far; read by the thread that shows it."""
+
+    advance: Advance = field(default_factory=Advance)
+    readings: list[Reading] = field(default_factory=list)
+    rate: Rate = field(default_factory=Rate)
+    counted: int = 0
+
+    def figures(self) -> dict[str, object]:
+        """What is shown while it runs."""
+        became = Counter(self.advance.became)
+        sent = sum(became.values())
+        self.rate.add(sent - self.counted)
+        self.counted = sent
+        return {
+            "planned": self.advance.planned,
+            **{each.value: became[each] for each in _SHOWN},
+            "confirmed": sum(each.confirmed for each in self.readings),
+            "per_second": round(self.rate.per_second(), 1),
+        }
+
+    @property
+    def stopped(self) -> dict[str, str]:
+        """Why providers stopped us, by what was being done."""
+        found = dict(self.advance.stopped)
+        for reading in self.readings:
+            if reading.stopped:
+                found.setdefault("reading back", reading.stopped)
+        return found
+
+
+_SHOWN = (State.ACCEPTED, State.UNKNOWN, State.PARKED)
+
+
+def run(
+    context: typer.Context,
+    up_to_now: Annotated[
+        bool, typer.Option("--up-to-now", help="Also the hour under way, as far as it has come.")
+    ] = False,
+    confirm: Annotated[
+        bool, typer.Option("--confirm/--no-confirm", help="Whether to read back what is due.")
+    ] = True,
+    seconds: Annotated[
+        int | None, typer.Option(help="Begin nothing more after so many seconds.", min=1)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Report everything that is due, then read back what the provider has accepted.
+
+    May be run at any time, by several at once, and be interrupted. Exits with 1 where the provider
+    stopped us or a meter is not as it has to be.
+    """
+    system = system_of(context)
+    configure_logs(system.settings.log_level)
+    done = Run()
+    with reporting("report", done.figures):
+        _run(system, done, up_to_now=up_to_now, confirm=confirm, seconds=seconds)
+    name = system.settings.provider_name
+    if json:
+        print_json(_document(name, done))
+    else:
+        _print(name, done)
+    if done.stopped or done.advance.blocked:
+        raise typer.Exit(1)
+
+
+def _run(system: System, done: Run, *, up_to_now: bool, confirm: bool, seconds: int | None) -> None:
+    until = None if seconds is None else system.clock.now() + timedelta(seconds=seconds)
+    system.reporting.reporter().advance(until=until, up_to_now=up_to_now, into=done.advance)
+    if not confirm:
+        return
+    for reader in system.reporting.readers():
+        done.readings.append(reader.confirm(until=until))
+
+
+def _document(provider: str, done: Run) -> dict[str, object]:
+    advance = done.advance
+    return {
+        "provider": provider,
+        "planned": advance.planned,
+        "left_behind": advance.left_behind,
+        "sent": sum(advance.became.values()),
+        "became": {state.value: n for state, n in sorted(advance.became.items())},
+        "causes": {cause.value: n for cause, n in sorted(advance.causes.items())},
+        "stopped": done.stopped,
+        "blocked": advance.blocked,
+        "billed_otherwise": [asdict(each) for each in advance.differed],
+        "read_back": [asdict(each) for each in done.readings],
+    }
+
+
+def _print(provider: str, done: Run) -> None:
+    advance = done.advance
+    sent = sum(advance.became.values())
+    became = ", ".join(f"{n:,} {state.value}" for state, n in sorted(advance.became.items()))
+    say(f"reported to {provider}: {advance.planned:,} planned, {sent:,} sent" + _listed(became))
+    if advance.left_behind:
+        say(f"{advance.left_behind:,} were left behind by a reporter that died; sent again")
+    for reading in done.readings:
+        _print_reading(reading)
+    for cause, n in sorted(advance.causes.items()):
+        if VERDICTS[cause] is Verdict.REFUSED:
+            words = words_of_parked(cause.value)
+            say(f"parked, {cause.value} ({n:,}): {words.meaning}", style="yellow")
+            say(f"  remedy: {words.remedy}")
+    _print_differed(advance.differed)
+    _print_stops(done.stopped)
+    _print_blocked(advance.blocked)
+
+
+def _listed(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def _print_reading(reading: Reading) -> None:
+    parts = {
+        "confirmed": reading.confirmed,
+        "not yet": reading.waiting,
+        "to be sent again": reading.resent,
+        "parked": reading.parked,
+        "never arrived": reading.cleared,
+        "in a final period": reading.closed,
+        "requests without an answer": reading.unanswered,
+    }
+    found = ", ".join(f"{n:,} {name}" for name, n in parts.items() if n)
+    say(f"read back: {found or 'nothing was due'}")
+
+
+def _print_differed(differed: Sequence[Difference]) -> None:
+    for each in differed:
+        say(
+            f"{', '.join(each.invoice_refs)} billed {each.billed_value:,} of {each.customer}'s "
+            f"meter {each.meter} until {each.period_end:%Y-%m-%d %H:%M} UTC, and "
+            f"{each.accepted_value:,} was accepted: the difference is carried into the hour now",
+            style="yellow",
+        )
+
+
+def _print_stops(stopped: Mapping[str, str]) -> None:
+    for where, why in stopped.items():
+        words = words_of_stop(why)
+        say(f"stopped ({where}): {why}", style="red")
+        say(f"  {words.meaning}")
+        say(f"  remedy: {words.remedy}")
+
+
+def _print_blocked(blocked: Mapping[str, str]) -> None:
+    for meter, why in sorted(blocked.items()):
+        say(f"nothing is sent to the meter {meter}: {why}", style="red")
+    if blocked:
+        say("  its usage waits and is not lost; the other meters get theirs")
+        say("  remedy: billing stripe setup makes what is missing, and says what differs")

@@ -1,0 +1,82 @@
+"""``billing stripe``: setting Stripe up."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from billing.cli.context import Json, system_of
+from billing.cli.output import print_json
+from billing.cli.progress import shown
+from billing.cli.stripe_events import app as events
+from billing.cli.stripe_setup import Report, document, print_report
+from billing.reporting.setup import CustomerLine, CustomerState, differing
+from billing.reporting.unit_price import unit_price
+
+app = typer.Typer(no_args_is_help=True, help="Stripe: meters, customers, and what it has told.")
+app.add_typer(events, name="events")
+
+
+@app.callback()
+def stripe() -> None:
+    """Stripe: meters, customers, and what it has told."""
+
+
+@app.command()
+def setup(
+    context: typer.Context,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")
+    ] = False,
+    customers: Annotated[
+        list[str] | None,
+        typer.Option("--customer", help="Only this customer; may be repeated.", metavar="CUSTOMER"),
+    ] = None,
+    create: Annotated[
+        bool,
+        typer.Option(
+            "--create-customers/--no-create-customers",
+            help="Whether to make at Stripe who is not there.",
+        ),
+    ] = True,
+    json: Json = False,
+) -> None:
+    """Make a meter per SKU and a Stripe customer per customer; what is there is left as it is.
+
+    May be run again at any time. Exits with 1 where a meter at Stripe counts otherwise than is
+    needed (then nothing is made at all) or a customer could not be linked.
+    """
+    system = system_of(context)
+    running = system.reporting.setup()
+    chosen = [system.accounts.get(one) for one in dict.fromkeys(customers or ())]
+    metered = system.reporting.metered()
+    meters = running.meters([one.meter for one in metered.values()], dry_run=dry_run)
+    lines: list[CustomerLine] = []
+    if not differing(meters):
+        everybody = chosen or system.accounts.list()
+        steps = running.customers(everybody, create=create, dry_run=dry_run)
+        lines = list(shown(steps, name="linking customers", total=len(everybody)))
+    report = Report(
+        dry_run=dry_run,
+        create=create,
+        live=system.reporting.bills_live,
+        environment=system.settings.environment,
+        base=system.settings.stripe_api_base,
+        provider=system.settings.provider_name,
+        has_webhook_secret=system.settings.stripe_webhook_secret is not None,
+        credit_value=system.settings.credit_value,
+        currency=system.settings.currency,
+        meters=meters,
+        prices={
+            sku: unit_price(system.settings.credit_value, system.settings.currency, one.decimals)
+            for sku, one in metered.items()
+        },
+        customers=lines,
+    )
+    if json:
+        print_json(document(report))
+    else:
+        print_report(report)
+    if differing(meters) or any(one.state is CustomerState.FAILED for one in lines):
+        raise typer.Exit(1)

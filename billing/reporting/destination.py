@@ -1,0 +1,42 @@
+"""Where usage goes: which provider, by which meters, and as whom it knows our customers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+
+from billing.reporting.provider import Meter
+from billing.reporting.report import CREDIT_DECIMALS
+
+
+class CustomerIds(StrEnum):
+    """Which id a provider knows a customer by; the values are columns of ``customers``."""
+
+    OURS = "id"
+    STRIPE = "stripe_customer_id"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metered:
+    """How a SKU is counted at a provider: its meter, and the decimals of a credit it counts."""
+
+    meter: Meter
+    decimals: int = CREDIT_DECIMALS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """Who gets usage now.
+
+    ``environment`` tells installations apart that report to one account. ``metered`` gives a SKU's
+    meter there, and raises LookupError of a SKU that it does not know (yet). ``max_age``: see
+    ``Provider.max_age``.
+    """
+
+    environment: str
+    provider: str
+    customer_ids: CustomerIds
+    metered: Callable[[str], Metered]
+    max_age: timedelta | None = None

@@ -1,0 +1,47 @@
+"""``billing reconcile``: what does not agree is told, put right on demand, and listed."""
+
+from __future__ import annotations
+
+import redis
+from commandline import Billing
+
+from billing.bootstrap import System
+from billing.meter.run import TaskFacts
+
+
+def charge(system: System, task_id: str) -> None:
+    """A task that ran, its event logged."""
+    facts = TaskFacts(task_id=task_id, customer="acme", metered_at=system.clock.now())
+    admission = system.meter.admit(facts, "page-capture", None)
+    system.meter.settle(admission, system.meter.recorder(admission.sku))
+    entries = [entry for shard in range(64) for entry in system.outbox.everything(shard, page=10)]
+    system.writer.write([entry.event.to_wire() for entry in entries])
+    system.outbox.remove(entries)
+
+
+def test_books_that_agree_are_said_to(billing: Billing, system: System, acme: str) -> None:
+    del acme
+    charge(system, "task-1")
+    assert "none; Redis, log, rollups and outbox agree" in billing.table("reconcile")
+    assert billing.json("reconcile") == []
+    assert "none is open" in billing.table("reconcile", "list")
+
+
+def test_a_wrong_balance_is_told_then_repaired_then_listed(
+    billing: Billing, system: System, acme: str, redis_client: redis.Redis
+) -> None:
+    charge(system, "task-1")
+    redis_client.hincrby(system.keys.account(acme), "settled", 5)
+    told = billing.table("reconcile", code=1)
+    assert "settled" in told
+    assert "redis_ahead" in told
+    assert "billing reconcile --repair" in told
+    kinds = {row["kind"]: row["state"] for row in billing.json("reconcile", "list")}
+    assert kinds == {"settled": "found", "available": "found"}
+    repaired = billing.json("reconcile", "--repair")
+    assert {row["state"] for row in repaired} == {"repaired"}
+    assert billing.json("reconcile") == []
+    assert billing.json("reconcile", "list") == []
+    ended = billing.json("reconcile", "list", "--ended")
+    assert {row["state"] for row in ended} == {"repaired"}
+    assert "repaired" in billing.table("reconcile", "list", "--ended")

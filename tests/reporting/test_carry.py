@@ -1,0 +1,415 @@
+"""What is carried to a later hour, and what becomes of the hour it was used in."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billing.reporting.carry import (
+    Carry,
+    Holding,
+    Leftover,
+    Reason,
+    Terms,
+    Weighed,
+    as_billed,
+    closed_by,
+    left_over,
+    too_old_before,
+    weigh,
+)
+from billing.reporting.due import Bucket, Holder, Last, Revision
+from billing.reporting.provider import Cause, Meter
+from billing.reporting.report import (
+    EVENT_OFFSET,
+    MAX_HOUR_VALUE,
+    OPEN,
+    TAKEN,
+    ParkedBy,
+    State,
+)
+
+UNDER_WAY = datetime(2026, 11, 10, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+AT = UNDER_WAY - 5 * HOUR
+METER = Meter(sku="page-capture", name="m", display_name="Pages")
+HERE = Holder("stripe", "cus_1", "m")
+THERE = Holder("ledger", "acme", "m")
+SEALED = {"sealed_until": AT + HOUR}
+MICRO = 1_000_000
+
+
+def terms(**changes: Any) -> Terms:
+    fields: dict[str, Any] = {
+        "provider": "stripe",
+        "meter": METER,
+        "decimals": 6,
+        "under_way": UNDER_WAY,
+    }
+    return Terms(**fields | changes)
+
+
+def last(**changes: Any) -> Last:
+    fields: dict[str, Any] = {
+        "holder": HERE,
+        "revision": 1,
+        "state": State.ACCEPTED,
+        "cause": "",
+        "doubtful": False,
+        "total_microcredits": 10,
+    }
+    return Last(**fields | changes)
+
+
+def bucket(total: int, **changes: Any) -> Bucket:
+    fields: dict[str, Any] = {
+        "customer": "acme",
+        "sku": "page-capture",
+        "hour": AT,
+        "total_microcredits": total,
+        "customer_ref": "cus_1",
+    }
+    return Bucket(**fields | changes)
+
+
+def carry(amount: int, reason: Reason, since: datetime = AT, to: datetime = UNDER_WAY) -> Carry:
+    return Carry(from_hour=since, to_hour=to, amount_microcredits=amount, reason=reason)
+
+
+def closing(revision: Revision | None) -> tuple[int, State, str, int, int]:
+    assert revision is not None
+    return (
+        revision.revision,
+        revision.state,
+        revision.cause,
+        revision.total_microcredits,
+        revision.held_microcredits,
+    )
+
+
+# -- closed at the provider ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sealed_until", "closed"),
+    [
+        (None, None),
+        (AT, None),
+        (AT + HOUR - timedelta(seconds=1), None),
+        (AT + HOUR, Reason.LATE),
+        (AT + 9 * HOUR, Reason.LATE),
+    ],
+)
+def test_an_hour_is_sealed_when_it_ends_within_a_final_period(
+    sealed_until: datetime | None, closed: Reason | None
+) -> None:
+    assert closed_by(bucket(1, sealed_until=sealed_until), None) is closed
+
+
+def test_an_hour_is_too_old_when_its_figure_would_be() -> None:
+    now = AT + EVENT_OFFSET + timedelta(days=34)
+    assert closed_by(bucket(1), too_old_before(now, timedelta(days=34))) is None
+    later = now + timedelta(microseconds=1)
+    assert closed_by(bucket(1), too_old_before(later, timedelta(days=34))) is Reason.TOO_OLD
+    assert too_old_before(now, None) is None
+
+
+@pytest.mark.parametrize(
+    ("closed", "more", "reason"),
+    [
+        (SEALED, {}, Reason.LATE),
+        ({}, {"too_old": AT + HOUR}, Reason.TOO_OLD),
+        (SEALED, {"too_old": AT + HOUR}, Reason.LATE),
+    ],
+)
+@pytest.mark.parametrize("state", sorted(TAKEN))
+@pytest.mark.parametrize("total", [17, 3])
+def test_what_a_closed_hour_came_to_since_is_carried_with_its_sign(
+    closed: dict[str, Any], more: dict[str, Any], reason: Reason, state: State, total: int
+) -> None:
+    found = weigh(bucket(total, last=last(state=state), taken={HERE: 10}, **closed), terms(**more))
+    assert found.out == carry(total - 10, reason)
+    assert closing(found.revision) == (2, State.PARKED, ParkedBy.CARRIED, 10, 10)
+    after = bucket(
+        10, taken={HERE: 10}, last=last(revision=2, state=State.PARKED, cause="carried"), **closed
+    )
+    assert weigh(after, terms(**more)) == Weighed()
+
+
+def test_a_closed_hour_that_was_never_told_is_carried_whole() -> None:
+    found = weigh(bucket(17, **SEALED), terms())
+    assert found.out == carry(17, Reason.LATE)
+    assert closing(found.revision) == (1, State.PARKED, ParkedBy.CARRIED, 0, 0)
+
+
+def test_what_waits_unsent_for_a_closed_hour_is_parked_for_the_line() -> None:
+    waits = last(revision=3, state=State.PENDING, total_microcredits=17)
+    found = weigh(bucket(17, last=waits, taken={HERE: 10}, **SEALED), terms())
+    assert found.out == carry(7, Reason.LATE)
+    assert closing(found.revision) == (4, State.PARKED, ParkedBy.CARRIED, 10, 10)
+    assert found.revision is not None
+    assert found.revision.parks_last is ParkedBy.CARRIED
+
+
+def test_a_closed_hour_that_came_back_to_what_was_taken_leaves_nothing_parked() -> None:
+    parked = last(revision=2, state=State.PARKED, cause="meter_missing", total_microcredits=17)
+    found = weigh(bucket(10, last=parked, taken={HERE: 10}, **SEALED), terms())
+    assert found.out is None
+    assert closing(found.revision) == (3, State.PARKED, ParkedBy.CARRIED, 10, 10)
+
+
+@pytest.mark.parametrize("cause", [Cause.TOO_OLD, ParkedBy.SEALED, ParkedBy.BELOW_ZERO])
+def test_what_was_parked_of_a_closed_hour_is_carried(cause: str) -> None:
+    parked = last(state=State.PARKED, cause=str(cause))
+    found = weigh(bucket(10, last=parked, **SEALED), terms())
+    assert found.out == carry(10, Reason.LATE)
+
+
+@pytest.mark.parametrize(
+    "undecided",
+    [
+        last(state=State.SENDING),
+        last(state=State.UNKNOWN, doubtful=True),
+        last(state=State.SENDING, doubtful=True),
+        last(state=State.PARKED, cause=Cause.TOO_OLD.value, doubtful=True),
+    ],
+)
+def test_nothing_is_carried_while_a_figure_may_have_arrived(undecided: Last) -> None:
+    assert weigh(bucket(17, last=undecided, **SEALED), terms()) == Weighed()
+
+
+def test_a_closed_hour_held_back_by_hand_stays_parked_and_keeps_up() -> None:
+    held = last(state=State.PARKED, cause=ParkedBy.BY_HAND.value)
+    assert weigh(bucket(10, last=held, **SEALED), terms()) == Weighed()
+    found = weigh(bucket(12, last=held, **SEALED), terms())
+    assert found.out is None
+    assert closing(found.revision) == (2, State.PARKED, ParkedBy.BY_HAND, 12, 12)
+
+
+def test_a_closed_hour_of_an_unmapped_customer_waits_to_be_mapped() -> None:
+    found = weigh(bucket(17, customer_ref=None, **SEALED), terms())
+    assert found.out is None
+    assert closing(found.revision) == (1, State.PARKED, Cause.UNMAPPED_CUSTOMER, 17, 17)
+    parked = last(
+        holder=Holder("stripe", None, "m"), state=State.PARKED, total_microcredits=17,
+        cause=Cause.UNMAPPED_CUSTOMER.value,
+    )  # fmt: skip
+    assert weigh(bucket(17, customer_ref=None, last=parked, **SEALED), terms()) == Weighed()
+    assert weigh(bucket(17, last=parked, **SEALED), terms()).out == carry(17, Reason.LATE)
+
+
+def test_what_a_former_provider_sealed_is_not_sent_to_the_next_one() -> None:
+    moved = bucket(14, last=last(holder=THERE), taken={THERE: 10}, **SEALED)
+    found = weigh(moved, terms())
+    assert found.out == carry(4, Reason.LATE)
+    assert closing(found.revision) == (2, State.PARKED, ParkedBy.CARRIED, 10, 0)
+
+
+def test_the_hour_under_way_is_not_carried_into_itself() -> None:
+    until = UNDER_WAY + HOUR
+    now = bucket(17, hour=UNDER_WAY, last=last(), taken={HERE: 10}, sealed_until=until)
+    assert weigh(now, terms()) == Weighed()
+
+
+# -- whole units -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("total", "decimals", "value", "rest"),
+    [
+        (12 * MICRO + 345_678, 0, 12, 345_678),
+        (12 * MICRO + 345_678, 2, 1234, 5_678),
+        (12 * MICRO, 0, 12, 0),
+        (12_345_678, 6, 12_345_678, 0),
+    ],
+)
+def test_an_hour_tells_whole_units_and_carries_what_is_less(
+    total: int, decimals: int, value: int, rest: int
+) -> None:
+    found = weigh(bucket(total), terms(decimals=decimals))
+    assert found.out == (carry(rest, Reason.REMAINDER) if rest else None)
+    assert found.revision is not None
+    assert (found.revision.state, found.revision.value) == (State.PENDING, value)
+    assert found.revision.held_microcredits == found.revision.total_microcredits == total - rest
+    assert found.revision.held_microcredits == value * 10 ** (6 - decimals)
+
+
+def test_less_than_a_unit_waits_for_the_next_hour_with_usage_which_takes_it_along() -> None:
+    first = weigh(bucket(300_000), terms(decimals=0))
+    assert first.out is None
+    assert closing(first.revision)[1:3] == (State.PARKED, ParkedBy.BELOW_UNIT)
+    later = bucket(4 * MICRO + 800_000, hour=AT + HOUR)
+    found = weigh(later, terms(decimals=0), [Leftover(AT, 300_000)])
+    assert found.taken == (carry(300_000, Reason.REMAINDER, to=AT + HOUR),)
+    assert found.revision is not None
+    assert found.revision.value == 5
+    assert found.out == carry(100_000, Reason.REMAINDER, since=AT + HOUR)
+
+
+def test_an_hour_that_fell_below_a_unit_is_overwritten_with_zero() -> None:
+    told = last(total_microcredits=MICRO)
+    found = weigh(bucket(300_000, last=told, taken={HERE: MICRO}), terms(decimals=0))
+    assert found.out == carry(300_000, Reason.REMAINDER)
+    assert found.revision is not None
+    assert (found.revision.state, found.revision.value) == (State.PENDING, 0)
+
+
+def test_late_usage_below_a_unit_is_carried_and_nothing_is_sent() -> None:
+    told = last(total_microcredits=2 * MICRO)
+    found = weigh(bucket(2 * MICRO + 1, last=told, taken={HERE: 2 * MICRO}), terms(decimals=0))
+    assert found.out == carry(1, Reason.REMAINDER)
+    assert closing(found.revision) == (2, State.PARKED, ParkedBy.CARRIED, 2 * MICRO, 2 * MICRO)
+
+
+def test_what_is_refused_keeps_its_whole_units_parked() -> None:
+    parked = last(state=State.PARKED, cause=Cause.METER_MISSING.value, total_microcredits=2 * MICRO)
+    found = weigh(bucket(2 * MICRO + 1, last=parked), terms(decimals=0))
+    assert found.out == carry(1, Reason.REMAINDER)
+    expected = (2, State.PARKED, Cause.METER_MISSING, 2 * MICRO, 2 * MICRO)
+    assert closing(found.revision) == expected
+
+
+def test_the_hour_under_way_keeps_its_rest_until_it_is_over() -> None:
+    now = bucket(12 * MICRO + 5, hour=UNDER_WAY)
+    found = weigh(now, terms(decimals=0))
+    assert found.out is None
+    assert found.revision is not None
+    assert found.revision.total_microcredits == 12 * MICRO
+    told = last(total_microcredits=12 * MICRO)
+    again = bucket(12 * MICRO + 5, hour=UNDER_WAY, last=told, taken={HERE: 12 * MICRO})
+    assert weigh(again, terms(decimals=0)) == Weighed()
+
+
+def test_what_was_carried_into_an_hour_and_does_not_fit_goes_on() -> None:
+    full = bucket(MAX_HOUR_VALUE + 30, carried_in_microcredits=MAX_HOUR_VALUE)
+    found = weigh(full, terms())
+    assert found.out == carry(30, Reason.REMAINDER)
+    assert found.revision is not None
+    assert (found.revision.state, found.revision.value) == (State.PENDING, MAX_HOUR_VALUE)
+
+
+def test_an_hour_that_is_too_large_by_itself_is_parked_whole() -> None:
+    found = weigh(bucket(MAX_HOUR_VALUE + 30, carried_in_microcredits=29), terms())
+    assert found.out is None
+    assert found.revision is not None
+    assert (found.revision.state, found.revision.cause) == (State.PARKED, Cause.INVALID_VALUE)
+
+
+@pytest.mark.parametrize("state", sorted(OPEN))
+def test_nothing_of_an_hour_is_carried_before_its_last_figure_has_an_answer(state: State) -> None:
+    waits = last(state=state, doubtful=True, total_microcredits=MICRO)
+    assert weigh(bucket(2 * MICRO + 5, last=waits), terms(decimals=0)) == Weighed()
+
+
+# -- below zero ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("room", "taken"), [(100, -30), (30, -30), (20, -20)])
+def test_a_later_hour_makes_up_for_a_negative_one_down_to_zero(room: int, taken: int) -> None:
+    later = bucket(room, hour=AT + HOUR)
+    found = weigh(later, terms(), [Leftover(AT, -30)])
+    assert found.taken == (carry(taken, Reason.BELOW_ZERO, to=AT + HOUR),)
+    if room + taken:
+        assert found.revision is not None
+        assert found.revision.value == room + taken
+    else:
+        assert found.revision is None
+
+
+def test_an_hour_that_was_told_already_is_lowered_too() -> None:
+    told = last(total_microcredits=100)
+    later = bucket(100, hour=AT + HOUR, last=told, taken={HERE: 100})
+    assert weigh(later, terms()) == Weighed()
+    found = weigh(later, terms(), [Leftover(AT, -130), Leftover(AT - HOUR, -5)])
+    assert [line.amount_microcredits for line in found.taken] == [-5, -95]
+    assert found.revision is not None
+    assert (found.revision.state, found.revision.value) == (State.PENDING, 0)
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [
+        bucket(100),
+        bucket(100, hour=AT - HOUR),
+        bucket(100, hour=AT + HOUR, customer_ref=None),
+        bucket(100, hour=AT + HOUR, sealed_until=AT + 2 * HOUR),
+        bucket(-100, hour=AT + HOUR),
+        bucket(100, hour=AT + HOUR, last=last(state=State.UNKNOWN, doubtful=True)),
+        bucket(100, hour=AT + HOUR, taken={THERE: 100}),
+        bucket(
+            100, hour=AT + HOUR,
+            last=last(state=State.PARKED, cause=Cause.METER_MISSING.value, total_microcredits=90),
+        ),
+    ],
+    ids=["itself", "earlier", "unmapped", "sealed", "negative", "unanswered", "elsewhere", "stuck"],
+)  # fmt: skip
+def test_what_cannot_be_lowered_takes_nothing(unfit: Bucket) -> None:
+    assert weigh(unfit, terms(), [Leftover(AT, -30)]).taken == ()
+
+
+def test_what_is_told_already_does_not_take_less_than_a_unit_along() -> None:
+    told = last(total_microcredits=2 * MICRO)
+    later = bucket(2 * MICRO, hour=AT + HOUR, last=told, taken={HERE: 2 * MICRO})
+    assert weigh(later, terms(decimals=0), [Leftover(AT, 300_000)]) == Weighed()
+
+
+@pytest.mark.parametrize(
+    ("parked", "left"),
+    [
+        (bucket(-30), Leftover(AT, -30)),
+        (bucket(-30, taken={THERE: 10}), Leftover(AT, -40)),
+        (bucket(10, taken={THERE: 10}), None),
+        (bucket(-30, customer_ref=None), None),
+        (bucket(-30, **SEALED), None),
+    ],
+)
+def test_what_an_hour_leaves_to_later_ones(parked: Bucket, left: Leftover | None) -> None:
+    assert left_over(parked, terms()) == left
+
+
+# -- as billed -------------------------------------------------------------------------------------
+
+
+def holding(hours_ago: int, value: int, answered: int | None = None) -> Holding:
+    at = UNDER_WAY - (hours_ago if answered is None else answered) * HOUR
+    return Holding(UNDER_WAY - hours_ago * HOUR, at, value)
+
+
+THREE = (holding(3, 10), holding(2, 20), holding(1, 30))
+
+
+@pytest.mark.parametrize(
+    ("billed", "changed"),
+    [
+        (60, {}),
+        (65, {1: 35}),
+        (55, {1: 25}),
+        (30, {1: 0}),
+        (25, {1: 0, 2: 15}),
+        (0, {1: 0, 2: 0, 3: 0}),
+    ],
+)
+def test_what_was_answered_last_is_corrected_first(billed: int, changed: dict[int, int]) -> None:
+    expected = {UNDER_WAY - ago * HOUR: value for ago, value in changed.items()}
+    assert as_billed(THREE, billed) == expected
+
+
+def test_the_answer_counts_and_not_the_hour() -> None:
+    late = [holding(3, 10, answered=0), holding(1, 30)]
+    assert as_billed(late, 35) == {UNDER_WAY - 3 * HOUR: 5}
+
+
+@given(values=st.lists(st.integers(0, 50), min_size=1, max_size=8), billed=st.integers(0, 500))
+def test_the_hours_add_up_to_what_was_billed(values: list[int], billed: int) -> None:
+    before = [holding(ago, value) for ago, value in enumerate(values)]
+    changed = as_billed(before, billed)
+    after = [changed.get(each.hour, each.value) for each in before]
+    assert sum(after) == billed
+    assert min(after) >= 0
+    raised = [new for each, new in zip(before, after, strict=True) if new > each.value]
+    lowered = [new for each, new in zip(before, after, strict=True) if new < each.value]
+    assert not (raised and lowered)

@@ -1,0 +1,371 @@
+"""Reading back as rules: what an hour has to show, what follows, when it is looked at again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billing.reporting.confirm import (
+    APART,
+    DAILY,
+    FIRST_READING,
+    LAG,
+    LATER,
+    MAX_RESENT,
+    SHORTEST_SILENCE,
+    Awaited,
+    Entry,
+    Finding,
+    after_silence,
+    awaited,
+    judge,
+    judge_gone,
+    next_reading,
+    put_off_until,
+)
+from billing.reporting.due import Holder
+from billing.reporting.report import State, may_become
+
+NOW = datetime(2026, 11, 10, 12, 30, tzinfo=UTC)
+HOUR = datetime(2026, 11, 10, 9, tzinfo=UTC)
+HERE = Holder("stripe", "cus_1", "wb.pages")
+ELSEWHERE = Holder("stripe", "cus_2", "wb.pages")
+MINUTE = timedelta(minutes=1)
+PLAIN = Entry(
+    id=1, hour=HOUR, revision=1, holder=HERE, overwrites=True, value=100,
+    held_microcredits=100, state=State.ACCEPTED, cause="taken", doubtful=False,
+    answered_at=NOW - 2 * LAG, confirm_at=NOW, confirmed_at=None, readings=0, resent=0,
+    sealed=False,
+)  # fmt: skip
+
+
+def entry(**changes: Any) -> Entry:
+    """An accepted figure of 100, two hours after its answer, whose reading is due."""
+    return replace(PLAIN, **changes)
+
+
+def alone(one: Entry, *older: Entry) -> Awaited:
+    """The only report of an hour that is to be read back."""
+    [found] = awaited([one, *older], HERE)
+    return found
+
+
+def finding(one: Awaited, read: int | None, *, oldest: datetime | None = None) -> Finding:
+    return judge(one, read, NOW, oldest=oldest).finding
+
+
+FRESH = {"answered_at": NOW - FIRST_READING}
+
+
+@pytest.mark.parametrize(
+    ("changes", "read", "expected"),
+    [
+        ({}, 100, Finding.CONFIRM),
+        (FRESH, 100, Finding.CONFIRM),
+        ({"confirm_at": NOW + LAG}, 100, Finding.CONFIRM),
+        ({"confirm_at": NOW + LAG, "answered_at": NOW - MINUTE}, 100, Finding.LEAVE),
+        ({"answered_at": NOW - MINUTE}, 100, Finding.CONFIRM),  # told to be read at once
+        ({"value": 10**15 - 1}, 10**15 - 1, Finding.CONFIRM),
+        ({"value": 10**15 - 1}, 10**15 - 2, Finding.RESEND),
+        (FRESH, 99, Finding.WAIT),
+        (FRESH, None, Finding.WAIT),
+        ({"answered_at": NOW - LAG + MINUTE}, None, Finding.WAIT),
+        ({"answered_at": NOW - LAG}, None, Finding.RESEND),
+        ({}, 99, Finding.RESEND),
+        ({}, 0, Finding.RESEND),
+        ({}, 101, Finding.RESEND),
+        ({"confirm_at": NOW + LAG}, 99, Finding.LEAVE),
+        ({"resent": MAX_RESENT - 1}, 99, Finding.RESEND),
+        ({"resent": MAX_RESENT}, 99, Finding.PARK),
+        ({"resent": MAX_RESENT}, 100, Finding.CONFIRM),
+        ({"overwrites": False}, 100, Finding.CONFIRM),
+        ({"overwrites": False}, 99, Finding.PARK),
+        ({"overwrites": False, **FRESH}, 99, Finding.WAIT),
+        ({"sealed": True}, 99, Finding.CLOSE),
+        ({"sealed": True, **FRESH}, 99, Finding.WAIT),
+        ({"sealed": True}, 100, Finding.CONFIRM),
+    ],
+    ids=str,
+)
+def test_an_accepted_figure_is_compared_exactly_with_the_hour(
+    changes: dict[str, Any], read: int | None, expected: Finding
+) -> None:
+    assert finding(alone(entry(**changes)), read) is expected
+
+
+@pytest.mark.parametrize(
+    ("answered", "read", "expected"),
+    [
+        (2 * LAG, 0, Finding.CONFIRM),
+        (FIRST_READING, 0, Finding.CONFIRM),
+        (2 * LAG, None, Finding.CONFIRM),
+        (FIRST_READING, None, Finding.WAIT),
+        (2 * LAG, 5, Finding.RESEND),
+    ],
+)
+def test_no_figure_is_a_zero_only_once_the_provider_has_had_its_time(
+    answered: timedelta, read: int | None, expected: Finding
+) -> None:
+    assert finding(alone(entry(value=0, answered_at=NOW - answered)), read) is expected
+
+
+@given(value=st.integers(0, 10**15 - 1), age=st.integers(0, 10**6), overwrites=st.booleans())
+def test_a_missing_figure_never_confirms_one_that_is_not_zero(
+    value: int, age: int, *, overwrites: bool
+) -> None:
+    one = entry(value=value, overwrites=overwrites, answered_at=NOW - age * MINUTE)
+    if value:
+        assert finding(alone(one), None) is not Finding.CONFIRM
+
+
+@given(
+    read=st.none() | st.integers(-5, 10**15),
+    resent=st.integers(0, 9),
+    age=st.integers(0, 10**5),
+    latest=st.booleans(),
+)
+def test_a_meter_that_adds_never_gets_a_figure_again(
+    read: int | None, resent: int, age: int, *, latest: bool
+) -> None:
+    one = entry(overwrites=False, resent=resent, answered_at=NOW - age * MINUTE)
+    later = entry(id=2, revision=2, holder=ELSEWHERE, overwrites=False)
+    waiting = alone(one) if latest else alone(one, later)
+    assert finding(waiting, read) is not Finding.RESEND
+
+
+def test_what_is_too_old_to_be_taken_is_parked_and_not_sent() -> None:
+    one = alone(entry())
+    assert finding(one, 99, oldest=HOUR) is Finding.RESEND
+    assert finding(one, 99, oldest=HOUR + timedelta(hours=1)) is Finding.PARK
+
+
+def test_every_finding_is_an_edge_of_a_reports_life() -> None:
+    assert may_become(State.ACCEPTED, State.CONFIRMED)
+    assert may_become(State.ACCEPTED, State.PARKED)
+    # A parked one that is there after all was accepted, and is read back at the same moment.
+    assert may_become(State.PARKED, State.ACCEPTED)
+
+
+# ---- which reports an hour is read for ----
+
+
+def test_a_bucket_with_an_open_revision_is_left_alone() -> None:
+    for state in (State.PENDING, State.SENDING, State.UNKNOWN):
+        later = entry(id=2, revision=2, state=state)
+        assert awaited([entry(), later], HERE) == []
+
+
+def test_only_the_last_accepted_figure_of_an_hour_is_read() -> None:
+    rows = [entry(), entry(id=2, revision=2, value=110)]
+    [one] = awaited(rows, HERE)
+    assert (one.entry.id, one.figure, [each.id for each in one.older]) == (2, 110, [1])
+    assert awaited([rows[0], replace(rows[1], state=State.CONFIRMED)], HERE) == []
+
+
+def test_on_a_meter_that_adds_an_hour_shows_the_sum_of_all_its_revisions() -> None:
+    rows = [
+        entry(value=7, overwrites=False, state=State.CONFIRMED),
+        entry(id=2, revision=2, value=4, overwrites=False),
+        entry(id=3, revision=3, value=-1, overwrites=False),
+    ]
+    [one] = awaited(rows, HERE)
+    assert (one.figure, one.without, [each.id for each in one.older]) == (10, 11, [2])
+
+
+def test_what_another_place_counts_is_not_part_of_the_hour_here() -> None:
+    rows = [entry(), entry(id=2, revision=2, holder=ELSEWHERE, value=5)]
+    [here] = awaited(rows, HERE)
+    [there] = awaited(rows, ELSEWHERE)
+    assert (here.figure, there.figure) == (100, 5)
+    assert (here.is_last, here.behind_rest) == (False, True)
+    assert (there.is_last, there.behind_rest) == (True, False)
+
+
+BEFORE = Holder("file", "acme", "wb.pages")
+
+
+@pytest.mark.parametrize(
+    ("last", "changes", "expected"),
+    [
+        # Nothing of the hour is left to be told, or it was told to the customer's next self.
+        ({"state": State.PARKED, "cause": "carried"}, {}, Finding.RESEND),
+        ({"state": State.PARKED, "cause": "nothing_to_tell"}, {}, Finding.RESEND),
+        ({"holder": ELSEWHERE}, {}, Finding.RESEND),
+        ({"holder": ELSEWHERE, "state": State.CONFIRMED}, {}, Finding.RESEND),
+        ({"holder": ELSEWHERE}, {"resent": MAX_RESENT}, Finding.PARK),
+        # The last one waits for a person, or for another reading.
+        ({"state": State.PARKED, "cause": "too_old"}, {}, Finding.WAIT),
+        ({"state": State.PARKED, "cause": "by_hand"}, {}, Finding.WAIT),
+        ({"state": State.PARKED, "cause": "carried", "doubtful": True}, {}, Finding.WAIT),
+        # Another provider gets usage now: what is written down would go there.
+        ({"holder": BEFORE}, {}, Finding.WAIT),
+    ],
+    ids=str,
+)
+def test_an_earlier_figure_is_told_again_only_where_the_last_one_stands_in_nobodys_way(
+    last: dict[str, Any], changes: dict[str, Any], expected: Finding
+) -> None:
+    rows = [entry(**changes), entry(**{"id": 2, "revision": 2, "value": 5, **last})]
+    one = awaited(rows, HERE)[0]
+    assert one.entry.id == 1
+    assert finding(one, 99) is expected
+    assert finding(one, 100) is Finding.CONFIRM
+
+
+def test_hours_are_judged_each_for_itself() -> None:
+    rows = [entry(id=n, hour=HOUR - n * timedelta(hours=1), value=n) for n in range(24)]
+    found = awaited(reversed(rows), HERE)
+    assert [one.entry.hour for one in found] == sorted(row.hour for row in rows)
+    assert {one.figure for one in found} == set(range(24))
+
+
+# ---- doubtful ones ----
+
+
+def doubtful(**changes: Any) -> Entry:
+    """A figure that may have arrived: an answer was lost, and a later attempt was refused."""
+    return entry(**{"state": State.PARKED, "cause": "too_old", "doubtful": True, **changes})
+
+
+@pytest.mark.parametrize(
+    ("before", "overwrites", "present", "absent", "neither"),
+    [
+        (None, True, 100, None, 70),
+        (None, True, 100, 0, 70),
+        (30, True, 100, 30, None),
+        (30, True, 100, 30, 0),
+        (None, False, 100, None, 70),
+        (30, False, 130, 30, 100),
+    ],
+)
+def test_a_doubtful_figure_is_there_or_twice_not_there_or_a_persons_to_decide(
+    before: int | None, *, overwrites: bool, present: int, absent: int | None, neither: int | None
+) -> None:
+    older = [] if before is None else [
+        entry(id=9, value=before, state=State.CONFIRMED, overwrites=overwrites)
+    ]  # fmt: skip
+    one = alone(doubtful(revision=2, overwrites=overwrites), *older)
+    again = alone(doubtful(revision=2, overwrites=overwrites, readings=1), *older)
+    assert finding(one, present) is Finding.CONFIRM
+    first = judge(one, absent, NOW, oldest=None)
+    assert (first.finding, first.readings) == (Finding.WAIT, 1)
+    assert first.confirm_at is not None
+    assert first.confirm_at - NOW >= APART
+    assert finding(again, absent) is Finding.CLEAR
+    # Something between makes the first reading worthless.
+    between = judge(again, neither, NOW, oldest=None)
+    assert (between.finding, between.readings) == (Finding.WAIT, 0)
+
+
+def test_a_doubtful_figure_is_not_given_up_before_the_provider_has_had_its_time() -> None:
+    early = alone(doubtful(readings=1, answered_at=NOW - LAG + MINUTE))
+    assert finding(early, None) is Finding.WAIT
+
+
+def test_what_was_parked_because_it_differs_waits_for_a_person_or_for_agreement() -> None:
+    one = alone(doubtful(cause="differs", readings=5))
+    assert finding(one, None) is Finding.WAIT
+    assert finding(one, 99) is Finding.WAIT
+    assert finding(one, 100) is Finding.CONFIRM
+
+
+def test_in_a_period_whose_invoice_is_final_nothing_stays_doubtful() -> None:
+    assert finding(alone(doubtful(sealed=True)), 99) is Finding.CLEAR
+    assert finding(alone(doubtful(sealed=True, cause="differs")), None) is Finding.CLEAR
+
+
+def test_a_doubtful_figure_and_the_accepted_one_before_it_are_told_apart() -> None:
+    rows = [entry(), doubtful(id=2, revision=2, value=110)]
+    before, after = awaited(rows, HERE)
+    assert [finding(before, 100), finding(after, 100)] == [Finding.CONFIRM, Finding.WAIT]
+    assert [finding(before, 110), finding(after, 110)] == [Finding.WAIT, Finding.CONFIRM]
+
+
+def test_a_refusal_that_leaves_no_doubt_is_not_read_back() -> None:
+    refused = doubtful(doubtful=False)
+    assert awaited([refused], HERE) == []
+    [before] = awaited([entry(), replace(refused, id=2, revision=2)], HERE)
+    assert before.entry.id == 1
+
+
+def test_without_a_doubtful_figure_an_hour_shows_the_last_one_before_it() -> None:
+    rows = [entry(value=30), entry(id=2, revision=2, value=50, state=State.CONFIRMED)]
+    [one] = awaited([*rows, doubtful(id=3, revision=3, value=70)], HERE)
+    assert one.without == 50
+
+
+def test_what_was_told_of_a_missing_customer_counts_nowhere_unless_it_is_billed() -> None:
+    assert judge_gone(alone(entry())).finding is Finding.GONE
+    assert judge_gone(alone(doubtful())).finding is Finding.GONE
+    assert judge_gone(alone(entry(sealed=True))).finding is Finding.CLOSE
+    assert judge_gone(alone(doubtful(sealed=True))).finding is Finding.CLEAR
+
+
+# ---- when ----
+
+
+@pytest.mark.parametrize(
+    ("age", "then"),
+    [
+        (timedelta(0), FIRST_READING),
+        (FIRST_READING, LAG),
+        (timedelta(minutes=20), LAG),
+        (timedelta(minutes=50), timedelta(minutes=65)),
+        (LAG, LAG + LATER),
+        (timedelta(hours=7), timedelta(hours=13)),
+        (timedelta(hours=23), timedelta(hours=29)),
+        (DAILY, 2 * DAILY),
+        (timedelta(days=9), timedelta(days=10)),
+    ],
+)
+def test_a_figure_is_read_after_15_minutes_an_hour_then_every_six_and_daily(
+    age: timedelta, then: timedelta
+) -> None:
+    assert next_reading(NOW - age, NOW) == NOW - age + then
+
+
+@given(age=st.integers(0, 10**7))
+def test_readings_come_closer_than_a_quarter_of_an_hour_only_before_the_first(age: int) -> None:
+    wait = next_reading(NOW - timedelta(seconds=age), NOW) - NOW
+    assert timedelta(0) < wait <= DAILY
+    assert wait >= APART or age < FIRST_READING.total_seconds()
+
+
+@given(ages=st.tuples(st.integers(0, 10**7), st.integers(0, 10**7)))
+def test_the_longer_a_provider_is_silent_the_longer_are_the_waits(ages: tuple[int, int]) -> None:
+    younger, older = (
+        after_silence(NOW - timedelta(seconds=age), NOW) - NOW for age in sorted(ages)
+    )
+    assert SHORTEST_SILENCE <= younger <= older <= LATER
+
+
+SPACING = timedelta(hours=6)
+
+
+@pytest.mark.parametrize(
+    ("due", "agreed", "expected"),
+    [
+        ({}, NOW - timedelta(hours=1), NOW + timedelta(hours=5)),
+        ({}, NOW - SPACING, None),
+        ({}, None, None),
+        ({"readings": 1}, NOW - timedelta(hours=1), None),
+        ({"resent": 1}, NOW - timedelta(hours=1), None),
+        ({"state": State.PARKED, "doubtful": True}, NOW - timedelta(hours=1), None),
+    ],
+)
+def test_only_first_readings_are_put_off_and_only_where_another_agreed_lately(
+    due: dict[str, Any], agreed: datetime | None, expected: datetime | None
+) -> None:
+    before = entry(
+        id=2, hour=HOUR - timedelta(hours=1), state=State.CONFIRMED, confirmed_at=agreed,
+        confirm_at=None,
+    )  # fmt: skip
+    assert put_off_until([entry(**due), before], HERE, SPACING, NOW) == expected
+    assert put_off_until([entry(**due), before], HERE, timedelta(0), NOW) is None
+    moved = [entry(**due), replace(before, holder=ELSEWHERE)]
+    assert put_off_until(moved, HERE, SPACING, NOW) is None

@@ -1,0 +1,428 @@
+"""Reading back what is doubtful, what is added up, what is final, what a provider told of."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from confirm_support import Desk
+from reporting_support import LAST_HOUR, System, answer_lost, answering, metered
+from support import NOW
+
+from billing.reporting.confirmation import MARGIN, Confirmations
+from billing.reporting.destination import CustomerIds, Metered
+from billing.reporting.provider import (
+    Answer,
+    Cause,
+    Provider,
+    ProviderUnavailable,
+    UsageReport,
+)
+
+HOUR = timedelta(hours=1)
+NEVER_ARRIVED = answering(Cause.TIMED_OUT)
+
+
+@pytest.fixture
+def desk(system: System) -> Desk:
+    """A log, an outbox and the ledger."""
+    return Desk(system, system.ledger.inner, CustomerIds.OURS)
+
+
+def refused_after(desk: Desk, first: Callable[[Provider, UsageReport], Answer]) -> None:
+    """A figure whose first attempt had no answer and whose second one was refused."""
+    desk.system.ledger.faults.extend([first, answering(Cause.TOO_OLD)])
+    desk.advance(desk.system.ledger)
+    desk.later(minutes=10)
+    desk.advance(desk.system.ledger)
+    assert desk.rows("state, cause, doubtful")[-1] == ("parked", "too_old", True)
+
+
+# ---- doubtful ----
+
+
+def test_a_refused_figure_that_had_arrived_before_is_confirmed(desk: Desk) -> None:
+    desk.system.use(100)
+    refused_after(desk, answer_lost)
+    desk.later(minutes=15)
+    assert desk.confirm().confirmed == 1
+    assert desk.rows("state, cause, doubtful") == [("confirmed", "taken", False)]
+    desk.assert_all_confirmed()
+
+
+def test_a_refused_figure_that_never_arrived_is_known_to_be_so_after_two_readings(
+    desk: Desk,
+) -> None:
+    desk.system.use(100)
+    refused_after(desk, NEVER_ARRIVED)
+    desk.later(minutes=15)
+    assert (desk.confirm().waiting, desk.confirm().requests) == (1, 0)
+    desk.later(minutes=45)
+    assert desk.confirm().cleared == 1
+    assert desk.rows("state, cause, doubtful") == [("parked", "too_old", False)]
+    assert desk.system.sums()["acme", "page-capture"].parked == 100
+    desk.later(days=3)
+    assert desk.confirm().requests == 0
+
+
+def test_what_shows_neither_the_one_nor_the_other_stays_doubtful(desk: Desk) -> None:
+    desk.system.use(100)
+    refused_after(desk, NEVER_ARRIVED)
+    desk.edit(70)
+    for _ in range(20):
+        desk.later(hours=6)
+        done = desk.confirm()
+        assert (done.confirmed, done.cleared) == (0, 0)
+    assert desk.rows("state, doubtful") == [("parked", True)]
+
+
+def test_a_doubtful_late_figure_is_told_from_the_one_before(desk: Desk) -> None:
+    desk.system.use(100)
+    desk.advance()
+    desk.system.use(11)
+    refused_after(desk, NEVER_ARRIVED)
+    desk.later(minutes=15)
+    assert desk.confirm().confirmed == 1
+    desk.later(minutes=45)
+    assert desk.confirm().cleared == 1
+    assert desk.states() == ["confirmed", "parked"]
+    sums = desk.system.sums()["acme", "page-capture"]
+    assert (sums.accepted, sums.parked) == (100, 11)
+
+
+def test_what_a_person_held_back_without_an_answer_is_read_back_too(desk: Desk) -> None:
+    desk.system.use(100)
+    desk.system.ledger.faults.append(answer_lost)
+    desk.advance(desk.system.ledger)
+    [(number,)] = desk.rows("id")
+    assert desk.system.reports.park(number, "disputed")
+    desk.later(minutes=15)
+    assert desk.confirm().confirmed == 1
+    desk.assert_all_confirmed()
+
+
+# ---- meters that add ----
+
+
+def adding(sku: str) -> Metered:
+    plain = metered(sku).meter
+    meter = type(plain)(sku=sku, name=plain.name, display_name=sku, overwrites=False)
+    return Metered(meter=meter)
+
+
+class Adding:
+    """A provider that adds what it takes, once per identifier."""
+
+    name = "ledger"
+    max_age = None
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.taken: dict[str, UsageReport] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def ensure_meters(self, meters: Any, *, dry_run: bool = False) -> Any:
+        checks = self._inner.ensure_meters(meters, dry_run=dry_run)
+        return [type(c)(meter=c.meter, provider_id=c.provider_id, created=False) for c in checks]
+
+    def report_usage(self, report: UsageReport) -> Answer:
+        if report.identifier in self.taken:
+            return Answer(cause=Cause.DUPLICATE_IDENTIFIER)
+        self.taken[report.identifier] = report
+        return Answer(cause=Cause.TAKEN)
+
+    def read_back(self, customer_ref: str, meter: str, day: Any) -> dict[datetime, int]:
+        found: dict[datetime, int] = {}
+        for report in self.taken.values():
+            if (report.customer_ref, report.meter, report.hour.date()) == (
+                customer_ref,
+                meter,
+                day,
+            ):
+                found[report.hour] = found.get(report.hour, 0) + report.value
+        return found
+
+
+@pytest.fixture
+def adder(system: System) -> Desk:
+    """A log, an outbox and a provider that adds."""
+    system.metered = adding
+    system.ledger.inner = Adding(system.ledger.inner)
+    return Desk(system, system.ledger.inner, CustomerIds.OURS)
+
+
+def test_the_sum_of_all_revisions_confirms_them_together(adder: Desk) -> None:
+    for amount in (7, 4, 2):
+        adder.system.use(amount)
+        adder.advance()
+    adder.later(minutes=15)
+    adder.confirm()
+    assert adder.states() == ["confirmed"] * 3
+    adder.assert_all_confirmed()
+
+
+def test_a_sum_that_differs_is_parked_and_nothing_is_ever_added_to_it(adder: Desk) -> None:
+    adder.system.use(7)
+    adder.advance()
+    adder.system.use(4)
+    adder.advance()
+    adder.edit(1)
+    for _ in range(10):
+        adder.later(hours=6)
+        adder.confirm()
+        adder.advance()
+    assert len(adder.provider.inner.taken) == 3
+    assert adder.rows()[-1] == (2, "parked", "differs")
+    assert adder.rows("detail")[-1] == ("reported 11, read back 12",)
+    # A correction by hand is found by itself.
+    adder.edit(-1)
+    adder.later(days=1)
+    adder.confirm()
+    adder.assert_all_confirmed()
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_a_difference_without_an_answer_for_a_day_is_decided_by_two_readings(
+    adder: Desk, *, arrived: bool
+) -> None:
+    adder.system.use(7)
+    adder.advance()
+    adder.later(minutes=15)
+    adder.confirm()
+    adder.system.use(4)
+    adder.system.ledger.always = answer_lost if arrived else NEVER_ARRIVED
+    for _ in range(24):
+        adder.advance(adder.system.ledger)
+        adder.later(hours=1)
+    assert adder.rows()[-1] == (2, "parked", "no_answer")
+    adder.system.ledger.always = None
+    found = []
+    for _ in range(4):
+        done = adder.confirm()
+        found.append((done.confirmed, done.cleared))
+        adder.later(days=1)
+    assert sum(confirmed for confirmed, _ in found) == int(arrived)
+    assert sum(cleared for _, cleared in found) == int(not arrived)
+    state, doubtful = adder.rows("state, doubtful")[1]
+    assert (state, doubtful) == ("confirmed" if arrived else "parked", False)
+
+
+def test_what_a_missing_meter_was_told_in_parts_is_parked_as_one(adder: Desk) -> None:
+    for amount in (7, 4):
+        adder.system.use(amount)
+        adder.advance()
+    adder.provider.silence = gone(Cause.METER_MISSING)
+    adder.later(minutes=15)
+    adder.confirm()
+    assert adder.rows("revision, state, cause, value, latest") == [
+        (1, "parked", "meter_missing", 7, False),
+        (2, "parked", "meter_missing", 4, False),
+        (3, "parked", "meter_missing", 11, True),
+    ]
+    assert adder.system.sums()["acme", "page-capture"].parked == 11
+
+
+def gone(cause: Cause) -> ProviderUnavailable:
+    error = ProviderUnavailable(f"gone: {cause}")
+    error.cause = cause
+    return error
+
+
+# ---- periods whose invoice is final ----
+
+
+def seal(desk: Desk, until: datetime) -> None:
+    values = {
+        "provider": "ledger", "customer": "acme", "meter": metered("page-capture").meter.name,
+        "start": until - timedelta(days=30), "end": until, "now": desk.system.clock.now(),
+    }  # fmt: skip
+    with desk.engine.begin() as anyone:
+        anyone.execute(
+            sa.text(
+                "INSERT INTO report_seals (provider, customer_id, customer_ref, meter,"
+                " period_start, period_end, invoice_ref, billed_value, noticed_at)"
+                " VALUES (:provider, :customer, 'acme', :meter, :start, :end, 'in_1', 0, :now)"
+            ),
+            values,
+        )
+
+
+@pytest.mark.parametrize("silence", [None, gone(Cause.CUSTOMER_MISSING)])
+def test_what_differs_after_the_invoice_is_left_to_what_was_billed(
+    desk: Desk, silence: Any
+) -> None:
+    desk.system.use(100)
+    desk.system.use(5, LAST_HOUR - HOUR)
+    desk.advance()
+    desk.edit(70)
+    seal(desk, LAST_HOUR + HOUR)
+    desk.later(hours=1)
+    desk.provider.silence = silence
+    done = desk.confirm()
+    assert (done.confirmed + done.closed, done.resent, done.parked) == (2, 0, 0)
+    assert desk.unconfirmed_since() is None
+    desk.later(days=1)
+    assert desk.confirm().requests == 0
+
+
+def test_an_hour_that_reaches_over_the_periods_end_is_still_sent_again(desk: Desk) -> None:
+    desk.system.use(100)
+    desk.advance()
+    desk.edit(70)
+    seal(desk, LAST_HOUR + timedelta(minutes=59))
+    desk.later(hours=1)
+    assert desk.confirm().resent == 1
+
+
+# ---- what a provider tells by itself ----
+
+
+def reported(desk: Desk) -> list[str]:
+    """An hour of three days, told to the ledger and not read back for a while: identifiers."""
+    for back in range(3):
+        desk.system.use(100 + back, LAST_HOUR - back * timedelta(days=1))
+        desk.advance()
+        desk.later(minutes=20)
+    with desk.engine.begin() as anyone:
+        later = desk.system.clock.now() + timedelta(days=1)
+        anyone.execute(sa.text("UPDATE usage_reports SET confirm_at = :at"), {"at": later})
+    return [identifier for (identifier,) in desk.rows("identifier")]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "found"),
+    [
+        (timedelta(0), timedelta(0), 1),
+        (timedelta(minutes=6), timedelta(minutes=14), 0),
+        (timedelta(minutes=5), timedelta(minutes=6), 1),
+        (timedelta(minutes=-9), timedelta(minutes=-5), 1),
+        (timedelta(minutes=-9), timedelta(minutes=-6), 0),
+        (timedelta(0), timedelta(minutes=20), 2),
+        (timedelta(0), timedelta(hours=1), 3),
+    ],
+    ids=str,
+)
+def test_what_was_sent_around_a_window_is_read_back_at_once(
+    desk: Desk, start: timedelta, end: timedelta, found: int
+) -> None:
+    reported(desk)
+    now = desk.system.clock.now()
+    meter = metered("page-capture").meter.name
+    window = (NOW + start, NOW + end)
+    assert desk.confirmations.recheck("ledger", "wb.other", *window, now=now) == 0
+    assert desk.confirmations.recheck("file", meter, *window, now=now) == 0
+    assert desk.confirmations.recheck("ledger", meter, *window, now=now) == found
+    assert desk.confirmations.recheck("ledger", None, *window, now=now) == found
+    assert desk.confirm().confirmed == found
+    assert timedelta(minutes=5) == MARGIN
+
+
+def test_a_rejected_report_is_parked_and_the_figure_before_it_is_read_again(desk: Desk) -> None:
+    desk.system.use(100)
+    desk.advance()
+    desk.later(minutes=5)
+    desk.system.use(11)
+    desk.advance()
+    identifiers = [identifier for (identifier,) in desk.rows("identifier")]
+    desk.later(minutes=11)
+    assert desk.confirm().requests == 0  # the first one is forgotten, the second one not due
+    desk.edit(100)  # the second one was dropped
+    now = desk.system.clock.now()
+    found = desk.confirmations.recheck_identifiers(
+        identifiers[1:], Cause.INVALID_VALUE, now=now, detail="meter_event_invalid_value"
+    )
+    assert found == 1
+    assert desk.rows("state, cause, detail")[1] == (
+        "parked", "invalid_value", "meter_event_invalid_value",
+    )  # fmt: skip
+    sums = desk.system.sums()["acme", "page-capture"]
+    assert (sums.accepted, sums.parked) == (100, 11)
+    assert desk.confirm().confirmed == 1
+    assert desk.states() == ["confirmed", "parked"]
+
+
+def test_a_report_is_not_parked_that_is_confirmed_superseded_or_unknown(desk: Desk) -> None:
+    identifiers = reported(desk)
+    now = desk.system.clock.now()
+    park = desk.confirmations.recheck_identifiers
+    assert park(["another:installation:r1"], Cause.CUSTOMER_MISSING, now=now) == 0
+    desk.confirmations.recheck("ledger", None, NOW, NOW, now=now)
+    desk.confirm()
+    assert park(identifiers[:1], Cause.CUSTOMER_MISSING, now=now) == 0
+    desk.system.use(5, LAST_HOUR - timedelta(days=1))
+    desk.advance()
+    assert park(identifiers[1:2], Cause.CUSTOMER_MISSING, now=now) == 0
+    assert park(identifiers, Cause.CUSTOMER_MISSING, now=now) == 1
+    assert desk.states() == ["confirmed", "accepted", "parked", "accepted"]
+
+
+def test_a_webhooks_transaction_has_all_of_it_or_nothing(desk: Desk) -> None:
+    identifiers = reported(desk)
+    now = desk.system.clock.now()
+    with desk.engine.connect() as connection:
+        desk.confirmations.recheck("ledger", None, NOW, now, now=now, connection=connection)
+        desk.confirmations.recheck_identifiers(
+            identifiers, Cause.CUSTOMER_MISSING, now=now, connection=connection
+        )
+        connection.rollback()
+    assert set(desk.states()) == {"accepted"}
+    assert desk.confirm().requests == 0
+    assert isinstance(desk.confirmations, Confirmations)
+
+
+# ---- dying between the answer and the commit ----
+
+KILLED_READING = """
+import sys
+from datetime import datetime
+from pathlib import Path
+import sqlalchemy as sa
+from billing.core import failpoints
+from billing.core.clock import ManualClock
+from billing.log.engine import sqlalchemy_url
+from billing.reporting.confirmation import Confirmations
+from billing.reporting.providers.file import FileProvider
+from billing.reporting.reading import Reader
+url, now, record, folder, nth = sys.argv[1:]
+failpoints.arm(f"report.after_reading={nth}", Path(record))
+Reader(
+    Confirmations(sa.create_engine(sqlalchemy_url(url))), FileProvider(Path(folder)),
+    ManualClock(datetime.fromisoformat(now)), environment="test",
+).confirm()
+"""
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_reader_killed_after_an_answer_loses_and_repeats_nothing(
+    system: System, database_url: str, tmp_path: Path, nth: int
+) -> None:
+    desk = Desk(system, system.file.inner, CustomerIds.OURS)
+    system.use(100)
+    system.use(7, customer="globex")
+    desk.advance()
+    desk.edit(70)
+    desk.edit(1, customer="globex")
+    desk.later(hours=1)
+    record = tmp_path / "points"
+    arguments = [database_url, system.clock.now().isoformat(), str(record)]
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED_READING, *arguments, str(tmp_path / "files"), str(nth)],
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert died.returncode == -9
+    assert record.read_text() == "report.after_reading\n"
+    assert len(desk.rows()) == 2 + (nth - 1)
+    assert desk.confirm().resent == 2 - (nth - 1)
+    desk.advance()
+    desk.later(minutes=15)
+    assert desk.confirm().confirmed == 2
+    assert len(desk.rows()) == 4
+    desk.assert_all_confirmed()

@@ -1,0 +1,161 @@
+"""Beat's jobs on the way to a billing provider. Each does whatever is due, and may fire twice.
+
+They never raise for what an operator has to put right (a key, an outage): that is logged with what
+it means for money, and everything stays as it is until the next time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any, Final
+
+import structlog
+from celery import shared_task
+from celery.schedules import crontab
+
+from billing.bootstrap import System
+from billing.core.errors import ConfigurationError
+from billing.core.period import Period, month_of
+from billing.reporting.notices.run import Polled
+from billing.reporting.provider import ProviderUnavailable
+
+log = structlog.get_logger(__name__)
+
+EVERY_MINUTES: Final = 10
+RUN: Final = timedelta(minutes=8)
+"""A run begins nothing new after this; the next one goes on."""
+INVOICES_BACK: Final = timedelta(days=5)
+"""An invoice is final at most three days after it was made; two more for an outage of ours."""
+
+REPORTING_SCHEDULE: Final[dict[str, dict[str, Any]]] = {
+    "report-usage": {
+        "task": "billing.report_usage",
+        # Not on the hour: an hour is reported once it is closed.
+        "schedule": crontab(minute="6-59/10"),
+        "options": {"expires": EVERY_MINUTES * 60 - 30},
+    },
+    "confirm-reports": {
+        "task": "billing.confirm_reports",
+        "schedule": crontab(minute="1-59/10"),
+        "options": {"expires": EVERY_MINUTES * 60 - 30},
+    },
+    "poll-invoices": {
+        "task": "billing.poll_invoices",
+        "schedule": crontab(minute="16"),
+        "options": {"expires": 1800},
+    },
+    "check-reports": {
+        "task": "billing.check_reports",
+        "schedule": crontab(minute="36"),
+        "options": {"expires": 1800},
+    },
+}
+
+
+@shared_task(bind=True, name="billing.report_usage", ignore_result=True, acks_late=True)
+def report_usage(self: Any) -> dict[str, Any]:
+    """Advance everything due; returns what became of it."""
+    system: System = self.app.metering.system
+    told: dict[str, Any] = {}
+    with _told_to_an_operator("usage is not reported; it stays due and keeps accruing"):
+        done = system.reporting.reporter().advance(until=system.clock.now() + RUN)
+        told = {
+            "planned": done.planned,
+            "became": {state.value: count for state, count in done.became.items()},
+            "stopped": done.stopped,
+            "blocked": done.blocked,
+        }
+        if done.stopped or done.blocked:
+            log.error(
+                "usage is not reported",
+                **told,
+                money="it stays due and keeps accruing; nothing is lost",
+                remedy="billing report status",
+            )
+        elif done.planned or done.became:
+            log.info("usage reported", **told)
+    return told
+
+
+@shared_task(bind=True, name="billing.confirm_reports", ignore_result=True, acks_late=True)
+def confirm_reports(self: Any) -> dict[str, int]:
+    """Read back what was accepted; returns how many reports were confirmed, resent, parked."""
+    system: System = self.app.metering.system
+    told: dict[str, int] = {}
+    with _told_to_an_operator("what was accepted is not confirmed; it is read back later"):
+        done = system.reporting.reader().confirm(until=system.clock.now() + RUN)
+        told = {"confirmed": done.confirmed, "resent": done.resent, "parked": done.parked}
+        if done.stopped:
+            log.error("reports are not read back", stopped=done.stopped, **told)
+        if done.parked:
+            log.error(
+                "reports were parked: the provider counts something else than it accepted",
+                **told,
+                money="these hours may be billed wrongly until somebody looks",
+                remedy="billing report list --state parked",
+            )
+    return told
+
+
+@shared_task(bind=True, name="billing.poll_invoices", ignore_result=True, acks_late=True)
+def poll_invoices(self: Any) -> dict[str, int]:
+    """Notice invoices that became final, also where no webhook told of them; returns counts."""
+    system: System = self.app.metering.system
+    done = Polled()
+    with _told_to_an_operator("sealed periods are not noticed; late usage waits"):
+        since = system.clock.now() - INVOICES_BACK
+        done = system.reporting.notices.poll(system.reporting.provider, since)
+    return asdict(done)
+
+
+@shared_task(bind=True, name="billing.check_reports", ignore_result=True, acks_late=True)
+def check_reports(self: Any) -> list[dict[str, Any]]:
+    """Check that every closed hour of this month and the last one is somewhere, to the unit.
+
+    Returns:
+        Per customer, SKU and month what is in no report although its hour is closed.
+    """
+    system: System = self.app.metering.system
+    now = system.clock.now()
+    closed = now - timedelta(seconds=system.settings.report_lag_seconds) - timedelta(hours=2)
+    months = {month_of(now).label: month_of(now)}
+    last = month_of(month_of(now).start - timedelta(days=1))
+    months[last.label] = last
+    found: list[dict[str, Any]] = []
+    for month in months.values():
+        until = min(month.end, closed)
+        if until <= month.start:
+            continue
+        period = Period(month.label, month.start, until)
+        found += [
+            {
+                "month": month.label,
+                "customer": row.customer,
+                "sku": row.sku,
+                "unclaimed_microcredits": row.unclaimed,
+            }
+            for row in system.reporting.reports.sums(period)
+            if row.unclaimed
+        ]
+    for each in found:
+        log.error(
+            "usage of closed hours is in no report",
+            **each,
+            money="it is not billed until it is reported; nothing is lost",
+            remedy="billing report run; is beat running, and is the provider's key right?",
+        )
+    return found
+
+
+@contextmanager
+def _told_to_an_operator(money: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigurationError as error:
+        # The message says it all; a traceback every ten minutes would bury it.
+        log.error("the billing provider cannot be used", error=str(error), money=money)  # noqa: TRY400
+    except ProviderUnavailable as error:
+        log.warning("the billing provider did not answer", error=str(error), money=money)
