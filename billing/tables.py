@@ -321,7 +321,7 @@ usage_reports = sa.Table(
     ),
     sa.Index(
         "usage_reports_confirm_idx",
-        "provider", "confirm_at",
+        "provider", "confirm_at", "id",
         postgresql_where=sa.text("confirm_at IS NOT NULL"),
     ),
     sa.Index(

@@ -40,6 +40,7 @@ from workers.context import (
     current_customer,
     header_of,
     recording,
+    running_header,
 )
 from workers.errors import QuotaExceeded, Unweighed
 
@@ -132,7 +133,7 @@ class MeteredTask(Task[Any, Any]):
         return headers
 
     def _metered_at(self, options: dict[str, Any]) -> datetime:
-        now: datetime = self.metering.clock.now()
+        now = self._submitted_at(options)
         eta, countdown = options.get("eta"), options.get("countdown")
         if isinstance(eta, str):
             eta = datetime.fromisoformat(eta)
@@ -140,6 +141,16 @@ class MeteredTask(Task[Any, Any]):
             # Celery reads a naive ETA in the app's time zone.
             return eta if eta.tzinfo else eta.replace(tzinfo=self.app.timezone)
         return now + timedelta(seconds=countdown) if countdown else now
+
+    def _submitted_at(self, options: dict[str, Any]) -> datetime:
+        """Now; of a task that got its id before its parent ran, the parent's ``metered_at``.
+
+        So the next of a chain, or a chord's body: a parent that is run again after its child died
+        submits it again under the same id, and another instant would make another event of it.
+        """
+        header = running_header() if options.get("task_id") else None
+        now: datetime = self.metering.clock.now()
+        return header.metered_at if header else now
 
     # -- the run -------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from billing.core.errors import InvalidValue
 from billing.meter.meter import Meter
 from billing.quota.hold import ReleaseCause
 from billing.settings import Settings
-from workers.context import HEADER, BillingHeader, current_customer
+from workers.context import HEADER, BillingHeader, current_customer, running_header
 from workers.relay import RelayStep
 from workers.request import release
 from workers.startup import StartupCheckStep
@@ -95,7 +95,10 @@ class Metering:
         except InvalidValue:
             return
         if customer is not None:
-            headers[HEADER] = BillingHeader(customer, self.clock.now()).to_message()
+            # The parent's instant: run again, it would pass another one on to the same children.
+            parent = running_header()
+            at = parent.metered_at if parent else self.clock.now()
+            headers[HEADER] = BillingHeader(customer, at).to_message()
 
     def _on_revoked(self, sender: Any = None, request: Any = None, **_: Any) -> None:
         if request is not None:

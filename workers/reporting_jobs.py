@@ -6,6 +6,7 @@ it means for money, and everything stays as it is until the next time.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -84,20 +85,23 @@ def report_usage(self: Any) -> dict[str, Any]:
 def confirm_reports(self: Any) -> dict[str, int]:
     """Read back what was accepted; returns how many reports were confirmed, resent, parked."""
     system: System = self.app.metering.system
-    told: dict[str, int] = {}
+    told = Counter[str]()
     with _told_to_an_operator("what was accepted is not confirmed; it is read back later"):
-        done = system.reporting.reader().confirm(until=system.clock.now() + RUN)
-        told = {"confirmed": done.confirmed, "resent": done.resent, "parked": done.parked}
-        if done.stopped:
-            log.error("reports are not read back", stopped=done.stopped, **told)
-        if done.parked:
-            log.error(
-                "reports were parked: the provider counts something else than it accepted",
-                **told,
-                money="these hours may be billed wrongly until somebody looks",
-                remedy="billing report list --state parked",
-            )
-    return told
+        until = system.clock.now() + RUN
+        # A former provider, too, may count something else than it accepted.
+        for reader in system.reporting.readers():
+            done = reader.confirm(until=until)
+            told.update(confirmed=done.confirmed, resent=done.resent, parked=done.parked)
+            if done.stopped:
+                log.error("reports are not read back", stopped=done.stopped)
+    if told["parked"]:
+        log.error(
+            "reports were parked: the provider counts something else than it accepted",
+            **told,
+            money="these hours may be billed wrongly until somebody looks",
+            remedy="billing report list --state parked",
+        )
+    return dict(told)
 
 
 @shared_task(bind=True, name="billing.poll_invoices", ignore_result=True, acks_late=True)

@@ -17,7 +17,7 @@ ALTER TABLE usage_reports ADD COLUMN confirm_at timestamptz,
     ADD COLUMN readings integer NOT NULL DEFAULT 0,
     ADD COLUMN resent integer NOT NULL DEFAULT 0,
     ADD COLUMN confirmed_at timestamptz;
-CREATE INDEX usage_reports_confirm_idx ON usage_reports (provider, confirm_at)
+CREATE INDEX usage_reports_confirm_idx ON usage_reports (provider, confirm_at, id)
     WHERE confirm_at IS NOT NULL;
 CREATE INDEX usage_reports_parked_idx ON usage_reports (customer_id, sku_id, hour)
     WHERE state = 'parked' AND latest AND cause <> 'carried' AND cause <> 'nothing_to_tell';

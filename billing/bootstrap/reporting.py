@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import cached_property
 from typing import Final
 
@@ -30,7 +31,7 @@ from billing.reporting.providers.stripe import StripeProvider
 from billing.reporting.providers.stripe_calls import client_of
 from billing.reporting.providers.stripe_customers import StripeCustomer, customer_at
 from billing.reporting.providers.stripe_key import check_key
-from billing.reporting.reading import Reader
+from billing.reporting.reading import Reader, ReadPace
 from billing.reporting.run import Pace, Reporter
 from billing.reporting.setup import Setup
 from billing.reporting.store import CustomerIds, Destination, Metered, Reports
@@ -44,6 +45,11 @@ CUSTOMER_IDS: Final = {
 
 _SEARCHES_PER_SECOND: Final = 10.0
 """Customers are found by search, of which Stripe allows 20 a second."""
+
+
+SPACING: Final = {"stripe": timedelta(hours=6)}
+"""Stripe allows some hundred reads a month per transaction: one agreement of a day's figures speaks
+for the first reading of the next ones for so long. What differs or was told of is read at once."""
 
 
 class Reporting:
@@ -221,11 +227,13 @@ class Reporting:
         Raises:
             ConfigurationError: The provider cannot be talked to as the settings are.
         """
+        chosen = provider or self.provider
         return Reader(
             Confirmations(self._engine),
-            provider or self.provider,
+            chosen,
             self._clock,
             environment=self._settings.environment,
+            pace=ReadPace(spacing=SPACING.get(chosen.name, timedelta(0))),
         )
 
     def readers(self) -> list[Reader]:

@@ -10,7 +10,7 @@ from billing.cli.doctor_rules import Finding, Level, fine
 from billing.cli.provider_words import words_of_parked
 from billing.reporting.report import AT_REST, ParkedBy
 
-LATE_WARN: Final = timedelta(hours=2)
+LATE_WARN: Final = timedelta(hours=8)
 LATE_FAIL: Final = timedelta(hours=20)
 """A day is what most providers keep identifiers for."""
 NEARLY_TOO_OLD: Final = timedelta(days=30)

@@ -113,8 +113,7 @@ _OLDEST_UNCONFIRMED: Final = sa.text(
         (SELECT min(created_at) FROM usage_reports
          WHERE provider = :provider AND state IN ('pending', 'sending', 'unknown') AND latest),
         (SELECT min(answered_at) FROM usage_reports
-         WHERE provider = :provider AND state = 'accepted' AND latest
-            AND confirm_at IS NOT NULL))
+         WHERE provider = :provider AND state = 'accepted' AND confirm_at IS NOT NULL))
     """
 )
 

@@ -96,6 +96,7 @@ class Pass:
         with self._engine.begin() as reading:
             if not reading.execute(queries.TRY_LOCK, {"key": _ONE_PASS_AT_A_TIME}).scalar_one():
                 return 0
+            reading.execute(queries.READ_WHOLE)
             self._metered = dict(self._known_skus(reading))
             depth = self._depth(reading)
             for rows in self._due(reading, depth):

@@ -40,9 +40,7 @@ def proxy(echo: int) -> Iterator[Proxy]:
 
 
 def connect(proxy: Proxy) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", proxy.port), timeout=5)
-    connection.settimeout(0.3)
-    return connection
+    return socket.create_connection(("127.0.0.1", proxy.port), timeout=5)
 
 
 def answer(connection: socket.socket, word: bytes = b"hello") -> bytes:
@@ -60,8 +58,10 @@ def test_half_open_takes_everything_and_gives_nothing_until_it_is_healed(proxy: 
     with connect(proxy) as connection:
         assert answer(connection) == b"hello"
         proxy.set(Mode.HALF_OPEN)
+        connection.settimeout(0.3)
         with pytest.raises(TimeoutError):
             answer(connection)
+        connection.settimeout(5)
         met = proxy.heal()
         assert (met.connections, met.data_bytes) == (1, 5)
         # Its two ends could never agree again.
@@ -94,8 +94,10 @@ def test_deaf_loses_what_clients_say_only(proxy: Proxy):
     with connect(proxy) as connection:
         assert answer(connection) == b"hello"
         proxy.set(Mode.DEAF)
+        connection.settimeout(0.3)
         with pytest.raises(TimeoutError):
             answer(connection)
+        connection.settimeout(5)
     assert proxy.heal().data_bytes == 5
 
 

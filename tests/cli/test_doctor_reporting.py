@@ -43,8 +43,8 @@ def test_a_webhook_secret_is_asked_for_only_where_stripe_gets_usage(
 AGES = [
     (timedelta(hours=-1), Level.OK),
     (timedelta(0), Level.OK),
-    (timedelta(hours=2), Level.OK),
-    (timedelta(hours=2, seconds=1), Level.WARN),
+    (timedelta(hours=8), Level.OK),
+    (timedelta(hours=8, seconds=1), Level.WARN),
     (timedelta(hours=20), Level.WARN),
     (timedelta(hours=20, seconds=1), Level.FAIL),
     (timedelta(days=40), Level.FAIL),
@@ -102,7 +102,7 @@ def test_a_span_is_told_in_two_words(late: timedelta, text: str):
     [
         (0, None, Level.OK),
         (3, timedelta(hours=1), Level.OK),
-        (3, timedelta(hours=3), Level.WARN),
+        (3, timedelta(hours=9), Level.WARN),
     ],
 )
 def test_reports_without_an_answer(count: int, age: timedelta | None, level: Level):

@@ -14,7 +14,7 @@ yaml = pytest.importorskip("yaml")
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVERS = {"postgres", "valkey", "rabbitmq"}
-OURS = {"migrate", "worker", "consumer", "beat", "flower"}
+OURS = {"migrate", "worker", "consumer", "beat", "api", "flower"}
 Service = dict[str, Any]
 
 
@@ -71,9 +71,13 @@ def test_the_example_names_every_variable_and_gives_no_value():
     assert set(given.values()) == {""}
 
 
-def test_only_two_pages_are_published_and_on_loopback(services: dict[str, Service]):
+def test_only_three_ports_are_published_and_on_loopback(services: dict[str, Service]):
     published = {name: s["ports"] for name, s in services.items() if "ports" in s}
-    assert published == {"rabbitmq": ["127.0.0.1:15672:15672"], "flower": ["127.0.0.1:5555:5555"]}
+    assert published == {
+        "rabbitmq": ["127.0.0.1:15672:15672"],
+        "flower": ["127.0.0.1:5555:5555"],
+        "api": ["127.0.0.1:8010:8010"],
+    }
 
 
 def test_the_servers_network_is_internal_and_databases_are_nowhere_else(
@@ -91,12 +95,13 @@ def test_every_command_starts_a_program_of_the_package(services: dict[str, Servi
             assert arguments[2] in {"worker", "beat", "flower"}
         else:
             assert program == "billing"
-            assert arguments in (["migrate"], ["consumer"])
+            assert arguments in (["migrate"], ["consumer"], ["api"])
 
 
 def test_every_setting_of_ours_exists(services: dict[str, Service]):
     known = {f"WEIGHBRIDGE_{name.upper()}" for name in Settings.model_fields}
     known |= {"DATABASE_URL", "REDIS_URL", "AMQP_URL", "RESULT_URL"}
+    known |= {"STRIPE_API_KEY", "STRIPE_WEBHOOK_SECRET", "STRIPE_LIVE"}
     used = {variable for name in OURS for variable in services[name]["environment"]}
     used |= set(re.findall(r"WEIGHBRIDGE_[A-Z_]+", (ROOT / "Dockerfile").read_text()))
     assert used <= known

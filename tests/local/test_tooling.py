@@ -23,6 +23,7 @@ TARGETS = {
     "test-unit",
     "lint",
     "bench",
+    "chaos",
     "up",
     "down",
     "docs",
@@ -114,7 +115,7 @@ def test_an_old_python_is_refused_by_version(tmp_path: Path):
 def test_every_process_of_the_procfile_is_a_program_of_ours():
     lines = (ROOT / "Procfile").read_text().splitlines()
     commands = dict(line.split(": ", 1) for line in lines)
-    assert set(commands) == {"worker", "consumer", "beat", "flower"}
+    assert set(commands) == {"worker", "consumer", "beat", "api", "flower"}
     for command in commands.values():
         program = command.split("exec ")[1].split()[0]
         assert program in {"celery", "billing"}

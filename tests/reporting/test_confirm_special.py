@@ -1,4 +1,4 @@
-"""Reading back what is doubtful, what is added up, what is final, what a provider told of."""
+"""Reading back what is doubtful, what is added up, what is final; and dying while at it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ import pytest
 import sqlalchemy as sa
 from confirm_support import Desk
 from reporting_support import LAST_HOUR, System, answer_lost, answering, metered
-from support import NOW
 
-from billing.reporting.confirmation import MARGIN, Confirmations
 from billing.reporting.destination import CustomerIds, Metered
 from billing.reporting.provider import (
     Answer,
@@ -280,102 +278,6 @@ def test_an_hour_that_reaches_over_the_periods_end_is_still_sent_again(desk: Des
     seal(desk, LAST_HOUR + timedelta(minutes=59))
     desk.later(hours=1)
     assert desk.confirm().resent == 1
-
-
-# ---- what a provider tells by itself ----
-
-
-def reported(desk: Desk) -> list[str]:
-    """An hour of three days, told to the ledger and not read back for a while: identifiers."""
-    for back in range(3):
-        desk.system.use(100 + back, LAST_HOUR - back * timedelta(days=1))
-        desk.advance()
-        desk.later(minutes=20)
-    with desk.engine.begin() as anyone:
-        later = desk.system.clock.now() + timedelta(days=1)
-        anyone.execute(sa.text("UPDATE usage_reports SET confirm_at = :at"), {"at": later})
-    return [identifier for (identifier,) in desk.rows("identifier")]
-
-
-@pytest.mark.parametrize(
-    ("start", "end", "found"),
-    [
-        (timedelta(0), timedelta(0), 1),
-        (timedelta(minutes=6), timedelta(minutes=14), 0),
-        (timedelta(minutes=5), timedelta(minutes=6), 1),
-        (timedelta(minutes=-9), timedelta(minutes=-5), 1),
-        (timedelta(minutes=-9), timedelta(minutes=-6), 0),
-        (timedelta(0), timedelta(minutes=20), 2),
-        (timedelta(0), timedelta(hours=1), 3),
-    ],
-    ids=str,
-)
-def test_what_was_sent_around_a_window_is_read_back_at_once(
-    desk: Desk, start: timedelta, end: timedelta, found: int
-) -> None:
-    reported(desk)
-    now = desk.system.clock.now()
-    meter = metered("page-capture").meter.name
-    window = (NOW + start, NOW + end)
-    assert desk.confirmations.recheck("ledger", "wb.other", *window, now=now) == 0
-    assert desk.confirmations.recheck("file", meter, *window, now=now) == 0
-    assert desk.confirmations.recheck("ledger", meter, *window, now=now) == found
-    assert desk.confirmations.recheck("ledger", None, *window, now=now) == found
-    assert desk.confirm().confirmed == found
-    assert timedelta(minutes=5) == MARGIN
-
-
-def test_a_rejected_report_is_parked_and_the_figure_before_it_is_read_again(desk: Desk) -> None:
-    desk.system.use(100)
-    desk.advance()
-    desk.later(minutes=5)
-    desk.system.use(11)
-    desk.advance()
-    identifiers = [identifier for (identifier,) in desk.rows("identifier")]
-    desk.later(minutes=11)
-    assert desk.confirm().requests == 0  # the first one is forgotten, the second one not due
-    desk.edit(100)  # the second one was dropped
-    now = desk.system.clock.now()
-    found = desk.confirmations.recheck_identifiers(
-        identifiers[1:], Cause.INVALID_VALUE, now=now, detail="meter_event_invalid_value"
-    )
-    assert found == 1
-    assert desk.rows("state, cause, detail")[1] == (
-        "parked", "invalid_value", "meter_event_invalid_value",
-    )  # fmt: skip
-    sums = desk.system.sums()["acme", "page-capture"]
-    assert (sums.accepted, sums.parked) == (100, 11)
-    assert desk.confirm().confirmed == 1
-    assert desk.states() == ["confirmed", "parked"]
-
-
-def test_a_report_is_not_parked_that_is_confirmed_superseded_or_unknown(desk: Desk) -> None:
-    identifiers = reported(desk)
-    now = desk.system.clock.now()
-    park = desk.confirmations.recheck_identifiers
-    assert park(["another:installation:r1"], Cause.CUSTOMER_MISSING, now=now) == 0
-    desk.confirmations.recheck("ledger", None, NOW, NOW, now=now)
-    desk.confirm()
-    assert park(identifiers[:1], Cause.CUSTOMER_MISSING, now=now) == 0
-    desk.system.use(5, LAST_HOUR - timedelta(days=1))
-    desk.advance()
-    assert park(identifiers[1:2], Cause.CUSTOMER_MISSING, now=now) == 0
-    assert park(identifiers, Cause.CUSTOMER_MISSING, now=now) == 1
-    assert desk.states() == ["confirmed", "accepted", "parked", "accepted"]
-
-
-def test_a_webhooks_transaction_has_all_of_it_or_nothing(desk: Desk) -> None:
-    identifiers = reported(desk)
-    now = desk.system.clock.now()
-    with desk.engine.connect() as connection:
-        desk.confirmations.recheck("ledger", None, NOW, now, now=now, connection=connection)
-        desk.confirmations.recheck_identifiers(
-            identifiers, Cause.CUSTOMER_MISSING, now=now, connection=connection
-        )
-        connection.rollback()
-    assert set(desk.states()) == {"accepted"}
-    assert desk.confirm().requests == 0
-    assert isinstance(desk.confirmations, Confirmations)
 
 
 # ---- dying between the answer and the commit ----

@@ -7,7 +7,7 @@ from celery import chain, chord, group
 from celery.signals import before_task_publish
 from memory_app import CREDIT, Bench, make_bench
 
-from workers.context import CustomerRequired, bill_to, current_customer
+from workers.context import HEADER, BillingHeader, CustomerRequired, bill_to, current_customer
 from workers.errors import Unweighed
 from workers.metered import MeteredTask
 
@@ -123,6 +123,33 @@ def test_metered_at_counts_a_countdown(bench: Bench):
     bench.app.tasks["fixed"].apply_async(("x",), customer="acme", countdown=3600)
     stamped = bench.system.events[0].metered_at
     assert timedelta(seconds=-1) < stamped - before < timedelta(minutes=1)
+
+
+def test_a_child_that_has_its_id_already_is_of_its_parents_instant(bench: Bench):
+    """The next of a chain: its parent, killed and run again, submits it again under that id."""
+
+    @bench.app.task(shared=False, base=MeteredTask, sku="fixed", name="parent")
+    def parent() -> None:
+        bench.app.tasks["fixed"].apply_async(("x",), task_id="next-of-the-chain")
+
+    due = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=10)
+    header = {HEADER: BillingHeader("acme", due).to_message()}
+    for _ in range(2):
+        parent.apply(task_id="parent", headers=header)
+    children = [e for e in bench.system.events if e.task_id == "next-of-the-chain"]
+    assert {event.metered_at for event in children} == {due}
+
+
+def test_a_child_with_an_id_of_its_own_is_of_its_own_instant(bench: Bench):
+    @bench.app.task(shared=False, base=MeteredTask, sku="fixed", name="parent")
+    def parent() -> None:
+        bench.app.tasks["fixed"].apply_async(("x",))
+
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    header = {HEADER: BillingHeader("acme", before - timedelta(minutes=10)).to_message()}
+    parent.apply(task_id="parent", headers=header)
+    (child,) = (e for e in bench.system.events if e.task_id != "parent")
+    assert child.metered_at > before
 
 
 def test_a_naive_eta_is_read_in_the_apps_time_zone(bench: Bench):

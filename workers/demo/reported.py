@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import sqlalchemy as sa
@@ -91,7 +91,7 @@ def _read_back(system: System, say: Callable[[str], None]) -> None:
         now = system.clock.now()
         # Its first reading would be in a quarter of an hour.
         confirmations.recheck(
-            system.reporting.provider.name, None, now.replace(year=now.year - 1), now, now=now
+            system.reporting.provider.name, None, now - timedelta(days=366), now, now=now
         )
         reader.confirm()
         if time.monotonic() > deadline:

@@ -1,0 +1,1 @@
+"""Chaos: a seeded nemesis against the real system under load, and the checker afterwards."""

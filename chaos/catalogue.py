@@ -1,0 +1,82 @@
+"""What is sold and to whom during a run: data, and putting it into PostgreSQL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from billing.bootstrap import System
+from billing.catalog.sku import DenialPolicy, FailurePolicy, Pricing
+from billing.core.credits import MICROCREDITS_PER_CREDIT
+
+LONG_AGO: Final = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkuPlan:
+    """One SKU; the price is in microcredits."""
+
+    id: str
+    price: int
+    measured: bool = False
+    hold: int = 1
+    failure: FailurePolicy = FailurePolicy.RELEASE
+    denial: DenialPolicy = DenialPolicy.FAIL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomerPlan:
+    """One customer; the budget is of a month and over all SKUs."""
+
+    id: str
+    credits: int
+    zone: str = "UTC"
+    budget: int | None = None
+
+
+SKUS: Final = (
+    SkuPlan(id="page", price=MICROCREDITS_PER_CREDIT),
+    SkuPlan(id="pages", price=500_000, measured=True, hold=5),
+    SkuPlan(id="extra", price=30_001, measured=True),
+    SkuPlan(id="later", price=MICROCREDITS_PER_CREDIT, denial=DenialPolicy.DEFER),
+    SkuPlan(id="tried", price=250_000, measured=True, hold=4, failure=FailurePolicy.CHARGE),
+)
+PRICES: Final = {sku.id: sku.price for sku in SKUS}
+CHARGED_ON_FAILURE: Final = frozenset(s.id for s in SKUS if s.failure is FailurePolicy.CHARGE)
+
+_MUCH: Final = 1_000_000
+PROBE: Final = "probe"
+TIGHT: Final = ("tight-1", "tight-2")
+"""They run out of credits under the load, and get a few more now and then."""
+ZONED: Final = ("berlin", "chatham", "havana")
+CUSTOMERS: Final = (
+    *(CustomerPlan(id=f"rich-{n}", credits=_MUCH) for n in range(4)),
+    *(CustomerPlan(id=name, credits=40) for name in TIGHT),
+    CustomerPlan(id="budgeted", credits=_MUCH, budget=60),
+    CustomerPlan(id="berlin", credits=_MUCH, zone="Europe/Berlin"),
+    CustomerPlan(id="chatham", credits=_MUCH, zone="Pacific/Chatham"),
+    CustomerPlan(id="havana", credits=_MUCH, zone="America/Havana"),
+    CustomerPlan(id=PROBE, credits=_MUCH),
+)
+
+
+def put(system: System) -> None:
+    """Add all of it, as an operator would."""
+    for sku in SKUS:
+        system.catalog.add(
+            sku.id,
+            unit="page",
+            unit_price_microcredits=sku.price,
+            effective_from=LONG_AGO,
+            pricing=Pricing.MEASURED if sku.measured else Pricing.FIXED,
+            hold_quantity=sku.hold,
+            failure_policy=sku.failure,
+            denial_policy=sku.denial,
+        )
+    for customer in CUSTOMERS:
+        system.accounts.add(customer.id, customer.id, time_zone=customer.zone)
+        system.credit.grant(customer.id, customer.credits * MICROCREDITS_PER_CREDIT, "chaos")
+        if customer.budget is not None:
+            limit = customer.budget * MICROCREDITS_PER_CREDIT
+            system.accounts.set_budget(customer.id, "*", limit)

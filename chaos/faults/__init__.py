@@ -1,0 +1,1 @@
+"""The faults: what each does to the system, undoes, and shows of itself."""

@@ -1,0 +1,14 @@
+"""Every fault by its name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from chaos.faults import beats, clocks, deliveries, disk, kills, network, postgres, rabbit, redis
+from chaos.faults.base import Spec
+
+SPECS: Final[dict[str, Spec]] = {
+    spec.kind.name: spec
+    for family in (kills, rabbit, redis, postgres, network, deliveries, beats, disk, clocks)
+    for spec in family.specs()
+}
