@@ -23,7 +23,7 @@ from typing import Final
 import structlog
 from rich.console import Console
 
-from benchmarks import ingest, machine, overhead, questions, quota, transport
+from benchmarks import consume, ingest, machine, overhead, questions, quota, transport
 from benchmarks.effort import FULL, QUICK, Effort, Outcome
 from benchmarks.errors import BenchError
 from benchmarks.ground import Ground, Say
@@ -37,10 +37,11 @@ SUITES: Final[dict[str, Suite]] = {
     quota.NAME: quota.run,
     transport.NAME: transport.run,
     ingest.NAME: ingest.run,
+    consume.NAME: consume.run,
     overhead.NAME: overhead.run,
     questions.NAME: questions.run,
 }
-NEED_RABBITMQ: Final = frozenset({transport.NAME, overhead.NAME})
+NEED_RABBITMQ: Final = frozenset({transport.NAME, consume.NAME, overhead.NAME})
 RESULTS: Final = "latest.json"
 CONTEXT: Final = "context.json"
 _WIDTH: Final = 100
