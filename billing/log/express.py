@@ -62,11 +62,11 @@ class Express:
     def _handle(self, transport: Any) -> bool:  # noqa: ANN401 - py-amqp ships no types
         """Handle what has come wholly; whether there may be more."""
         buffer: bytes = transport._read_buffer  # noqa: SLF001 - as above
-        position = take_deliveries(buffer, 0, self._number, self._take)
+        position, partial = take_deliveries(buffer, 0, self._number, self._take)
         if position:
             # Counted as traffic: otherwise it would seem that heartbeats are missing.
             self._connection.bytes_recv += 1
-        frame = frame_at(buffer, position)
+        frame = None if partial else frame_at(buffer, position)
         transport._read_buffer = buffer[frame.end if frame else position :]  # noqa: SLF001 - as above
         if frame is None:
             return False

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Final, NamedTuple
 
+from amqp.exceptions import UnexpectedFrame
+
 _METHOD, _HEADER, _BODY = 1, 2, 3
 _DELIVER: Final = 60 << 16 | 60
 _BASIC: Final = 60
@@ -39,11 +41,11 @@ class Frame(NamedTuple):
 
 def take_deliveries(
     buffer: bytes, position: int, channel: int, take: Callable[[int, bytes], None]
-) -> int:
+) -> tuple[int, bool]:
     """Take the ordinary deliveries of a channel that stand at a position, one behind the other.
 
-    Ordinary is a content of one frame. It ends at the first frame that is anything else, or that
-    has not come wholly.
+    Ordinary is a content of one frame. It ends at the first frame that is anything else, or at a
+    delivery of which not enough has come.
 
     Args:
         buffer: What has come.
@@ -52,37 +54,42 @@ def take_deliveries(
         take: Gets delivery tag and body of each.
 
     Returns:
-        The position behind them.
+        The position behind them, and whether the rest of a delivery has to come first.
     """
     end = len(buffer)
+    partial = False
     while position + _METHOD_FIXED <= end:
         kind, number, size, method, name_size = _method(buffer, position)
-        header_at = position + size + _AROUND
         if kind != _METHOD or number != channel or method != _DELIVER:
             break
-        if header_at + _HEADER_FIXED > end:
+        header_at = position + size + _AROUND
+        if partial := header_at + _HEADER_FIXED > end:
             break
         kind, number, size, of_class, _, content = _header(buffer, header_at)
+        if kind != _HEADER or number != channel or of_class != _BASIC or not content:
+            break
         body_at = header_at + size + _AROUND
-        body_end = body_at + content + _AROUND
-        if kind != _HEADER or number != channel or of_class != _BASIC or body_end > end:
+        if partial := body_at + _BEFORE > end:
             break
         kind, number, size = _frame(buffer, body_at)
         if kind != _BODY or number != channel or size != content:
+            break
+        body_end = body_at + size + _AROUND
+        if partial := body_end > end:
             break
         if not buffer[header_at - 1] == buffer[body_at - 1] == buffer[body_end - 1] == _END:
             break
         (tag,) = _tag(buffer, position + _METHOD_FIXED + name_size)
         take(tag, buffer[body_at + _BEFORE : body_end - 1])
         position = body_end
-    return position
+    return position, partial
 
 
 def frame_at(buffer: bytes, position: int) -> Frame | None:
     """The frame at a position; None where it has not come wholly.
 
     Raises:
-        ValueError: It has no end mark where it ends: this is no AMQP.
+        amqp.exceptions.UnexpectedFrame: It has no end mark where it ends.
     """
     if position + _AROUND > len(buffer):
         return None
@@ -91,5 +98,5 @@ def frame_at(buffer: bytes, position: int) -> Frame | None:
     if end > len(buffer):
         return None
     if buffer[end - 1] != _END:
-        raise ValueError("a frame without an end mark")
+        raise UnexpectedFrame("a frame without an end mark")
     return Frame(kind, number, buffer[position + _BEFORE : end - 1], end)
