@@ -54,6 +54,12 @@ class Dates(Fields):
     element = "date"
 
 
+class Instants(Fields):
+    """``timestamptz[]``."""
+
+    element = "timestamptz"
+
+
 class _FieldsDumper(Dumper):
     format = Format.BINARY
 
@@ -80,7 +86,7 @@ def driver_cursor(connection: Connection) -> Iterator[psycopg.Cursor[Any]]:
     driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     try:
         with driver.cursor(binary=True) as cursor:
-            for kind in (Uuids, Texts, Dates):
+            for kind in (Uuids, Texts, Dates, Instants):
                 cursor.adapters.register_dumper(kind, _FieldsDumper)
             yield cursor
     except psycopg.Error as error:

@@ -1,9 +1,9 @@
 """The insert into the log: by COPY, or by one statement that is bisected where it is refused.
 
 COPY takes about three quarters of what INSERT … ON CONFLICT does, but knows only all or nothing. A
-batch is therefore first compared with the log, and only what is not in it is copied; what another
-consumer logs in between, and what the database refuses, makes COPY fail, and the statement then
-says row by row.
+batch is therefore first compared with the log, and only what is not in it is copied. What another
+consumer logs in between, and what the database refuses, makes COPY fail; the batch then begins
+anew, and the statement says row by row.
 """
 
 from __future__ import annotations
@@ -74,6 +74,10 @@ _BATCHES_WITHOUT_COPY: Final = 50
 """Where one id came to two consumers at once, more will: each failed COPY leaves dead rows."""
 
 
+class CopyRefused(Exception):  # noqa: N818 - an event between two tries, not a fault
+    """COPY found a row that cannot be stored; roll back, and say row by row which."""
+
+
 class Inserter:
     """Inserts batch after batch, by COPY wherever that is worth trying."""
 
@@ -81,50 +85,41 @@ class Inserter:
         self._without_copy = 0
 
     def insert(
-        self, connection: Connection, candidates: Sequence[Candidate]
-    ) -> tuple[list[Candidate], list[Dead]]:
+        self, connection: Connection, candidates: Sequence[Candidate], *, by_copy: bool
+    ) -> tuple[Sequence[Candidate], list[Dead]]:
         """Log what is new; find the rows that the database refuses, and log their neighbours.
 
         Args:
             connection: In a transaction.
             candidates: At most one per id; the log had none of them a moment ago.
+            by_copy: Whether COPY may be tried.
 
         Returns:
             Those that were new, and the dead letters of those refused. The others were there.
 
         Raises:
+            CopyRefused: The transaction has to be rolled back, and tried without COPY.
             DBAPIError: Anything that is not the fault of a row.
         """
         if not candidates:
             return [], []
         # Ids in one order: two consumers with the same ones then wait, and never in a circle.
         ordered = sorted(candidates, key=itemgetter(0))
-        if self._copied(connection, ordered):
-            return ordered, []
-        keys, refused = _insert(connection, ordered)
-        return [candidate for candidate in ordered if candidate.key in keys], refused
-
-    def _copied(self, connection: Connection, ordered: Sequence[Candidate]) -> bool:
-        if self._without_copy:
-            self._without_copy -= 1
-            return False
         found = [candidate.row for candidate in ordered if candidate.row is not None]
-        if len(found) < len(ordered):
-            return False
+        if not by_copy or len(found) < len(ordered) or self._without_copy:
+            self._without_copy = max(0, self._without_copy - 1)
+            keys, refused = _insert(connection, ordered)
+            return [candidate for candidate in ordered if candidate.key in keys], refused
         try:
-            with (
-                connection.begin_nested(),
-                driver_cursor(connection) as cursor,
-                cursor.copy(_COPY) as copy,
-            ):
+            with driver_cursor(connection) as cursor, cursor.copy(_COPY) as copy:
                 copy.write(b"".join((rows.HEADER, *found, rows.TRAILER)))
         except DBAPIError as error:
             if not is_fault_of_a_row(error):
                 raise
             if getattr(error.orig, "sqlstate", None) == _TAKEN:
                 self._without_copy = _BATCHES_WITHOUT_COPY
-            return False
-        return True
+            raise CopyRefused from error
+        return ordered, []
 
 
 def _insert(connection: Connection, ordered: Sequence[Candidate]) -> tuple[set[bytes], list[Dead]]:

@@ -12,29 +12,24 @@ from collections.abc import Iterable
 from datetime import date
 from typing import Final
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing.log import rows
 from billing.log.candidate import Candidate, hour_at
-from billing.log.driver import Dates, Texts, Uuids, driver_cursor
+from billing.log.driver import Dates, Fields, Instants, Texts, Uuids, driver_cursor
 from billing.log.subjects import SubjectIds, first_day, month_number
 
 HourKey = tuple[str, int, str, str, str]
 Group = tuple[str, str, int]
 
-_ADD_HOURS = sa.text(
-    """
+# Figures come as text: the sums of a batch may pass what a bigint holds.
+_ADD_HOURS: Final = """
     INSERT INTO usage_hourly AS kept (customer_id, hour, sku_id, outcome, reason, events, quantity,
         amount_microcredits, shortfall_microcredits, cost_micros)
-    SELECT customer_id, hour, sku_id, outcome, reason, events, quantity, amount, shortfall, cost
-    FROM unnest(
-        CAST(:customers AS text[]), CAST(:hours AS timestamptz[]), CAST(:skus AS text[]),
-        CAST(:outcomes AS text[]), CAST(:reasons AS text[]), CAST(:events AS bigint[]),
-        CAST(:quantities AS numeric[]), CAST(:amounts AS numeric[]),
-        CAST(:shortfalls AS numeric[]), CAST(:costs AS numeric[])
-    ) WITH ORDINALITY AS added (customer_id, hour, sku_id, outcome, reason, events, quantity,
-        amount, shortfall, cost, position)
+    SELECT customer_id, hour, sku_id, outcome, reason, events::bigint, quantity::numeric,
+        amount::numeric, shortfall::numeric, cost::numeric
+    FROM unnest(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) WITH ORDINALITY AS added (customer_id, hour,
+        sku_id, outcome, reason, events, quantity, amount, shortfall, cost, position)
     ORDER BY position
     ON CONFLICT (customer_id, hour, sku_id, outcome, reason) DO UPDATE SET
         events = kept.events + excluded.events,
@@ -42,8 +37,7 @@ _ADD_HOURS = sa.text(
         amount_microcredits = kept.amount_microcredits + excluded.amount_microcredits,
         shortfall_microcredits = kept.shortfall_microcredits + excluded.shortfall_microcredits,
         cost_micros = kept.cost_micros + excluded.cost_micros
-    """
-)
+"""
 # One statement, so that the new subjects need not be told to the client and counted there.
 _ADD_SUBJECTS: Final = """
     WITH fresh AS (
@@ -117,23 +111,15 @@ def hours_of(candidates: Iterable[Candidate]) -> dict[HourKey, list[int]]:
 
 def _add_hours(connection: Connection, candidates: Iterable[Candidate]) -> None:
     added = sorted(hours_of(candidates).items())
-    keys = [key for key, _ in added]
-    sums = [row for _, row in added]
-    connection.execute(
-        _ADD_HOURS,
-        {
-            "customers": [key[0] for key in keys],
-            "hours": [hour_at(key[1]) for key in keys],
-            "skus": [key[2] for key in keys],
-            "outcomes": [key[3] for key in keys],
-            "reasons": [key[4] for key in keys],
-            "events": [row[0] for row in sums],
-            "quantities": [row[1] for row in sums],
-            "amounts": [row[2] for row in sums],
-            "shortfalls": [row[3] for row in sums],
-            "costs": [row[4] for row in sums],
-        },
-    )
+    customers, hours, skus, outcomes, reasons = zip(*(key for key, _ in added), strict=True)
+    at = {hour: rows.instant(hour_at(hour)) for hour in set(hours)}
+    arrays: list[Fields] = [Texts(list(map(rows.text, customers)))]
+    arrays.append(Instants([at[hour] for hour in hours]))
+    arrays += [Texts(list(map(rows.text, names))) for names in (skus, outcomes, reasons)]
+    for figures in zip(*(sums for _, sums in added), strict=True):
+        arrays.append(Texts([rows.text(str(figure)) for figure in figures]))
+    with driver_cursor(connection) as cursor:
+        cursor.execute(_ADD_HOURS, arrays)
 
 
 def _add_subjects(connection: Connection, subjects: dict[bytes, Group]) -> None:

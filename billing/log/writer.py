@@ -22,13 +22,15 @@ from billing.log.burial import bury
 from billing.log.candidate import Candidate
 from billing.log.conflicts import Logged, conflicts, logged, out_of_reach
 from billing.log.fences import FenceMoved, FenceNeeded, add_late, lock_fences, recount
-from billing.log.insert import Inserter
+from billing.log.insert import CopyRefused, Inserter
 from billing.log.screen import Dead, Rules, Screener, unknown_name
 from billing.log.tally import Tally
 from billing.usage.event import DeadReason
 
 _SHARED_ATTEMPTS: Final = 5
 """Tries with shared fences; after that many rebuilds in a row the batch takes them for itself."""
+
+_MOST_EPOCHS: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class LogWriter:
         self._tally = Tally()
         self._customers: set[str] = set()
         self._skus: set[str] = set()
+        self._epochs: dict[str, int] = {}
 
     def screen(self, bodies: Iterable[bytes]) -> list[Candidate | Dead]:
         """What may be logged, as far as can be told without the database. Any thread may ask.
@@ -150,26 +153,35 @@ class LogWriter:
             bury(connection, letters)
 
     def _write(self, screened: Sequence[Candidate | Dead], *, keep_dead: bool) -> _Outcome:
-        exclusive = False
-        for attempt in range(_SHARED_ATTEMPTS + 1):
-            exclusive = exclusive or attempt == _SHARED_ATTEMPTS
+        exclusive, by_copy = False, True
+        for attempt in range(_SHARED_ATTEMPTS + 2):
+            exclusive = exclusive or attempt >= _SHARED_ATTEMPTS
             try:
                 with self._engine.begin() as connection:
-                    outcome = self._log(connection, screened, exclusive)
+                    outcome = self._log(connection, screened, exclusive=exclusive, by_copy=by_copy)
                     if keep_dead:
                         bury(connection, outcome.dead)
                     reach("consumer.before_commit")
             except FenceMoved:
+                self._epochs.clear()
                 continue
             except FenceNeeded:
                 exclusive = True
                 continue
+            except CopyRefused:
+                by_copy = False
+                continue
             reach("consumer.after_commit")
             return outcome
-        raise AssertionError("fences held for update cannot move")
+        raise AssertionError("fences held for update cannot move, and COPY is refused once")
 
     def _log(
-        self, connection: Connection, screened: Sequence[Candidate | Dead], exclusive: bool
+        self,
+        connection: Connection,
+        screened: Sequence[Candidate | Dead],
+        *,
+        exclusive: bool,
+        by_copy: bool,
     ) -> _Outcome:
         outcome = _Outcome(dead=[found for found in screened if isinstance(found, Dead)])
         valid = self._known(
@@ -179,9 +191,10 @@ class LogWriter:
         for row in valid:
             if row.amount:
                 charged[row.customer].add(row.epoch)
-        epochs = lock_fences(connection, charged, exclusive=exclusive)
+        epochs = lock_fences(connection, charged, self._epochs, exclusive=exclusive)
+        self._remember(epochs)
         reach("consumer.before_insert")
-        self._insert(connection, valid, outcome)
+        self._insert(connection, valid, outcome, by_copy=by_copy)
         self._tally.add(connection, outcome.fresh)
         _settle_late(connection, outcome, epochs, exclusive=exclusive)
         return outcome
@@ -203,8 +216,18 @@ class LogWriter:
                 outcome.dead.append(unknown)
         return known
 
+    def _remember(self, epochs: Mapping[str, int]) -> None:
+        if len(self._epochs) + len(epochs) > _MOST_EPOCHS:
+            self._epochs.clear()
+        self._epochs.update(epochs)
+
     def _insert(
-        self, connection: Connection, candidates: Sequence[Candidate], outcome: _Outcome
+        self,
+        connection: Connection,
+        candidates: Sequence[Candidate],
+        outcome: _Outcome,
+        *,
+        by_copy: bool,
     ) -> None:
         """Log what is new; sort the rest into duplicates, conflicts and refused.
 
@@ -216,7 +239,7 @@ class LogWriter:
             firsts, repeats = _first_tellings(pending)
             known: dict[bytes, Logged | None] = {**logged(connection, firsts)}
             absent = [first for key, first in firsts.items() if key not in known]
-            inserted, refused = self._inserter.insert(connection, absent)
+            inserted, refused = self._inserter.insert(connection, absent, by_copy=by_copy)
             outcome.fresh += inserted
             outcome.dead += refused
             bodies = {letter.body for letter in refused}
