@@ -199,11 +199,12 @@ usage_hourly = sa.Table(
 usage_subjects = sa.Table(
     "usage_subjects",
     metadata,
-    # Which subjects a customer used a SKU on, per UTC month; only a digest of each is kept.
-    sa.Column("customer_id", sa.Text, primary_key=True),
-    sa.Column("sku_id", sa.Text, primary_key=True),
-    sa.Column("month", sa.Date, primary_key=True),
-    sa.Column("subject_digest", sa.LargeBinary, primary_key=True),
+    # Which subjects a customer used a SKU on, per UTC month. The id stands for all four
+    # (billing.log.subjects): of the subject itself nothing more is kept.
+    sa.Column("id", UUID(as_uuid=True), primary_key=True),
+    sa.Column("customer_id", sa.Text, nullable=False),
+    sa.Column("sku_id", sa.Text, nullable=False),
+    sa.Column("month", sa.Date, nullable=False),
 )
 
 usage_subject_counts = sa.Table(

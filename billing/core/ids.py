@@ -16,6 +16,7 @@ from billing.core.errors import InvalidValue
 
 _MAX_MS = 2**48
 _RAND_B = (1 << 62) - 1
+_VERSION_AND_VARIANT = 0x7 << 76 | 0b10 << 62
 
 
 def event_id(task_id: str, line: str, metered_at: datetime) -> UUID:
@@ -27,10 +28,15 @@ def event_id(task_id: str, line: str, metered_at: datetime) -> UUID:
             ``billing.usage.event``.
         metered_at: The instant stamped at submission; counts to the millisecond.
     """
+    return UUID(int=_checked_ms(to_ms(metered_at)) << 80 | low_bits(task_id, line))
+
+
+def low_bits(task_id: str, line: str) -> int:
+    """The lower 80 bits of an event id: all of it but the milliseconds."""
     # The length prefix keeps ("ab", "c") and ("a", "bc") apart.
     digest = hashlib.sha256(f"{len(task_id)}:{task_id}{line}".encode()).digest()
     random = int.from_bytes(digest[:10], "big")
-    return _uuid7(to_ms(metered_at), random)
+    return _VERSION_AND_VARIANT | (random >> 62 & 0xFFF) << 64 | random & _RAND_B
 
 
 def lowest_id(instant: datetime) -> UUID:
@@ -50,13 +56,6 @@ def instant_of(identifier: UUID) -> datetime:
     if identifier.version != 7:  # noqa: PLR2004
         raise InvalidValue("id", str(identifier), "use a UUIDv7 (version 7 of RFC 9562)")
     return from_ms(identifier.int >> 80)
-
-
-def _uuid7(milliseconds: int, random: int) -> UUID:
-    rand_a = (random >> 62) & 0xFFF
-    value = _checked_ms(milliseconds) << 80
-    value |= 0x7 << 76 | rand_a << 64 | 0b10 << 62 | (random & _RAND_B)
-    return UUID(int=value)
 
 
 def _checked_ms(milliseconds: int) -> int:

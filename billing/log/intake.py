@@ -1,7 +1,8 @@
 """The broker's side of the consumer: deliveries in, acknowledgements out, over Kombu.
 
-RabbitMQ (py-amqp) and Kombu's Redis transport behave alike here but for one thing: only RabbitMQ
-acknowledges a run of deliveries at once. Used by one thread.
+RabbitMQ (py-amqp) and Kombu's Redis transport behave alike here but for two things: only RabbitMQ
+acknowledges a run of deliveries at once, and its deliveries are read from the connection by an
+``Express``. Used by one thread.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import amqp
 from kombu import Connection, Consumer, Message, Queue
 from kombu.transport.base import StdChannel
 
+from billing.log.express import Express
 from billing.usage import topology
 
 MAX_PREFETCH: Final = 2000
@@ -27,14 +28,17 @@ _CONNECT_SECONDS: Final = 5
 _CLOSE_SECONDS: Final = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One message, to be acknowledged once it is safe elsewhere."""
+class Delivery(NamedTuple):
+    """One message, to be acknowledged once it is safe elsewhere.
+
+    ``detail`` is what the broker says about giving it up; of use for the dead-letter queue only.
+    ``message`` is Kombu's, None where it was not asked.
+    """
 
     body: bytes
-    detail: str
-    """What the broker says about giving it up; of use for the dead-letter queue only."""
-    message: Message
+    tag: Any
+    detail: str = ""
+    message: Message | None = None
 
 
 def broker(url: str) -> Callable[[], Connection]:
@@ -67,6 +71,8 @@ class Intake:
         self._connection = connection
         self._names = (exchange, queue)
         self._next_heartbeat = 0.0
+        self._usage_channel: Any = None
+        self._express: Express | None = None
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
@@ -86,6 +92,9 @@ class Intake:
         topology.declare(cast("topology.Channel", usage), exchange=exchange, queue=queue)
         # A channel each: an acknowledgement of a run counts every delivery of its channel.
         dead = self._channel()
+        self._usage_channel = usage
+        if isinstance(usage, amqp.Channel):
+            self._express = Express.of(usage, self._take_usage)
         self._consume(usage, queue, self.prefetch, self.usage)
         self._consume(dead, topology.dead_queue(queue), _DEAD_PREFETCH, self.dead)
 
@@ -94,16 +103,16 @@ class Intake:
 
         Args:
             timeout: Seconds to wait.
-            most: How many at once.
+            most: How many, about, before it looks no further.
 
         Returns:
             How many came.
         """
         before = len(self.usage) + len(self.dead)
         wait = timeout
-        for _ in range(most):
+        while len(self.usage) + len(self.dead) - before < most:
             try:
-                self._connection.drain_events(timeout=wait)
+                self._drain(wait)
             except TimeoutError:
                 break
             except AttributeError as error:
@@ -117,11 +126,14 @@ class Intake:
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """Tell the broker that these are safe: the oldest unacknowledged ones of their queue."""
-        if self._is_amqp:
-            deliveries[-1].message.ack(multiple=True)
-            return
-        for delivery in deliveries:
-            delivery.message.ack()
+        last = deliveries[-1]
+        if last.message is None:
+            self._usage_channel.basic_ack(last.tag, multiple=True)
+        elif self._is_amqp:
+            last.message.ack(multiple=True)
+        else:
+            for delivery in deliveries:
+                cast("Message", delivery.message).ack()
 
     def close(self) -> None:
         """Close the connection; the broker delivers again what was not acknowledged."""
@@ -134,6 +146,15 @@ class Intake:
     def _is_amqp(self) -> bool:
         return bool(self._connection.transport.driver_type == "amqp")
 
+    def _drain(self, timeout: float) -> None:
+        if self._express is None:
+            self._connection.drain_events(timeout=timeout)
+        else:
+            self._express.read(timeout)
+
+    def _take_usage(self, tag: int, body: bytes) -> None:
+        self.usage.append(Delivery(body, tag))
+
     def _channel(self) -> StdChannel:
         channel = self._connection.channel()
         if isinstance(channel, amqp.Channel):
@@ -145,7 +166,8 @@ class Intake:
         self, channel: StdChannel, queue: str, prefetch: int, into: deque[Delivery]
     ) -> None:
         def take(message: Message) -> None:
-            into.append(Delivery(_bytes(message.body), _why_dead(message.headers), message))
+            detail = _why_dead(message.headers)
+            into.append(Delivery(_bytes(message.body), message.delivery_tag, detail, message))
 
         # Kombu's Redis transport knows the queue by the declaration above.
         consumer = Consumer(

@@ -62,6 +62,25 @@ def test_a_body_is_kept_byte_for_byte_whatever_encoding_it_claims(
     assert DeadLetters(engine).show(letter.id).body == body
 
 
+def test_bodies_of_every_size_come_through_byte_for_byte_and_are_acknowledged(
+    publish: Publish,
+    ready: Count,
+    settings: Settings,
+    writer: LogWriter,
+    rabbitmq_url: str,
+    engine: sa.Engine,
+) -> None:
+    # A frame of AMQP has 128 KiB at most, its eight bytes around the payload included.
+    sizes = [1, 0, 70_000, 131_063, 131_064, 131_065, 2, 300_000, 3]
+    publish(*(b"x" * size for size in sizes), make_event().to_wire())
+    done = drain(make_consumer(settings, writer, broker(rabbitmq_url), batch=4))
+    assert (done.inserted, sum(done.dead.values())) == (1, len(sizes))
+    letters = DeadLetters(engine)
+    bodies = [letters.show(letter.id).body for letter in letters.list()]
+    assert sorted(len(body or b"") for body in bodies) == sorted(sizes)
+    assert ready() == 0
+
+
 def test_an_event_with_an_encoding_is_logged(
     publish: Publish, settings: Settings, writer: LogWriter, rabbitmq_url: str
 ) -> None:
