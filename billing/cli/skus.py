@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from billing.catalog.sku import (
+    AdmissionPolicy,
     DenialPolicy,
     FailurePolicy,
     Pricing,
@@ -29,6 +30,7 @@ _SkuId = Annotated[str, typer.Argument(help="A SKU's id.", metavar="SKU")]
 def add(
     context: typer.Context,
     sku: _SkuId,
+    *,
     price: _Credits,
     unit: Annotated[str, typer.Option(help="The word for one of it, such as page.")] = "task",
     measured: Annotated[
@@ -50,6 +52,10 @@ def add(
         int, typer.Option(help="Unheld runs per process and outage with 'allow'.", min=0)
     ] = 0,
     description: Annotated[str, typer.Option(help="For people.")] = "",
+    admission: Annotated[
+        AdmissionPolicy,
+        typer.Option(help="Each task asks Redis, or a process leases credits for many."),
+    ] = AdmissionPolicy.EXACT,
     json: Json = False,
 ) -> None:
     """Add a SKU with its first price. The same again changes nothing."""
@@ -66,6 +72,7 @@ def add(
         unavailable_policy=on_unavailable,
         allow_limit=allow_limit,
         description=description,
+        admission=admission,
     )
     if json:
         print_json(sku_document(added, system.clock.now()))
@@ -127,6 +134,23 @@ def price(
         say(f"workers know the new price within {ttl} seconds; announce a price ahead with --from")
 
 
+@app.command()
+def admission(
+    context: typer.Context,
+    sku: _SkuId,
+    policy: Annotated[AdmissionPolicy, typer.Argument(help="exact or leased.")],
+    json: Json = False,
+) -> None:
+    """Have tasks of a SKU admitted one by one (exact), or from leased credits (leased)."""
+    system = system_of(context)
+    changed = system.catalog.set_admission(sku, policy)
+    if json:
+        print_json(sku_document(changed, system.clock.now()))
+        return
+    ttl = system.settings.catalog_ttl_seconds
+    say(f"SKU {changed.id} is admitted {changed.admission}; workers know it within {ttl} seconds")
+
+
 def sku_document(sku: Sku, now: datetime) -> dict[str, object]:
     """A SKU for machines."""
     return {
@@ -139,6 +163,7 @@ def sku_document(sku: Sku, now: datetime) -> dict[str, object]:
         "denial_policy": sku.denial_policy.value,
         "unavailable_policy": sku.unavailable_policy.value,
         "allow_limit": sku.allow_limit,
+        "admission": sku.admission.value,
         "unit_price_microcredits": sku.unit_price_at(now) if sku.prices else None,
         "prices": [
             {
@@ -156,7 +181,10 @@ def _row(sku: Sku, now: datetime) -> tuple[str | int | None, ...]:
     return (
         sku.id,
         sku.unit,
-        sku.pricing.value,
+        # Only where it is not the usual one: the table is wide already.
+        f"{sku.pricing} {sku.admission}"
+        if sku.admission is AdmissionPolicy.LEASED
+        else sku.pricing.value,
         sku.hold_quantity,
         format_credits(sku.unit_price_at(now)) if sku.prices else None,
         f"{format_credits(coming[0].unit_price_microcredits)} from "
