@@ -213,6 +213,10 @@ def test_the_same_request_again_is_answered_as_before(store: Store):
 
     assert ask(store, 2, keep_microcredits=4, wish_microcredits=20).granted_microcredits == 20
     assert store.raw() == before
+    reserve(store, "others", 770)
+    settle_runs(store, run_of(store, "t1", 4))
+    assert ask(store, 2, keep_microcredits=4, wish_microcredits=20).granted_microcredits == 20
+    assert figures(store) == (790, 4, 6)
 
 
 def test_a_request_that_was_overtaken_changes_nothing(store: Store):
