@@ -14,6 +14,7 @@ from billing.catalog.sku import Pricing, Sku, check_sku_id
 from billing.core.credits import check_microcredits
 from billing.core.errors import DenialReason, InvalidValue, NotFound
 from billing.core.ids import event_id
+from billing.quota.lease import Ticket
 from billing.usage.event import (
     Outcome,
     UsageEvent,
@@ -89,6 +90,10 @@ class Admission:
     degraded: bool = False
     repeat: bool = False
     """The task was billed before; whatever it records costs nothing more."""
+    ticket: Ticket | None = None
+    """Where it was admitted from a lease."""
+    contended: bool = False
+    """Refused while other processes had leases: what they do not use is soon there again."""
 
     @property
     def admitted(self) -> bool:

@@ -100,6 +100,8 @@ class SettleOutcome(StrEnum):
     """No open hold (released, expired, lost, or never taken): charged from what is available."""
     UNCOUNTED = "uncounted"
     """No account either: charged in full under epoch 0; the log will tell the balance later."""
+    LEASED = "leased"
+    """Admitted from a lease: on this node's disk, and soon told to the store, which decides."""
 
 
 class ReleaseOutcome(StrEnum):

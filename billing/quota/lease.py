@@ -19,6 +19,7 @@ lower).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -268,6 +269,29 @@ class Lease:
             self.admits_until = 0.0
         if grant.outcome is LeaseOutcome.ENDED:
             self.ended = True
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One run that was admitted from a lease.
+
+    ``run`` is what it is to be settled for, once that is known, and ``line`` and ``place`` its slip
+    on the disk. ``dropped`` gets the ticket's lease and amount if nobody ends it.
+    """
+
+    lease: Lease
+    held: int
+    dropped: deque[tuple[Lease, int]]
+    ended: bool = False
+    run: LeasedRun | None = None
+    line: bytes = b""
+    place: object = None
+    told: bool = False
+
+    def __del__(self) -> None:
+        # Wherever the garbage collector runs: no lock may be taken here.
+        if not self.ended:
+            self.dropped.append((self.lease, self.held))
 
 
 def check_lease(request: LeaseRequest) -> None:

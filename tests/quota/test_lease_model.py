@@ -48,6 +48,7 @@ WINDOW_SECONDS: Final = 3
 GRANTED: Final = 1_000
 PROCESSES = st.integers(0, 2)
 TASKS = st.integers(0, 11)
+SOME_TASKS = st.lists(TASKS, min_size=1, max_size=3)
 AMOUNTS = st.integers(0, 25)
 DEATHS = st.sampled_from(["", "", "", "", "before", "after"])
 FATES = st.sampled_from(["", "", "", "", "die before", "die after", "unanswered", "late"])
