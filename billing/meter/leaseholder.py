@@ -36,7 +36,7 @@ from billing.usage.slips import SlipBook
 
 _log = structlog.get_logger(__name__)
 
-LINGER_SECONDS: Final = 0.05
+LINGER_SECONDS: Final = 0.2
 """How long runs gather before they are told: what a lost node can lose of what it acknowledged."""
 _TICK_SECONDS: Final = 0.5
 """How much later than its window an idle lease is given back, at most."""
@@ -159,6 +159,7 @@ class Leaseholder:
         """
         if ticket.run is None:
             asked = sum(event.amount_microcredits for event in events)
+            wires = tuple(event.to_wire() for event in events)
             with self._lock:
                 promised = 0
                 if not ticket.ended:
@@ -166,7 +167,9 @@ class Leaseholder:
                     promised = ticket.lease.end(ticket.held, asked)
             if not events:
                 return
-            ticket.run = LeasedRun(promised_microcredits=promised, events=tuple(events))
+            ticket.run = LeasedRun(
+                promised_microcredits=promised, events=tuple(events), wires=wires
+            )
         self._teller.put(ticket, ticket.run)
         self._start_thread()
         self._wake.set()

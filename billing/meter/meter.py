@@ -7,22 +7,22 @@ cannot be published is spooled to the node's disk.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import ceil
-from typing import Protocol
 from uuid import UUID
 
 import structlog
 
 from billing.catalog.rating import rate
-from billing.catalog.sku import AdmissionPolicy, FailurePolicy, Sku, UnavailablePolicy
+from billing.catalog.sku import AdmissionPolicy, FailurePolicy, Sku
 from billing.core.clock import Clock
 from billing.core.errors import DenialReason, NotFound, QuotaUnavailable
 from billing.core.failpoints import reach
 from billing.core.ids import event_id
+from billing.meter.figures import are_of, as_asked, decided
 from billing.meter.leaseholder import Leaseholder
+from billing.meter.outage import Outage, Publishes
 from billing.meter.run import Admission, Recorder, TaskFacts
 from billing.meter.telling import Keeps
 from billing.quota.checks import check_lines
@@ -30,7 +30,6 @@ from billing.quota.hold import (
     TIME_LIMIT_MARGIN_SECONDS,
     HoldRequest,
     HoldState,
-    LineFigures,
     LoadOutcome,
     Quota,
     ReleaseCause,
@@ -46,14 +45,6 @@ from billing.usage.event import Outcome, UsageEvent, failed_line, usage_line
 log = structlog.get_logger(__name__)
 
 _LOAD_ATTEMPTS = 3
-
-
-class Publishes(Protocol):
-    """Takes events to the broker; returns when they are confirmed."""
-
-    def publish(self, events: Sequence[UsageEvent]) -> None:
-        """Publish, or raise ``PublishFailed``."""
-        ...
 
 
 class Meter:
@@ -91,14 +82,11 @@ class Meter:
         self._leases = leases
         self._skus = skus
         self._refresh = refresh
-        self._publisher = publisher
         self._journal = journal
-        self._spool = spool
+        self._outage = Outage(publisher, spool)
         self._clock = clock
         self._hold_ttl_seconds = hold_ttl_seconds
         self._currency = currency
-        self._allowed: dict[str, int] = {}
-        self._allowed_lock = threading.Lock()
 
     def recorder(self, sku: Sku) -> Recorder:
         """A recorder for one run of a task of ``sku``."""
@@ -141,10 +129,10 @@ class Meter:
         try:
             # A lease lives no longer than usual, so neither may a run under it.
             if not may_repeat and ttl_seconds == self._hold_ttl_seconds:
-                leased = self._from_lease(base)
-                if leased is not None:
+                ticket = self._ticket(base)
+                if ticket is not None:
                     reach("hold.after")
-                    return leased
+                    return base.leased(ticket)
             reservation = self._reserve(
                 HoldRequest(
                     task_id=facts.task_id,
@@ -158,8 +146,8 @@ class Meter:
         except NotFound:
             return replace(base, reason=DenialReason.UNKNOWN_CUSTOMER)
         except QuotaUnavailable as error:
-            return self._without_quota(base, error)
-        self._outage_is_over(sku)
+            return self._outage.admit(base, error)
+        self._outage.is_over(sku)
         reach("hold.after")
         return replace(
             base,
@@ -225,14 +213,14 @@ class Meter:
             self._end_leased(ticket, [event])
             return
         if admission.degraded:
-            self._deliver([event])
+            self._outage.deliver([event])
             return
         try:
             outcome = self._quota.release(facts.customer, facts.task_id, cause, event)
             unheld = outcome is not ReleaseOutcome.RELEASED and self._ended_untold(facts)
         except QuotaUnavailable:
             # The hold will expire; the failure itself is still worth a line.
-            self._deliver([event])
+            self._outage.deliver([event])
             return
         if outcome is ReleaseOutcome.RELEASED:
             self._keep([event])
@@ -263,25 +251,16 @@ class Meter:
             self._keep([event])
         return outcome
 
-    def _from_lease(self, base: Admission) -> Admission | None:
-        """Admitted from a lease, or None where the quota store has to be asked for this task.
+    def _ticket(self, base: Admission) -> Ticket | None:
+        """Of a lease; None where the quota store has to be asked for this task.
 
         Raises:
             QuotaUnavailable: The store did not answer, and nothing is leased.
         """
-        sku, facts = base.sku, base.facts
-        if self._leases is None or sku.admission is not AdmissionPolicy.LEASED:
+        if self._leases is None or base.sku.admission is not AdmissionPolicy.LEASED:
             return None
-        ticket = self._leases.admit(facts.customer, sku.id, base.needed_microcredits)
-        if ticket is None:
-            return None
-        return replace(
-            base,
-            # Nobody counts a task's admissions here; its attempts tell its failures apart.
-            number=facts.attempt + 1,
-            held_microcredits=base.needed_microcredits,
-            ticket=ticket,
-        )
+        customer = base.facts.customer
+        return self._leases.admit(customer, base.sku.id, base.needed_microcredits)
 
     def _end_leased(self, ticket: Ticket, events: Sequence[UsageEvent]) -> None:
         if self._leases is None:
@@ -321,31 +300,6 @@ class Meter:
                 )
         raise QuotaUnavailable(f"the balance of {request.customer} could not be loaded")
 
-    def _without_quota(self, base: Admission, error: QuotaUnavailable) -> Admission:
-        """Redis cannot say: refuse, unless the SKU allows a bounded number of unheld runs."""
-        sku = base.sku
-        if sku.unavailable_policy is UnavailablePolicy.ALLOW:
-            with self._allowed_lock:
-                used = self._allowed.get(sku.id, 0)
-                if used < sku.allow_limit:
-                    self._allowed[sku.id] = used + 1
-                    log.warning(
-                        "admitted without a hold",
-                        task_id=base.facts.task_id,
-                        customer=base.facts.customer,
-                        money="the run is metered; the balance is told when its event is logged",
-                        allowed=used + 1,
-                        allow_limit=sku.allow_limit,
-                        error=str(error),
-                    )
-                    return replace(base, degraded=True)
-        return replace(base, reason=DenialReason.QUOTA_UNAVAILABLE)
-
-    def _outage_is_over(self, sku: Sku) -> None:
-        if sku.id in self._allowed:
-            with self._allowed_lock:
-                self._allowed.pop(sku.id, None)
-
     def _events(
         self, admission: Admission, recorder: Recorder, outcome: Outcome, reason: str
     ) -> list[UsageEvent]:
@@ -363,18 +317,18 @@ class Meter:
             check_lines(facts.customer, facts.task_id, events)
             self._end_leased(admission.ticket, events)
             reach("settle.after")
-            return _as_asked(SettleOutcome.LEASED, events)
+            return as_asked(SettleOutcome.LEASED, events)
         marked = admission.sku.admission is AdmissionPolicy.LEASED
         try:
             settlement, is_told = self._settle_twice(facts, events, marked=marked)
         except QuotaUnavailable:
-            settlement = _as_asked(SettleOutcome.UNCOUNTED, events)
-            self._deliver([replace(event, degraded=True) for event in events])
+            settlement = as_asked(SettleOutcome.UNCOUNTED, events)
+            self._outage.deliver([replace(event, degraded=True) for event in events])
             reach("settle.after")
             return settlement
         reach("settle.after")
         if is_told and not admission.repeat:
-            self._keep(_decided(events, settlement))
+            self._keep(decided(events, settlement))
         return settlement
 
     def _settle_twice(
@@ -391,7 +345,7 @@ class Meter:
         except QuotaUnavailable:
             settlement = self._quota.settle(customer, task_id, events, marked=marked)
             # Where it exists, our own first try was it, unless the figures are another run's.
-            return settlement, _are_of(events, settlement)
+            return settlement, are_of(events, settlement)
         return settlement, settlement.outcome is not SettleOutcome.EXISTS
 
     def _append(self, event: UsageEvent) -> None:
@@ -399,7 +353,7 @@ class Meter:
         try:
             self._quota.append(event.customer, event)
         except QuotaUnavailable:
-            self._deliver([event])
+            self._outage.deliver([event])
         else:
             self._keep([event])
 
@@ -413,20 +367,6 @@ class Meter:
                 "the node's journal cannot be written",
                 money="nothing is lost unless Redis loses its data before the relay has sent them",
                 remedy="free or mend the disk of WEIGHBRIDGE_SPOOL_DIR",
-                error=str(error),
-            )
-
-    def _deliver(self, events: Sequence[UsageEvent]) -> None:
-        """Redis is away: publish with a confirm, else spool with an fsync."""
-        try:
-            self._publisher.publish(events)
-        except Exception as error:  # noqa: BLE001 - whatever a broken connection makes a driver raise
-            self._spool.append(events)
-            log.warning(
-                "usage spooled on this node",
-                events=len(events),
-                money="nothing is lost; it reaches the log when the relay can publish again",
-                remedy="bring Redis and RabbitMQ back",
                 error=str(error),
             )
 
@@ -450,42 +390,3 @@ _CHARGEABLE = frozenset(
 )
 """Ends that a failure policy of ``charge`` charges: the body itself failed. A body that says Ignore
 or Reject, is revoked, or is lost with its child is not charged."""
-
-
-def _as_asked(outcome: SettleOutcome, events: Sequence[UsageEvent]) -> Settlement:
-    """What is known of a settlement that the quota store has not decided."""
-    return Settlement(
-        outcome=outcome,
-        lines=tuple(
-            LineFigures(
-                line=event.line,
-                amount_microcredits=event.amount_microcredits,
-                shortfall_microcredits=0,
-            )
-            for event in events
-        ),
-        quota_epoch=0,
-    )
-
-
-def _are_of(events: Sequence[UsageEvent], settlement: Settlement) -> bool:
-    """Whether the settlement may be of these events: the same lines, each asked the same amount."""
-    asked = [(event.line, event.amount_microcredits) for event in events]
-    return asked == [
-        (line.line, line.amount_microcredits + line.shortfall_microcredits)
-        for line in settlement.lines
-    ]
-
-
-def _decided(events: Sequence[UsageEvent], settlement: Settlement) -> list[UsageEvent]:
-    """The events with the figures the quota store decided, as the outbox has them."""
-    figures = {line.line: line for line in settlement.lines}
-    return [
-        event.settled(
-            amount=figures[event.line].amount_microcredits,
-            shortfall=figures[event.line].shortfall_microcredits,
-            quota_epoch=settlement.quota_epoch,
-        )
-        for event in events
-        if event.line in figures
-    ]

@@ -100,6 +100,20 @@ class Admission:
         """Whether the body may run."""
         return self.reason is None
 
+    def leased(self, ticket: Ticket) -> Admission:
+        """This one, admitted from a lease."""
+        # dataclasses.replace does the same in four times the time.
+        return Admission(
+            facts=self.facts,
+            sku=self.sku,
+            started_at=self.started_at,
+            # Nobody counts a task's admissions here; its attempts tell its failures apart.
+            number=self.facts.attempt + 1,
+            needed_microcredits=self.needed_microcredits,
+            held_microcredits=self.needed_microcredits,
+            ticket=ticket,
+        )
+
     def denial(self, *, currency: str) -> UsageEvent:
         """The event of this refusal: its reason, and cost 0."""
         if self.reason is None:

@@ -106,7 +106,7 @@ class Teller:
                 customer=lease.customer,
                 promised_microcredits=run.promised_microcredits,
                 events=run.events,
-            ).to_line()
+            ).to_line(run.wires)
         try:
             ticket.place = self._book.append(ticket.line)
         except OSError:

@@ -99,6 +99,8 @@ class LeasedRun:
 
     promised_microcredits: int
     events: tuple[UsageEvent, ...]
+    wires: tuple[bytes, ...] = ()
+    """The events as they are on the wire, where somebody has encoded them already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

