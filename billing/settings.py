@@ -93,6 +93,11 @@ class Settings(BaseSettings):
         description="How long an ended hold is remembered, so that a repeat is known as one. "
         "Longer than any redelivery can take; 320 to 344 bytes of Redis each (measured).",
     )
+    lease_seconds: Annotated[int, Field(ge=1, le=30)] = Field(
+        default=3,
+        description="How long a process admits tasks of a leased SKU before it asks Redis again: "
+        "the longest that a suspension goes unnoticed there. Less than the quarantine.",
+    )
     quarantine_seconds: int = Field(
         default=5,
         ge=0,

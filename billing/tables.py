@@ -60,6 +60,9 @@ skus = sa.Table(
     # Decimals of a credit that the provider's meter counts: 6 are microcredits.
     sa.Column("meter_decimals", sa.SmallInteger, nullable=False, server_default="6"),
     sa.CheckConstraint("meter_decimals BETWEEN 0 AND 6", name="meter_decimals"),
+    # Whether each task asks the quota store, or a lease is asked for many.
+    sa.Column("admission", sa.Text, nullable=False, server_default="exact"),
+    sa.CheckConstraint("admission IN ('exact', 'leased')", name="admission"),
     sa.CheckConstraint("pricing IN ('fixed', 'measured')", name="pricing"),
     sa.CheckConstraint("hold_quantity > 0", name="hold_quantity"),
     sa.CheckConstraint("pricing <> 'fixed' OR hold_quantity = 1", name="fixed_holds_one"),

@@ -44,6 +44,8 @@ from billing.log.receipts import Receipts
 from billing.log.replica import AsOf, as_of
 from billing.log.rollups import Usage
 from billing.log.writer import BatchResult, LogWriter
+from billing.meter.leaseholder import Leaseholder
+from billing.meter.left_slips import LeftSlips
 from billing.meter.meter import Meter
 from billing.meter.sync import AccountSync
 from billing.quota.cluster import ClusterClient, is_cluster
@@ -58,6 +60,7 @@ from billing.usage.journal import Journal
 from billing.usage.outbox import RedisOutbox
 from billing.usage.publisher import Publisher, publisher_for
 from billing.usage.relay import Relay
+from billing.usage.slips import SlipBook
 
 LEAST_MONTHS_BACK: Final = 3
 
@@ -105,6 +108,7 @@ class System:
 
     def close(self) -> None:
         """Close what was opened."""
+        self.end_leases()
         for publisher in self._publishers:
             publisher.close()
         for name in ("engine", "writer_engine", "read_engine"):
@@ -301,6 +305,11 @@ class System:
         return Journal(self.settings.spool_dir / "journal", clock=self.clock)
 
     @cached_property
+    def slips(self) -> SlipBook:
+        """What runs under leases were, until the quota store is told."""
+        return SlipBook(self.settings.spool_dir / "slips", clock=self.clock)
+
+    @cached_property
     def spool(self) -> Journal:
         """What could be neither put in the outbox nor published."""
         return Journal(self.settings.spool_dir / "spool", fsync=True, clock=self.clock)
@@ -335,6 +344,7 @@ class System:
             owner=f"{self.settings.node}:{os.getpid()}:{secrets.token_hex(4)}",
             batch=self.settings.relay_batch,
             clock=self.clock,
+            left_slips=LeftSlips(self.slips, self._quota_on(self._relay_redis), self.journal).check,
         )
 
     def consumer(self, on_batch: Callable[[BatchResult], None] | None = None) -> UsageConsumer:
@@ -373,16 +383,35 @@ class System:
             raise QuotaUnavailable(str(error)) from error
 
     @cached_property
+    def leases(self) -> Leaseholder:
+        """This process's leases; ended with ``end_leases``."""
+        return Leaseholder(
+            self._quota_on(self.redis),
+            self.slips,
+            self.journal,
+            name=self.settings.node,
+            window_seconds=self.settings.lease_seconds,
+            # What is admitted just before the window ends has as long as any other.
+            ttl_seconds=self.settings.hold_ttl_seconds + self.settings.lease_seconds,
+        )
+
+    def end_leases(self) -> None:
+        """Tell what is to be told of leases, and give them back; nothing where there are none."""
+        leases: Leaseholder | None = self.__dict__.get("leases")
+        if leases is not None:
+            leases.close()
+
+    @cached_property
     def meter(self) -> Meter:
         """Admits tasks and settles them."""
-        return self._meter_on(self.quota)
+        return self._meter_on(self.quota, self.leases)
 
     @cached_property
     def parent_meter(self) -> Meter:
         """The same, with the short time-outs of a worker's main process."""
         return self._meter_on(self._quota_on(self._parent_redis))
 
-    def _meter_on(self, quota: Quota) -> Meter:
+    def _meter_on(self, quota: Quota, leases: Leaseholder | None = None) -> Meter:
         sync = AccountSync(self.writer_engine, quota, self.clock)
         return Meter(
             quota=quota,
@@ -394,6 +423,7 @@ class System:
             clock=self.clock,
             hold_ttl_seconds=self.settings.hold_ttl_seconds,
             currency=self.settings.currency,
+            leases=leases,
         )
 
     @cached_property

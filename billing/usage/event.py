@@ -16,9 +16,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, Final, Self
 from uuid import UUID
 
@@ -124,12 +125,12 @@ class UsageEvent:
 
     def settled(self, *, amount: int, shortfall: int, quota_epoch: int) -> Self:
         """This event with the figures that the quota store decided."""
-        return replace(
-            self,
-            amount_microcredits=amount,
-            shortfall_microcredits=shortfall,
-            quota_epoch=quota_epoch,
-        )
+        # dataclasses.replace does the same in twice the time, for every event on its way.
+        values = dict(zip(FIELDS, _values(self), strict=True))
+        values["amount_microcredits"] = amount
+        values["shortfall_microcredits"] = shortfall
+        values["quota_epoch"] = quota_epoch
+        return type(self)(**values)
 
     def fingerprint(self) -> bytes:
         """16 bytes that two tellings of the same fact share; see ``fingerprint_of``."""
@@ -149,16 +150,17 @@ class UsageEvent:
 
     def to_wire(self) -> bytes:
         """The event as one JSON object, keys sorted, instants as RFC 3339 text."""
-        wire: dict[str, object] = {"schema": SCHEMA}
-        for name in FIELDS:
-            value = getattr(self, name)
+        wire: dict[str, object] = dict(zip(FIELDS, _values(self), strict=True))
+        wire["schema"] = SCHEMA
+        for name in _INSTANTS:
+            value = wire[name]
             if isinstance(value, datetime):
-                value = format_instant(value)
-            wire[name] = str(value) if isinstance(value, UUID) else value
+                wire[name] = format_instant(value)
         return orjson.dumps(wire, option=orjson.OPT_SORT_KEYS)
 
 
 FIELDS: Final = tuple(f.name for f in fields(UsageEvent))
+_values: Final = attrgetter(*FIELDS)
 _REQUIRED: Final = frozenset({"id", "customer", "sku", "line", "outcome", "task_id"})
 _AMOUNTS: Final = (
     "quantity",
@@ -171,6 +173,8 @@ _COUNTS: Final = ("attempt", "quota_epoch")
 _TEXTS: Final = ("customer", "sku", "line", "reason", "task_id", "task_name", "worker")
 _OPTIONAL_TEXTS: Final = ("subject", "root_id", "parent_id", "group_id")
 _INSTANTS: Final = ("started_at", "finished_at")
+_NAMES: Final = frozenset(FIELDS)
+_OUTCOMES: Final = frozenset(outcome.value for outcome in Outcome)
 
 
 def fingerprint_of(
@@ -247,9 +251,8 @@ def from_wire(body: bytes) -> UsageEvent:
 
 
 def _check_names(wire: dict[str, Any]) -> None:
-    for name, value in wire.items():
-        if name not in FIELDS:
-            raise InvalidEvent(DeadReason.UNKNOWN_FIELD, f"{name[:80]}={value!r:.80}")
+    for name in wire.keys() - _NAMES:
+        raise InvalidEvent(DeadReason.UNKNOWN_FIELD, f"{name[:80]}={wire[name]!r:.80}")
     for name in sorted(_REQUIRED - wire.keys()):
         raise InvalidEvent(DeadReason.MISSING_FIELD, name)
 
@@ -294,6 +297,9 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def _check_amount(name: str, value: object) -> None:
+    # Nearly always: told apart from a bool, which is an int too.
+    if type(value) is int and 0 <= value <= MAX_MICROCREDITS:
+        return
     shown = f"{name}={value!r:.80}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidEvent(DeadReason.AMOUNT_NOT_A_NUMBER, shown)
@@ -319,7 +325,7 @@ def _check_text(name: str, value: object, *, optional: bool) -> None:
 
 
 def _check_rest(wire: dict[str, Any]) -> None:
-    if wire["outcome"] not in list(Outcome):
+    if not isinstance(wire["outcome"], str) or wire["outcome"] not in _OUTCOMES:
         raise _invalid("outcome", wire["outcome"], f"one of {', '.join(Outcome)}")
     if not isinstance(wire.get("degraded", False), bool):
         raise _invalid("degraded", wire["degraded"], "true or false")
