@@ -158,6 +158,11 @@ class Settings(BaseSettings):
     partitions_ahead_months: Annotated[int, Field(ge=1)] = Field(
         default=3, description="How many months ahead partitions of the log exist."
     )
+    archive_dir: Path = Field(
+        default=Path(".local/archive"),
+        description="Where archived months are, for whoever archives them or asks for their "
+        "receipts: storage that all of these see, is backed up, and outlives every node.",
+    )
     fetch_allow_networks: str = Field(
         default="",
         description="Networks, comma-separated CIDR, that ingestion tasks may fetch from although "

@@ -11,7 +11,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from types import TracebackType
 from typing import Final, Self, TypedDict, cast
@@ -24,6 +24,7 @@ from redis.retry import Retry
 
 from billing import migrations
 from billing.accounts.store import Accounts
+from billing.bootstrap.keeping import Keeping
 from billing.bootstrap.repair import build_repair
 from billing.bootstrap.reporting import Reporting
 from billing.catalog.cache import CatalogCache, CatalogUnavailable
@@ -43,6 +44,7 @@ from billing.log.partitions import ensure_partitions, months_back
 from billing.log.receipts import Receipts
 from billing.log.replica import AsOf, as_of
 from billing.log.rollups import Usage
+from billing.log.seals import SealRun
 from billing.log.writer import BatchResult, LogWriter
 from billing.meter.leaseholder import Leaseholder
 from billing.meter.left_slips import LeftSlips
@@ -178,12 +180,12 @@ class System:
     @cached_property
     def usage(self) -> Usage:
         """Totals, from the rollups."""
-        return Usage(self.engine)
+        return Usage(self.engine, self.keeping.shelf)
 
     @cached_property
     def receipts(self) -> Receipts:
         """Lines, from the log."""
-        return Receipts(self.engine)
+        return Receipts(self.engine, self.keeping.shelf)
 
     @cached_property
     def usage_read(self) -> Usage:
@@ -196,7 +198,7 @@ class System:
     @cached_property
     def receipts_read(self) -> Receipts:
         """Lines as customers are shown them: from the replica, where there is one."""
-        return Receipts(self.read_engine)
+        return Receipts(self.read_engine, self.keeping.shelf)
 
     def as_of(self) -> AsOf | None:
         """As of when ``usage_read`` and ``receipts_read`` answer; None: there is no replica.
@@ -220,6 +222,22 @@ class System:
             max_ahead=timedelta(seconds=self.settings.event_max_ahead_seconds),
             currency=self.settings.currency,
         )
+
+    @cached_property
+    def keeping(self) -> Keeping:
+        """The log's seals and archives."""
+        return Keeping(self.settings, self.engine)
+
+    def seal(self, now: datetime | None = None) -> SealRun:
+        """Seal every hour of the log that is over; see ``billing.log.seals.Sealer.seal``.
+
+        Args:
+            now: The present instant; the clock's without.
+
+        Raises:
+            SealingBusyError: Another process is at it, and seals what is due.
+        """
+        return self.keeping.sealer.seal(now or self.clock.now())
 
     def ensure_partitions(self) -> list[str]:
         """Make the log's missing partitions; returns their names."""

@@ -95,11 +95,8 @@ def receipt(
 
 
 def _of_task(system: System, task: str, customer: str | None, form: Format) -> None:
-    lines = [
-        each
-        for each in system.receipts.for_task(task)
-        if customer is None or each.customer == customer
-    ]
+    found = system.receipts.for_task(task) or system.receipts.archived_task(task)
+    lines = [each for each in found if customer is None or each.customer == customer]
     if not lines:
         raise NotFound("receipt line of task", task, f"see: billing explain {task}")
     totals = Totals(

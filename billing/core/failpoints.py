@@ -39,6 +39,20 @@ NAMES: Final = frozenset(
         "report.after_reading",
         "notice.before_commit",
         "notice.after_commit",
+        "seal.before_commit",
+        "seal.after_commit",
+        "archive.after_begin",
+        "archive.after_rows",
+        "archive.after_rename",
+        "archive.after_export",
+        "archive.after_verify",
+        "archive.before_detached",
+        "archive.after_detached",
+        "archive.before_drop",
+        "archive.after_drop",
+        "restore.after_load",
+        "restore.before_commit",
+        "restore.after_commit",
     }
 )
 

@@ -15,6 +15,7 @@ from billing.core.clock import from_ms, to_ms
 from billing.core.errors import InvalidValue
 
 _MAX_MS = 2**48
+_HOUR_MS = 3_600_000
 _RAND_B = (1 << 62) - 1
 _VERSION_AND_VARIANT = 0x7 << 76 | 0b10 << 62
 
@@ -56,6 +57,15 @@ def instant_of(identifier: UUID) -> datetime:
     if identifier.version != 7:  # noqa: PLR2004
         raise InvalidValue("id", str(identifier), "use a UUIDv7 (version 7 of RFC 9562)")
     return from_ms(identifier.int >> 80)
+
+
+def hour_of(identifier: UUID) -> datetime:
+    """The start of the UTC hour in an id. Of any id: its first 48 bits are a time, whoever made it.
+
+    Args:
+        identifier: Any UUID.
+    """
+    return from_ms((identifier.int >> 80) // _HOUR_MS * _HOUR_MS)
 
 
 def _checked_ms(milliseconds: int) -> int:

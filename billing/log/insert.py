@@ -66,6 +66,9 @@ _INSERT: Final = f"""
 """  # noqa: S608 - made of the names above only
 _COPY: Final = f"COPY usage_events ({', '.join(rows.COLUMNS)}) FROM STDIN (FORMAT binary)"
 
+_NO_PARTITION: Final = (
+    "run: billing migrate (for a month that was archived: billing restore), then replay"
+)
 _DATA_ERRORS: Final = frozenset({"22", "23", "54"})
 """SQLSTATE classes that are the fault of a row: data exception, constraint, a limit passed."""
 
@@ -154,7 +157,7 @@ def _told(error: DBAPIError) -> str:
         return str(original)[:500]
     text = f"{original.sqlstate}: {original.diag.message_primary or original}"[:500]
     missing = original.sqlstate == "23514" and original.diag.constraint_name is None
-    return f"{text}; run: billing migrate, then replay" if missing else text
+    return f"{text}; {_NO_PARTITION}" if missing else text
 
 
 def _arrays(candidates: Sequence[Candidate]) -> dict[str, list[Any]]:

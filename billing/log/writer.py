@@ -1,7 +1,7 @@
 """The writer: a batch of messages becomes rows of the log, rollups and dead letters, all or none.
 
 Order within the transaction, the same in every consumer so that none waits in a circle: fences by
-customer, log rows by id, rollups by key, dead letters by digest.
+customer, log rows by id, rollups by key, dead letters by digest. (A manifest waits for nobody.)
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from billing.log.candidate import Candidate
 from billing.log.conflicts import Logged, conflicts, logged, out_of_reach
 from billing.log.fences import FenceMoved, FenceNeeded, add_late, lock_fences, recount
 from billing.log.insert import CopyRefused, Inserter
+from billing.log.manifests import write_manifests
 from billing.log.screen import Dead, Rules, Screener, unknown_name
 from billing.log.tally import Tally
 from billing.usage.event import DeadReason
@@ -195,6 +196,7 @@ class LogWriter:
         self._remember(epochs)
         reach("consumer.before_insert")
         self._insert(connection, valid, outcome, by_copy=by_copy)
+        write_manifests(connection, outcome.fresh)
         self._tally.add(connection, outcome.fresh)
         _settle_late(connection, outcome, epochs, exclusive=exclusive)
         return outcome
