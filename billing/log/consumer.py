@@ -36,6 +36,8 @@ _IDLE_SECONDS: Final = 1.0
 _TICK_SECONDS: Final = 0.2
 _POLL_SECONDS: Final = 0.01
 _DRAIN_AT_ONCE: Final = 200
+_FRESH_SECONDS: Final = 10.0
+"""How long a write may take before what was screened meanwhile is screened again."""
 
 
 @dataclass(slots=True)
@@ -61,10 +63,12 @@ class _Work:
 
     deliveries: list[Delivery]
     screened: list[Candidate | Dead] | None
-    """None of the dead-letter queue."""
-    future: Future[BatchResult]
-    attempts: int = 1
+    """None where it has to be done at the write."""
+    of_dead_queue: bool = False
+    future: Future[BatchResult] = field(default_factory=Future)
+    attempts: int = 0
     again_at: float = 0.0
+    since: float = field(default_factory=time.monotonic)
 
 
 class UsageConsumer:
@@ -192,6 +196,7 @@ class _Session:
         self._consumed = consumed
         self._work: _Work | None = None
         self._usage: deque[tuple[Delivery, Candidate | Dead]] = deque()
+        self._stale = 0
         self._waiting_since: float | None = None
         self._buried_last = False
         self._last_delivery = time.monotonic()
@@ -259,11 +264,9 @@ class _Session:
         # In turns, so that neither queue waits for the other to be empty.
         of_dead_queue = bool(gone) and not (usage and self._buried_last)
         if of_dead_queue:
-            work = _Work([gone.popleft() for _ in range(len(gone))], None, Future(), attempts=0)
+            work = _Work([gone.popleft() for _ in range(len(gone))], None, of_dead_queue=True)
         elif usage and (due or self._consumer.full(len(usage), self._intake)):
-            chosen = [usage.popleft() for _ in range(min(len(usage), self._consumer.batch))]
-            deliveries, screened = zip(*chosen, strict=True)
-            work = _Work([*deliveries], [*screened], Future(), attempts=0)
+            work = self._next_batch()
         else:
             return
         self._buried_last = of_dead_queue
@@ -271,15 +274,19 @@ class _Session:
         self._work = work
         self._submit(work)
 
+    def _next_batch(self) -> _Work:
+        count = min(len(self._usage), self._consumer.batch)
+        deliveries, screened = zip(*(self._usage.popleft() for _ in range(count)), strict=True)
+        stale, self._stale = self._stale > 0, max(0, self._stale - count)
+        return _Work([*deliveries], None if stale else [*screened])
+
     def _submit(self, work: _Work) -> None:
         work.again_at = 0.0
         work.attempts += 1
-        if work.screened is None:
+        if work.of_dead_queue:
             work.future = self._pool.submit(self._consumer.bury, work.deliveries)
         else:
-            # By another try much may have grown too old: it is screened again.
-            screened = work.screened if work.attempts == 1 else None
-            work.future = self._pool.submit(self._consumer.write, work.deliveries, screened)
+            work.future = self._pool.submit(self._consumer.write, work.deliveries, work.screened)
 
     def _finish(self, work: _Work) -> None:
         try:
@@ -287,6 +294,7 @@ class _Session:
         except SQLAlchemyError as error:
             delay = min(_FIRST_DELAY_SECONDS * 2**work.attempts, _LONGEST_DELAY_SECONDS)
             work.again_at = time.monotonic() + delay
+            work.screened = None
             _log.warning(
                 "batch not written; held",
                 events=len(work.deliveries),
@@ -297,4 +305,7 @@ class _Session:
             return
         self._consumed.add(result)
         self._work = None
+        if work.attempts > 1 or time.monotonic() - work.since > _FRESH_SECONDS:
+            # What an event may be depends on the time, which has passed for those in hand.
+            self._stale = len(self._usage)
         self._intake.acknowledge(work.deliveries)

@@ -1,42 +1,41 @@
 """Deliveries taken from a connection of py-amqp before py-amqp makes objects of them.
 
 It reads the connection's socket as py-amqp itself would, hands every frame to py-amqp that is not
-an ordinary delivery of one channel, and leaves with py-amqp what has not come wholly. So between
+an ordinary delivery of some channels, and leaves with py-amqp what has not come wholly. So between
 two calls the connection is py-amqp's as ever: it opens and closes channels, acknowledges, and
 minds heartbeats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Any, Final, Self
 
-import amqp
-
-from billing.log.frames import frame_at, take_deliveries
+from billing.log.frames import Take, frame_at, take_deliveries
 
 _READ_BYTES: Final = 65_536
 
 
 class Express:
-    """The quick way for the deliveries of one channel.
+    """The quick way for the deliveries of some channels.
 
     Args:
-        channel: Open.
-        take: Gets delivery tag and body of each ordinary delivery, in their order. Others go to
-            the channel's own callback.
+        connection: Open.
+        channels: Their numbers.
+        take: Gets channel, delivery tag and body of each ordinary delivery, in their order. Others
+            go to their channel's own callback.
     """
 
-    def __init__(self, channel: amqp.Channel, take: Callable[[int, bytes], None]) -> None:
-        self._connection: Any = channel.connection
-        self._number = channel.channel_id or 0
+    def __init__(self, connection: Any, channels: AbstractSet[int], take: Take) -> None:  # noqa: ANN401 - py-amqp ships no types
+        self._connection = connection
+        self._channels = channels
         self._take = take
 
     @classmethod
-    def of(cls, channel: amqp.Channel, take: Callable[[int, bytes], None]) -> Self | None:
+    def of(cls, connection: Any, channels: AbstractSet[int], take: Take) -> Self | None:  # noqa: ANN401 - as above
         """As the constructor; None where this py-amqp keeps what it has read in another way."""
-        buffer = getattr(channel.connection.transport, "_read_buffer", None)
-        return cls(channel, take) if isinstance(buffer, bytes) else None
+        kept = getattr(connection.transport, "_read_buffer", None)
+        return cls(connection, channels, take) if isinstance(kept, bytes) else None
 
     def read(self, timeout: float) -> None:
         """Take in what has come, or what comes first.
@@ -62,7 +61,7 @@ class Express:
     def _handle(self, transport: Any) -> bool:  # noqa: ANN401 - py-amqp ships no types
         """Handle what has come wholly; whether there may be more."""
         buffer: bytes = transport._read_buffer  # noqa: SLF001 - as above
-        position, partial = take_deliveries(buffer, 0, self._number, self._take)
+        position, partial = take_deliveries(buffer, 0, self._channels, self._take)
         if position:
             # Counted as traffic: otherwise it would seem that heartbeats are missing.
             self._connection.bytes_recv += 1

@@ -9,6 +9,7 @@ channel's frames, ordinary deliveries are taken here; whatever else comes is py-
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -30,6 +31,9 @@ _METHOD_FIXED: Final = 12
 _HEADER_FIXED: Final = 19
 
 
+Take = Callable[[int, int, bytes], None]
+
+
 class Frame(NamedTuple):
     """A whole frame, as py-amqp takes it, and where it ends."""
 
@@ -40,9 +44,9 @@ class Frame(NamedTuple):
 
 
 def take_deliveries(
-    buffer: bytes, position: int, channel: int, take: Callable[[int, bytes], None]
+    buffer: bytes, position: int, channels: AbstractSet[int], take: Take
 ) -> tuple[int, bool]:
-    """Take the ordinary deliveries of a channel that stand at a position, one behind the other.
+    """Take the ordinary deliveries of some channels that stand at a position, one after the other.
 
     Ordinary is a content of one frame. It ends at the first frame that is anything else, or at a
     delivery of which not enough has come.
@@ -50,8 +54,8 @@ def take_deliveries(
     Args:
         buffer: What has come.
         position: Where a frame begins in it.
-        channel: Number of the channel.
-        take: Gets delivery tag and body of each.
+        channels: Numbers of the channels.
+        take: Gets channel, delivery tag and body of each.
 
     Returns:
         The position behind them, and whether the rest of a delivery has to come first.
@@ -59,8 +63,8 @@ def take_deliveries(
     end = len(buffer)
     partial = False
     while position + _METHOD_FIXED <= end:
-        kind, number, size, method, name_size = _method(buffer, position)
-        if kind != _METHOD or number != channel or method != _DELIVER:
+        kind, channel, size, method, name_size = _method(buffer, position)
+        if kind != _METHOD or channel not in channels or method != _DELIVER:
             break
         header_at = position + size + _AROUND
         if partial := header_at + _HEADER_FIXED > end:
@@ -80,7 +84,7 @@ def take_deliveries(
         if not buffer[header_at - 1] == buffer[body_at - 1] == buffer[body_end - 1] == _END:
             break
         (tag,) = _tag(buffer, position + _METHOD_FIXED + name_size)
-        take(tag, buffer[body_at + _BEFORE : body_end - 1])
+        take(channel, tag, buffer[body_at + _BEFORE : body_end - 1])
         position = body_end
     return position, partial
 

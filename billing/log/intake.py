@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import ceil
 from typing import Any, Final, NamedTuple, cast
 
 import amqp
@@ -20,7 +21,8 @@ from billing.log.express import Express
 from billing.usage import topology
 
 MAX_PREFETCH: Final = 2000
-"""The most a quorum queue gives to one consumer (https://www.rabbitmq.com/docs/consumer-prefetch)."""
+"""The most a quorum queue gives to one consumer (https://www.rabbitmq.com/docs/consumer-prefetch).
+More of them need several, each on a channel of its own."""
 
 _DEAD_PREFETCH: Final = 20  # each may be as large as RabbitMQ takes at all
 _HEARTBEAT_SECONDS: Final = 30
@@ -31,11 +33,12 @@ _CLOSE_SECONDS: Final = 2
 class Delivery(NamedTuple):
     """One message, to be acknowledged once it is safe elsewhere.
 
-    ``detail`` is what the broker says about giving it up; of use for the dead-letter queue only.
-    ``message`` is Kombu's, None where it was not asked.
+    ``channel`` and ``tag`` are AMQP's. ``detail`` is what the broker says about giving it up; of
+    use for the dead-letter queue only. ``message`` is Kombu's, None where it was not asked.
     """
 
     body: bytes
+    channel: int
     tag: Any
     detail: str = ""
     message: Message | None = None
@@ -67,11 +70,11 @@ class Intake:
     def __init__(self, connection: Connection, *, exchange: str, queue: str, prefetch: int) -> None:
         self.usage: deque[Delivery] = deque()
         self.dead: deque[Delivery] = deque()
-        self.prefetch = min(prefetch, MAX_PREFETCH)
+        self.prefetch = prefetch
         self._connection = connection
         self._names = (exchange, queue)
         self._next_heartbeat = 0.0
-        self._usage_channel: Any = None
+        self._channels: dict[int, Any] = {}
         self._express: Express | None = None
 
     @property
@@ -90,12 +93,15 @@ class Intake:
         usage = self._channel()
         # Every channel of Kombu has what a declaration needs, under wider signatures.
         topology.declare(cast("topology.Channel", usage), exchange=exchange, queue=queue)
-        # A channel each: an acknowledgement of a run counts every delivery of its channel.
-        dead = self._channel()
-        self._usage_channel = usage
+        channels = [usage]
         if isinstance(usage, amqp.Channel):
-            self._express = Express.of(usage, self._take_usage)
-        self._consume(usage, queue, self.prefetch, self.usage)
+            more = ceil(self.prefetch / MAX_PREFETCH) - 1
+            channels += [self._channel() for _ in range(more)]
+            self._express = Express.of(usage.connection, frozenset(self._channels), self._take)
+        # Its own: an acknowledgement of a run counts every delivery of its channel.
+        dead = self._channel()
+        for channel in channels:
+            self._consume(channel, queue, ceil(self.prefetch / len(channels)), self.usage)
         self._consume(dead, topology.dead_queue(queue), _DEAD_PREFETCH, self.dead)
 
     def receive(self, *, timeout: float, most: int) -> int:
@@ -126,14 +132,13 @@ class Intake:
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """Tell the broker that these are safe: the oldest unacknowledged ones of their queue."""
-        last = deliveries[-1]
-        if last.message is None:
-            self._usage_channel.basic_ack(last.tag, multiple=True)
-        elif self._is_amqp:
-            last.message.ack(multiple=True)
-        else:
-            for delivery in deliveries:
-                cast("Message", delivery.message).ack()
+        if self._channels:
+            last = {delivery.channel: delivery.tag for delivery in deliveries}
+            for number, tag in last.items():
+                self._channels[number].basic_ack(tag, multiple=True)
+            return
+        for delivery in deliveries:
+            cast("Message", delivery.message).ack()
 
     def close(self) -> None:
         """Close the connection; the broker delivers again what was not acknowledged."""
@@ -142,32 +147,31 @@ class Intake:
         except self.errors:
             self._connection.collect(socket_timeout=_CLOSE_SECONDS)
 
-    @property
-    def _is_amqp(self) -> bool:
-        return bool(self._connection.transport.driver_type == "amqp")
-
     def _drain(self, timeout: float) -> None:
         if self._express is None:
             self._connection.drain_events(timeout=timeout)
         else:
             self._express.read(timeout)
 
-    def _take_usage(self, tag: int, body: bytes) -> None:
-        self.usage.append(Delivery(body, tag))
+    def _take(self, channel: int, tag: int, body: bytes) -> None:
+        self.usage.append(Delivery(body, channel, tag))
 
     def _channel(self) -> StdChannel:
         channel = self._connection.channel()
         if isinstance(channel, amqp.Channel):
             # It would decode a body that names an encoding; the log judges the bytes themselves.
             channel.auto_decode = False
+            self._channels[_number(channel)] = channel
         return channel
 
     def _consume(
         self, channel: StdChannel, queue: str, prefetch: int, into: deque[Delivery]
     ) -> None:
+        number = _number(channel)
+
         def take(message: Message) -> None:
-            detail = _why_dead(message.headers)
-            into.append(Delivery(_bytes(message.body), message.delivery_tag, detail, message))
+            body, detail = _bytes(message.body), _why_dead(message.headers)
+            into.append(Delivery(body, number, message.delivery_tag, detail, message))
 
         # Kombu's Redis transport knows the queue by the declaration above.
         consumer = Consumer(
@@ -184,6 +188,11 @@ class Intake:
         if now >= self._next_heartbeat and self._connection.supports_heartbeats:
             self._next_heartbeat = now + 1
             self._connection.heartbeat_check()
+
+
+def _number(channel: StdChannel) -> int:
+    """The number of an AMQP channel; 0 of any other."""
+    return getattr(channel, "channel_id", 0) or 0
 
 
 def _bytes(body: bytes | str | None) -> bytes:

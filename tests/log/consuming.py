@@ -85,13 +85,16 @@ class Failures(LogWriter):
 
     def __init__(self) -> None:
         self.count = 0
+        self.screened = 0
 
     def seen_by(self, writer: LogWriter) -> LogWriter:
         self._writer = writer
         return self
 
     def screen(self, bodies: Iterable[bytes]) -> list[Candidate | Dead]:
-        return self._writer.screen(bodies)
+        found = self._writer.screen(bodies)
+        self.screened += len(found)
+        return found
 
     def write(
         self, bodies: Sequence[bytes], screened: Sequence[Candidate | Dead] | None = None
