@@ -25,7 +25,7 @@ from benchmarks.errors import BenchError
 from benchmarks.events import PRICE_MICROCREDITS, add_customers
 from benchmarks.ground import Ground, Say
 from benchmarks.overhead_app import LANES, make_bench_app, queue_of, task_of, ticks_of
-from benchmarks.report import compare
+from benchmarks.report import Goal, compare
 from billing.bootstrap import System
 from billing.cli.doctor_probe import queue_depth
 from billing.local.process import Process
@@ -43,6 +43,10 @@ _UNTIMED: Final = 0.05
 _LONGER: Final = 1.6
 """How much longer than asked a round is planned, since the next one may be faster."""
 
+_GOALS: Final = {
+    "metered": Goal(ratio_at_least=0.7),
+    "leased": Goal(ratio_at_least=0.85),
+}
 _TAIL: Final = 2000
 _NOTE: Final = (
     f"overhead: prefork, {_CONCURRENCY} processes, acks_late, prefetch 1 and task events as "
@@ -180,11 +184,11 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
         pairs = list(zip(rounds[lane], rounds["plain"], strict=True))
         rates = [(metered.rate, plain.rate) for metered, plain in pairs]
         confirmed = [(metered.confirmed, plain.rate) for metered, plain in pairs]
-        for name, measured in (
-            (f"{lane} no-op", rates),
-            (f"…{lane}, until all is in RabbitMQ", confirmed),
+        for name, measured, goal in (
+            (f"{lane} no-op", rates, _GOALS[lane]),
+            (f"…{lane}, until all is in RabbitMQ", confirmed, None),
         ):
-            figures.append(compare(NAME, name, "tasks/s", "the same, unmetered", measured))
+            figures.append(compare(NAME, name, "tasks/s", "the same, unmetered", measured, goal))
     due = line.submitted["metered"] + line.submitted["leased"]
     return Outcome(figures, _notes(due, shortest, effort))
 

@@ -27,6 +27,7 @@ from rich.console import Console
 from benchmarks import (
     consume,
     ingest,
+    leases,
     machine,
     overhead,
     questions,
@@ -46,6 +47,7 @@ Suite = Callable[[Ground, Effort, Say], Outcome]
 
 SUITES: Final[dict[str, Suite]] = {
     quota.NAME: quota.run,
+    leases.NAME: leases.run,
     transport.NAME: transport.run,
     ingest.NAME: ingest.run,
     consume.NAME: consume.run,

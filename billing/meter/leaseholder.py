@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import structlog
@@ -62,9 +63,10 @@ class _Demand:
         return self.lease is not None or now - self.last_used < window
 
 
-def _boot_seconds() -> float:
-    """Seconds that also pass while the machine is suspended: a lease must not outsleep its time."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+_boot_seconds: Final[Callable[[], float]] = partial(
+    time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+)
+"""Seconds that also pass while the machine is suspended: a lease must not outsleep its time."""
 
 
 class Leaseholder:
@@ -157,6 +159,9 @@ class Leaseholder:
             OSError: The disk refused; nothing will be charged, and the task must not be
                 acknowledged.
         """
+        if ticket.run is None and not events:
+            self._end_quietly(ticket)
+            return
         if ticket.run is None:
             asked = sum(event.amount_microcredits for event in events)
             wires = tuple(event.to_wire() for event in events)
@@ -165,14 +170,18 @@ class Leaseholder:
                 if not ticket.ended:
                     ticket.ended = True
                     promised = ticket.lease.end(ticket.held, asked)
-            if not events:
-                return
             ticket.run = LeasedRun(
                 promised_microcredits=promised, events=tuple(events), wires=wires
             )
         self._teller.put(ticket, ticket.run)
         self._start_thread()
         self._wake.set()
+
+    def _end_quietly(self, ticket: Ticket) -> None:
+        with self._lock:
+            if not ticket.ended:
+                ticket.ended = True
+                ticket.lease.end(ticket.held, 0)
 
     def give_back(self, *, all_of_it: bool = False) -> None:
         """Give back what leases have free that nothing was admitted from for a window.

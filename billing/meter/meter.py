@@ -317,7 +317,8 @@ class Meter:
             check_lines(facts.customer, facts.task_id, events)
             self._end_leased(admission.ticket, events)
             reach("settle.after")
-            return as_asked(SettleOutcome.LEASED, events)
+            # What is charged is decided when the store is told.
+            return Settlement(outcome=SettleOutcome.LEASED, lines=(), quota_epoch=0)
         marked = admission.sku.admission is AdmissionPolicy.LEASED
         try:
             settlement, is_told = self._settle_twice(facts, events, marked=marked)

@@ -101,7 +101,8 @@ class SettleOutcome(StrEnum):
     UNCOUNTED = "uncounted"
     """No account either: charged in full under epoch 0; the log will tell the balance later."""
     LEASED = "leased"
-    """Admitted from a lease: on this node's disk, and soon told to the store, which decides."""
+    """Admitted from a lease: on this node's disk. The store is told soon, and decides the figures:
+    here there are no lines yet."""
 
 
 class ReleaseOutcome(StrEnum):

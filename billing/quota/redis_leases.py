@@ -76,28 +76,12 @@ class RedisLeases:
         """Charge runs of leases, in one round trip. See ``LeaseStore.settle_leased``."""
         for batch in batches:
             check_batch(batch)
-        with answering():
-            replies = self._calls(batches)
-            if any(isinstance(reply, redis.exceptions.NoScriptError) for reply in replies):
-                self._client.script_load(self._settle.script)
-                # What was settled by the first of these calls is a repeat to the second; so only
-                # those are asked again that were refused.
-                missed = [
-                    at
-                    for at, reply in enumerate(replies)
-                    if isinstance(reply, redis.exceptions.NoScriptError)
-                ]
-                again = self._calls([batches[at] for at in missed])
-                for at, reply in zip(missed, again, strict=True):
-                    replies[at] = reply
+        with answering(), self._client.pipeline(transaction=False) as pipeline:
+            for batch in batches:
+                keys, arguments = self._keys_and_arguments(batch)
+                self._settle(keys=keys, args=arguments, client=pipeline)
+            replies = pipeline.execute(raise_on_error=False)
         return [_settlement(batch, reply) for batch, reply in zip(batches, replies, strict=True)]
-
-    def _calls(self, batches: Sequence[LeasedBatch]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
-        for batch in batches:
-            keys, arguments = self._keys_and_arguments(batch)
-            pipeline.evalsha(self._settle.sha, len(keys), *keys, *arguments)
-        return pipeline.execute(raise_on_error=False)
 
     def _keys_and_arguments(self, batch: LeasedBatch) -> tuple[list[str], list[str | int | bytes]]:
         customer = batch.customer

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from stores import RECORD_TTL_SECONDS, RedisStore, Store, StoreMaker
+from test_lease_contract import *  # noqa: F403 - of leases too
 from test_quota_contract import *  # noqa: F403 - every test of the contract
 from test_quota_load import *  # noqa: F403 - and of loading
 
