@@ -69,6 +69,13 @@ def report_usage(self: Any) -> dict[str, Any]:
             "stopped": done.stopped,
             "blocked": done.blocked,
         }
+        for difference in done.differed:
+            log.error(
+                "a period was billed otherwise than it was accepted",
+                **asdict(difference),
+                money="the difference is carried into the open period, so it is billed there",
+                remedy="none is needed; billing report status shows sealed periods and carries",
+            )
         if done.stopped or done.blocked:
             log.error(
                 "usage is not reported",

@@ -26,6 +26,7 @@ from billing.reporting.provider import (
 )
 from billing.reporting.providers.file import FileProvider
 from billing.reporting.providers.ledger import LedgerProvider
+from billing.reporting.report import OPEN, TAKEN
 from billing.reporting.run import Advance, Pace, Reporter
 from billing.reporting.store import CustomerIds, Destination, Metered, Reports, Sums
 from billing.usage.event import usage_line
@@ -267,6 +268,14 @@ class System:
         for s in found.values():
             assert s.logged == s.accepted + s.open + s.parked + s.unclaimed + s.carried
         return found
+
+    def assert_figures_are_exact(self, decimals: int) -> None:
+        """What is accepted or on its way is whole units of a meter, and the figure is so many."""
+        states = [state.value for state in OPEN | TAKEN]
+        query = sa.text("SELECT held_microcredits, value FROM usage_reports WHERE state = ANY(:s)")
+        with self.engine.connect() as connection:
+            for held, value in connection.execute(query, {"s": states}):
+                assert held == value * 10 ** (6 - decimals)
 
     def assert_all_told(self, *providers: Any) -> None:
         """Every unit of the log is at one of the providers, once, and the books say so."""

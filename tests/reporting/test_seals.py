@@ -20,7 +20,9 @@ from reporting_support import (
 )
 from support import NOW
 
+from billing.reporting.confirmation import Confirmations
 from billing.reporting.provider import Cause, MeteredLine, ProviderInvoice
+from billing.reporting.reading import Reader
 from billing.reporting.seals import notice
 from billing.reporting.settlement import Difference
 from billing.reporting.store import Metered
@@ -255,6 +257,24 @@ def test_what_is_unknown_at_the_seal_is_read_back_and_not_sent_again(
     system.advance()
     assert system.books().accepted == 7
     assert [report.value for report in system.ledger.seen[1:]] == ([] if billed else [7])
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_reading_back_decides_what_was_unknown_at_the_seal(system: System, arrived: bool) -> None:
+    reader = Reader(Confirmations(system.engine), system.ledger, system.clock, environment="test")
+    system.use(7)
+    system.ledger.faults.append(answer_lost if arrived else answering(Cause.TIMED_OUT))
+    system.advance()
+    system.seal(7 if arrived else 0)
+    for _ in range(6):
+        system.advance()
+        reader.confirm()
+        system.later(minutes=40)
+    assert settled(system) == [True]
+    assert [entry[2:] for entry in system.carries()] == ([] if arrived else [(7, "late")])
+    assert [r.hour for r in system.ledger.seen].count(LAST_HOUR) == 1
+    books = system.books()
+    assert (books.accepted, books.open, books.parked) == (7, 0, 0)
 
 
 def test_what_is_being_sent_at_the_seal_is_waited_for(system: System) -> None:
