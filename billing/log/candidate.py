@@ -21,7 +21,7 @@ class Candidate(NamedTuple):
 
     ``key`` is its id in 16 bytes, ``hour`` the number of its UTC hour since 1970, ``outcome`` the
     outcome's value; amounts are in microcredits, the provider's cost in micros. ``row`` is None
-    where only the database can tell why it cannot be a row.
+    where a figure does not fit its column.
     """
 
     key: bytes

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing.log.candidate import Candidate
-from billing.log.driver import Uuids, driver_cursor
+from billing.log.driver import Fields, driver_cursor
 from billing.log.screen import Dead, dead, storable
 from billing.usage.event import DeadReason, UsageEvent
 
@@ -53,7 +53,7 @@ def logged(connection: Connection, keys: Iterable[bytes]) -> dict[bytes, Logged]
     if not fields:
         return {}
     with driver_cursor(connection) as cursor:
-        found = cursor.execute(_FIND, [Uuids(fields)]).fetchall()
+        found = cursor.execute(_FIND, [Fields("uuid", fields)]).fetchall()
     return {key: Logged(fingerprint, epoch) for key, fingerprint, epoch in found}
 
 

@@ -9,70 +9,46 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from struct import Struct
-from typing import Any, ClassVar, Final, cast
+from typing import Any, Final, NamedTuple, Self, cast
 
 import psycopg
-from psycopg.abc import AdaptContext, Buffer
+from psycopg.abc import Buffer, PyFormat
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 _HEADER: Final = Struct(">iiIii")
-_DIMENSIONS, _NO_NULLS, _LOWER_BOUND = 1, 0, 1
+_DIMENSIONS, _MAY_HAVE_NULLS, _LOWER_BOUND = 1, 1, 1
 
 
-class Fields:
+class Fields(NamedTuple):
     """A one-dimensional array for PostgreSQL, of elements that are encoded already.
 
-    Args:
-        elements: Each with its width before it, as a field of COPY's binary format; none is NULL.
+    ``kind`` is the elements' type (``uuid``); each has its width before it, as a field of COPY's
+    binary format.
     """
 
-    element: ClassVar[str]
-    __slots__ = ("elements",)
-
-    def __init__(self, elements: Sequence[bytes]) -> None:
-        self.elements = elements
-
-
-class Uuids(Fields):
-    """``uuid[]``."""
-
-    element = "uuid"
-
-
-class Texts(Fields):
-    """``text[]``."""
-
-    element = "text"
-
-
-class Dates(Fields):
-    """``date[]``."""
-
-    element = "date"
-
-
-class Instants(Fields):
-    """``timestamptz[]``."""
-
-    element = "timestamptz"
+    kind: str
+    elements: Sequence[bytes]
 
 
 class _FieldsDumper(Dumper):
     format = Format.BINARY
+    element_oid = 0
 
-    def __init__(self, cls: type[Fields], context: AdaptContext | None = None) -> None:
-        super().__init__(cls, context)
-        found = psycopg.adapters.types[cls.element]
-        self.oid = found.array_oid
-        self._element_oid = found.oid
+    def get_key(self, obj: Fields, _format: PyFormat) -> tuple[type, str]:  # type: ignore[override]
+        return self.cls, obj.kind
+
+    def upgrade(self, obj: Fields, _format: PyFormat) -> Self:
+        found = psycopg.adapters.types[obj.kind]
+        dumper = type(self)(self.cls)
+        dumper.oid, dumper.element_oid = found.array_oid, found.oid
+        return dumper
 
     def dump(self, obj: Fields) -> Buffer:
-        header = _HEADER.pack(
-            _DIMENSIONS, _NO_NULLS, self._element_oid, len(obj.elements), _LOWER_BOUND
-        )
+        count = len(obj.elements)
+        header = _HEADER.pack(_DIMENSIONS, _MAY_HAVE_NULLS, self.element_oid, count, _LOWER_BOUND)
         return header + b"".join(obj.elements)
 
 
@@ -86,8 +62,7 @@ def driver_cursor(connection: Connection) -> Iterator[psycopg.Cursor[Any]]:
     driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
     try:
         with driver.cursor(binary=True) as cursor:
-            for kind in (Uuids, Texts, Dates, Instants):
-                cursor.adapters.register_dumper(kind, _FieldsDumper)
+            cursor.adapters.register_dumper(Fields, _FieldsDumper)
             yield cursor
     except psycopg.Error as error:
         raise DBAPIError.instance(

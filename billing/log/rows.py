@@ -14,14 +14,36 @@ import orjson
 
 from billing.usage.event import UsageEvent
 
-COLUMNS: Final = (
-    *("customer_id", "sku_id", "line", "outcome", "reason", "currency", "task_name", "worker"),
-    *("id", "fingerprint"),
-    *("quantity", "amount_microcredits", "shortfall_microcredits", "held_microcredits"),
-    *("cost_micros", "quota_epoch", "attempt", "degraded"),
-    *("started_at", "finished_at"),
-    *("subject", "dimensions", "task_id", "root_id", "parent_id", "group_id"),
-)
+COLUMNS: Final = {
+    "customer_id": "text",
+    "sku_id": "text",
+    "line": "text",
+    "outcome": "text",
+    "reason": "text",
+    "currency": "text",
+    "task_name": "text",
+    "worker": "text",
+    "id": "uuid",
+    "fingerprint": "bytea",
+    "quantity": "int8",
+    "amount_microcredits": "int8",
+    "shortfall_microcredits": "int8",
+    "held_microcredits": "int8",
+    "cost_micros": "int8",
+    "quota_epoch": "int8",
+    "attempt": "int4",
+    "degraded": "bool",
+    "started_at": "timestamptz",
+    "finished_at": "timestamptz",
+    "subject": "text",
+    "dimensions": "jsonb",
+    "task_id": "text",
+    "root_id": "text",
+    "parent_id": "text",
+    "group_id": "text",
+}
+"""Columns of the log, in the order of a row's fields, with their types."""
+
 HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER: Final = b"\xff\xff"
 NULL: Final = b"\xff\xff\xff\xff"
@@ -67,6 +89,18 @@ def microseconds(value: datetime) -> int:
     """An instant as PostgreSQL counts."""
     since = value - EPOCH
     return since.days * DAY + since.seconds * SECOND + since.microseconds
+
+
+def fields_of(row: bytes) -> list[bytes]:
+    """The fields of a row, each with its width before it."""
+    found = []
+    start, end = len(FIELDS), len(row)
+    while start < end:
+        (width,) = WIDTH.unpack_from(row, start)
+        behind = start + WIDTH.size + max(width, 0)
+        found.append(row[start:behind])
+        start = behind
+    return found
 
 
 def row_of(event: UsageEvent, fingerprint: bytes) -> bytes | None:

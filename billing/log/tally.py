@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from billing.log import rows
 from billing.log.candidate import Candidate, hour_at
-from billing.log.driver import Dates, Fields, Instants, Texts, Uuids, driver_cursor
+from billing.log.driver import Fields, driver_cursor
 from billing.log.subjects import SubjectIds, first_day, month_number
 
 HourKey = tuple[str, int, str, str, str]
@@ -113,11 +113,11 @@ def _add_hours(connection: Connection, candidates: Iterable[Candidate]) -> None:
     added = sorted(hours_of(candidates).items())
     customers, hours, skus, outcomes, reasons = zip(*(key for key, _ in added), strict=True)
     at = {hour: rows.instant(hour_at(hour)) for hour in set(hours)}
-    arrays: list[Fields] = [Texts(list(map(rows.text, customers)))]
-    arrays.append(Instants([at[hour] for hour in hours]))
-    arrays += [Texts(list(map(rows.text, names))) for names in (skus, outcomes, reasons)]
-    for figures in zip(*(sums for _, sums in added), strict=True):
-        arrays.append(Texts([rows.text(str(figure)) for figure in figures]))
+    arrays = [_texts(customers), Fields("timestamptz", [at[hour] for hour in hours])]
+    arrays += map(_texts, (skus, outcomes, reasons))
+    arrays += (
+        _texts(map(str, figures)) for figures in zip(*(sums for _, sums in added), strict=True)
+    )
     with driver_cursor(connection) as cursor:
         cursor.execute(_ADD_HOURS, arrays)
 
@@ -129,13 +129,17 @@ def _add_subjects(connection: Connection, subjects: dict[bytes, Group]) -> None:
     ordered = sorted(subjects)
     groups = [fields[subjects[identifier]] for identifier in ordered]
     arrays = [
-        Uuids([_UUID_WIDTH + identifier for identifier in ordered]),
-        Texts([group[0] for group in groups]),
-        Texts([group[1] for group in groups]),
-        Dates([group[2] for group in groups]),
+        Fields("uuid", [_UUID_WIDTH + identifier for identifier in ordered]),
+        Fields("text", [group[0] for group in groups]),
+        Fields("text", [group[1] for group in groups]),
+        Fields("date", [group[2] for group in groups]),
     ]
     with driver_cursor(connection) as cursor:
         cursor.execute(_ADD_SUBJECTS, arrays)
+
+
+def _texts(values: Iterable[str]) -> Fields:
+    return Fields("text", [rows.text(value) for value in values])
 
 
 def _group_fields(group: Group) -> tuple[bytes, bytes, bytes]:
