@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import redis
-from redis.commands.core import Script
 
 from billing.core.clock import to_ms
 from billing.core.errors import DenialReason, WeighbridgeError
@@ -28,7 +27,7 @@ from billing.quota.hold import (
 )
 from billing.quota.keys import SHARDS, Keys, shard_of, split_member
 from billing.quota.lease import BatchSettlement, LeasedBatch, LeaseGrant, LeaseRequest
-from billing.quota.redis_calls import MILLISECONDS, answering, script_text, text, texts
+from billing.quota.redis_calls import MILLISECONDS, Scripts, answering, text, texts
 from billing.quota.redis_leases import LEASE_VERBS, RedisLeases, done_key
 from billing.usage.event import UsageEvent
 
@@ -61,9 +60,7 @@ class RedisQuota:
         self._keys = Keys(prefix)
         self._remember_ms = hold_record_ttl_seconds * MILLISECONDS
         self._quarantine_ms = quarantine_seconds * MILLISECONDS
-        self._scripts: dict[str, Script] = {
-            verb: client.register_script(script_text(verb)) for verb in VERBS
-        }
+        self._scripts = Scripts(client, VERBS)
         self._leases = RedisLeases(client, self._keys, remember_ms=self._remember_ms)
         self._sweep_from: int | None = None
 
@@ -283,7 +280,7 @@ class RedisQuota:
 
     def _run(self, verb: str, keys: list[str], arguments: list[str | int | bytes]) -> Any:  # noqa: ANN401 - each verb's reply has a shape of its own
         with answering():
-            return self._scripts[verb](keys=keys, args=arguments)
+            return self._scripts.run(verb, keys, arguments)
 
     def _pipeline(self, commands: Iterable[tuple[str | int, ...]]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)

@@ -36,7 +36,8 @@ from billing.core.errors import QuotaUnavailable, WeighbridgeError
 from billing.quota.hold import LoadOutcome, ReleaseCause, ReserveOutcome, SettleOutcome
 from billing.quota.keys import SHARDS, Keys, shard_of
 from billing.quota.lease import LeasedBatch, LeasedRun, LeaseRequest
-from billing.quota.redis_quota import VERBS, RedisQuota, script_text
+from billing.quota.redis_calls import script_text
+from billing.quota.redis_quota import VERBS, RedisQuota
 
 pytestmark = pytest.mark.redis
 
