@@ -113,7 +113,11 @@ def test_a_duplicate_is_an_invalid_request_without_a_code(connect: Connect, cust
 
 def test_v2_takes_events_through_the_client(client: stripe.StripeClient, raw: str, customer: str):
     payload = {"stripe_customer_id": customer, "value": "4"}
-    client.v2.billing.meter_events.create({"event_name": "searches", "payload": payload})
+    # Dated: without that it is of the hour in which it arrives, which may be the one after.
+    dated = datetime.fromtimestamp(THIS_HOUR, UTC).isoformat()
+    client.v2.billing.meter_events.create(
+        {"event_name": "searches", "payload": payload, "timestamp": dated}
+    )
     assert read(client, raw, customer) == [4]
     with pytest.raises(stripe.InvalidRequestError) as refused:
         client.v2.billing.meter_events.create({"event_name": "none", "payload": payload})
