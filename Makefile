@@ -14,7 +14,7 @@ PIP_COMPILE := $(BIN)/pip-compile --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit lint bench chaos up down docs pins clean
+.PHONY: help demo test test-unit lint bench chaos scale up down docs pins clean
 .DELETE_ON_ERROR:
 
 help: ## This list
@@ -54,6 +54,12 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter, and whether the config
 
 bench: $(VENV)/.dev ## Measure
 	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+# ARGS="redis-cluster --seconds 60": one alone; see python -m scale --help.
+scale: $(VENV)/.dev ## Several nodes of each server, one lost under load (docs/scaling.md)
+	@if [ -n "$(ARGS)" ]; then $(BIN)/python -m scale $(ARGS); else \
+		for run in redis-cluster rabbitmq-cluster postgres-replica; do \
+		$(BIN)/python -m scale $$run || exit 1; done; fi
 
 chaos: $(VENV)/.dev ## Faults against the real system under load, then the invariants (ARGS=--quick)
 	@$(BIN)/python scripts/ensure_rabbitmq.py

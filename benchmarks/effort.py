@@ -18,6 +18,9 @@ class Effort:
         transport_batches: Batches of 500 in one repetition.
         transport_singles: Events confirmed one by one in one repetition.
         ingest_batches: Batches in one repetition, by their size.
+        consume_events: Messages in one round of suite consume.
+        consume_consumers: How many consumers share them; one of the rounds has one.
+        half_load_seconds: How long half load goes on in one repetition.
         round_seconds: The least length of a measured round of tasks.
         calibration_tasks: Tasks run before, to see how many fill a round.
         year_events: Events of the large database; the other has a tenth.
@@ -32,6 +35,9 @@ class Effort:
     transport_batches: int
     transport_singles: int
     ingest_batches: dict[int, int]
+    consume_events: int
+    consume_consumers: tuple[int, ...]
+    half_load_seconds: float
     round_seconds: float
     calibration_tasks: int
     year_events: int
@@ -51,6 +57,9 @@ FULL: Final = Effort(
     transport_batches=4,
     transport_singles=200,
     ingest_batches={1000: 4, 5000: 1},
+    consume_events=20_000,
+    consume_consumers=(1, 2, 4),
+    half_load_seconds=2.0,
     round_seconds=3.0,
     calibration_tasks=600,
     year_events=20_000_000,
@@ -65,6 +74,9 @@ QUICK: Final = Effort(
     transport_batches=1,
     transport_singles=40,
     ingest_batches={1000: 1, 5000: 1},
+    consume_events=4_000,
+    consume_consumers=(1, 2),
+    half_load_seconds=0.5,
     round_seconds=0.4,
     calibration_tasks=80,
     year_events=100_000,

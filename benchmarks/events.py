@@ -13,6 +13,7 @@ from billing.core.ids import event_id
 from billing.usage.event import Outcome, UsageEvent, usage_line
 
 SKU: Final = "bench-page"
+LEASED_SKU: Final = "bench-leased"
 PRICE_MICROCREDITS: Final = 1_000_000
 _GRANT: Final = parse_credits("100000000")
 
@@ -43,13 +44,15 @@ def make_event(customer: str, metered_at: datetime, task_id: str | None = None) 
 
 
 def add_customers(system: System, suite: str, count: int) -> list[str]:
-    """Add the SKU and ``count`` customers with more credits than they will spend."""
-    system.catalog.add(
-        SKU,
-        unit="page",
-        unit_price_microcredits=PRICE_MICROCREDITS,
-        effective_from=system.clock.now(),
-    )
+    """Add the SKUs and ``count`` customers with more credits than they will spend."""
+    for sku, admission in ((SKU, "exact"), (LEASED_SKU, "leased")):
+        system.catalog.add(
+            sku,
+            unit="page",
+            unit_price_microcredits=PRICE_MICROCREDITS,
+            effective_from=system.clock.now(),
+            admission=admission,
+        )
     names = [f"{suite}-{number}" for number in range(count)]
     for name in names:
         system.accounts.add(name, name)

@@ -46,7 +46,7 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
     system = ground.system(ground.settings(NAME))
     customers = add_customers(system, NAME, _CUSTOMERS)
     with system.engine.begin() as connection:
-        _make_equal_table(connection)
+        make_equal_table(connection)
     for size in effort.ingest_batches:
         _pair(system, _batches(system, customers, size // 5, 1))
     pairs: dict[int, list[tuple[float, float]]] = {size: [] for size in effort.ingest_batches}
@@ -76,14 +76,14 @@ def _pair(system: System, batches: Batches) -> tuple[float, float]:
     written = perf_counter() - began
     if inserted != rows:
         raise BenchError(f"the writer logged {inserted} of {rows} events")
-    copies = [_read(system.engine, [event.id for event in batch]) for batch in batches]
+    copies = [read_rows(system.engine, [event.id for event in batch]) for batch in batches]
     began = perf_counter()
     for copy in copies:
-        _store(system.engine, copy)
+        store_rows(system.engine, copy)
     return rows / written, rows / (perf_counter() - began)
 
 
-def _read(engine: sa.Engine, ids: list[UUID]) -> bytes:
+def read_rows(engine: sa.Engine, ids: list[UUID]) -> bytes:
     """The logged rows of these ids, as COPY takes them."""
     with engine.connect() as connection:
         cursor = _cursor(connection)
@@ -91,7 +91,8 @@ def _read(engine: sa.Engine, ids: list[UUID]) -> bytes:
             return b"".join(bytes(part) for part in copy)
 
 
-def _store(engine: sa.Engine, rows: bytes) -> None:
+def store_rows(engine: sa.Engine, rows: bytes) -> None:
+    """COPY rows into the table without a unique index, in a transaction of its own."""
     with engine.begin() as connection:
         cursor = _cursor(connection)
         with cursor, cursor.copy(_IN) as copy:
@@ -102,7 +103,10 @@ def _cursor(connection: sa.Connection) -> Any:  # noqa: ANN401 - psycopg's, behi
     return connection.connection.cursor()
 
 
-def _make_equal_table(connection: sa.Connection) -> None:
+def make_equal_table(connection: sa.Connection) -> None:
+    """Make the table that COPY writes into, unless it is there."""
+    if connection.execute(sa.text("SELECT to_regclass(:name)"), {"name": _TABLE}).scalar():
+        return
     # Names and bounds are ours: there is nothing to quote.
     like = "LIKE usage_events INCLUDING DEFAULTS INCLUDING CONSTRAINTS"
     statements = [f"CREATE TABLE {_TABLE} ({like}) PARTITION BY RANGE (id)"]

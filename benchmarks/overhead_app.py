@@ -1,7 +1,7 @@
-"""The app of suite overhead: the shipped app with one task, metered and not.
+"""The app of suite overhead: the shipped app with one task, unmetered, metered, and leased.
 
 The body leaves one byte in a file, by which the driver counts; it costs about two microseconds and
-is the same in both.
+is the same in all.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, Final
 from celery import Celery
 from kombu import Exchange, Queue
 
-from benchmarks.events import SKU
+from benchmarks.events import LEASED_SKU, SKU
 from billing.settings import Settings
 from workers.app import make_app
 from workers.metered import MeteredTask
 
-LANES: Final = ("plain", "metered")
+LANES: Final = ("plain", "metered", "leased")
 
 
 def queue_of(settings: Settings, lane: str) -> str:
@@ -33,7 +33,7 @@ def ticks_of(settings: Settings, lane: str) -> Path:
 
 
 def make_bench_app(settings: Settings) -> Celery:
-    """The shipped app with the two tasks, ``bench.plain`` and ``bench.metered``."""
+    """The shipped app with a task for each lane, ``bench.plain`` and so on."""
     app = make_app(settings)
     app.conf.imports = ()
     names = [settings.task_queue, *(queue_of(settings, lane) for lane in LANES)]
@@ -47,6 +47,12 @@ def make_bench_app(settings: Settings) -> Celery:
     @app.task(shared=False, name="bench.metered", ignore_result=True, base=MeteredTask, sku=SKU)
     def metered() -> None:
         _tick(ticks_of(settings, "metered"))
+
+    @app.task(
+        shared=False, name="bench.leased", ignore_result=True, base=MeteredTask, sku=LEASED_SKU
+    )
+    def leased() -> None:
+        _tick(ticks_of(settings, "leased"))
 
     return app
 

@@ -24,7 +24,17 @@ from typing import Final
 import structlog
 from rich.console import Console
 
-from benchmarks import ingest, machine, overhead, questions, quota, reporting, transport
+from benchmarks import (
+    consume,
+    ingest,
+    leases,
+    machine,
+    overhead,
+    questions,
+    quota,
+    reporting,
+    transport,
+)
 from benchmarks.effort import FULL, QUICK, Effort, Outcome
 from benchmarks.errors import BenchError
 from benchmarks.ground import Ground, Say
@@ -37,13 +47,15 @@ Suite = Callable[[Ground, Effort, Say], Outcome]
 
 SUITES: Final[dict[str, Suite]] = {
     quota.NAME: quota.run,
+    leases.NAME: leases.run,
     transport.NAME: transport.run,
     ingest.NAME: ingest.run,
+    consume.NAME: consume.run,
     overhead.NAME: overhead.run,
     questions.NAME: questions.run,
     reporting.NAME: reporting.run,
 }
-NEED_RABBITMQ: Final = frozenset({transport.NAME, overhead.NAME})
+NEED_RABBITMQ: Final = frozenset({transport.NAME, consume.NAME, overhead.NAME})
 RESULTS: Final = "latest.json"
 CONTEXT: Final = "context.json"
 _ROOT: Final = Path(__file__).resolve().parent.parent

@@ -79,6 +79,9 @@ class MemorySystem:
         )
         self.parent_meter = self.meter
 
+    def end_leases(self) -> None:
+        """Nothing is leased here: leased SKUs are admitted exactly."""
+
     @property
     def events(self) -> list[UsageEvent]:
         """Every event so far, with the figures that were decided."""

@@ -33,17 +33,24 @@ class Settings(BaseSettings):
         description="PostgreSQL (15 or newer), as postgresql://user:password@host/database. "
         "Unset: the embedded one, where it is installed.",
     )
+    database_read_url: SecretStr | None = Field(
+        default=None,
+        description="A streaming replica of the same PostgreSQL, for totals, receipts and exports. "
+        "While it does not answer, and where unset, the primary answers them.",
+    )
     redis_url: SecretStr | None = Field(
         default=None,
         validation_alias=_plain("REDIS_URL"),
         description="Redis (7 or newer) or Valkey (8 or newer) for quota and outbox; a database of "
-        "its own with maxmemory-policy noeviction. Unset: the embedded Valkey.",
+        "its own with maxmemory-policy noeviction. A cluster: "
+        "redis+cluster://user:password@host:port,host:port (rediss+cluster:// for TLS). "
+        "Unset: the embedded Valkey.",
     )
     amqp_url: SecretStr | None = Field(
         default=None,
         validation_alias=_plain("AMQP_URL"),
-        description="RabbitMQ (3.10 or newer). Unset: a local one, else a private node, "
-        "else Kombu's Redis transport.",
+        description="RabbitMQ (3.10 or newer); the nodes of a cluster separated by ;. "
+        "Unset: a local one, else a private node, else Kombu's Redis transport.",
     )
     result_url: SecretStr | None = Field(
         default=None,
@@ -85,6 +92,11 @@ class Settings(BaseSettings):
         default=259_200,
         description="How long an ended hold is remembered, so that a repeat is known as one. "
         "Longer than any redelivery can take; 320 to 344 bytes of Redis each (measured).",
+    )
+    lease_seconds: Annotated[int, Field(ge=1, le=30)] = Field(
+        default=3,
+        description="How long a process admits tasks of a leased SKU before it asks Redis again: "
+        "the longest that a suspension goes unnoticed there. Less than the quarantine.",
     )
     quarantine_seconds: int = Field(
         default=5,
@@ -145,6 +157,11 @@ class Settings(BaseSettings):
     )
     partitions_ahead_months: Annotated[int, Field(ge=1)] = Field(
         default=3, description="How many months ahead partitions of the log exist."
+    )
+    archive_dir: Path = Field(
+        default=Path(".local/archive"),
+        description="Where archived months are, for whoever archives them or asks for their "
+        "receipts: storage that all of these see, is backed up, and outlives every node.",
     )
     fetch_allow_networks: str = Field(
         default="",

@@ -60,6 +60,9 @@ skus = sa.Table(
     # Decimals of a credit that the provider's meter counts: 6 are microcredits.
     sa.Column("meter_decimals", sa.SmallInteger, nullable=False, server_default="6"),
     sa.CheckConstraint("meter_decimals BETWEEN 0 AND 6", name="meter_decimals"),
+    # Whether each task asks the quota store, or a lease is asked for many.
+    sa.Column("admission", sa.Text, nullable=False, server_default="exact"),
+    sa.CheckConstraint("admission IN ('exact', 'leased')", name="admission"),
     sa.CheckConstraint("pricing IN ('fixed', 'measured')", name="pricing"),
     sa.CheckConstraint("hold_quantity > 0", name="hold_quantity"),
     sa.CheckConstraint("pricing <> 'fixed' OR hold_quantity = 1", name="fixed_holds_one"),
@@ -178,6 +181,89 @@ usage_events = sa.Table(
     postgresql_partition_by="RANGE (id)",
 )
 
+# What a batch has logged, written with it: for each row its id (16 bytes) and its leaf (32 bytes
+# over all of it), one manifest per hour of usage. They wait here for their hour's seal.
+log_manifests = sa.Table(
+    "log_manifests",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("hour", _instant, nullable=False),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("ids", sa.LargeBinary, nullable=False),
+    sa.Column("hashes", sa.LargeBinary, nullable=False),
+    sa.Column("logged_at", _instant, nullable=False, server_default=_now),
+    sa.CheckConstraint(
+        "rows > 0 AND octet_length(ids) = 16 * rows AND octet_length(hashes) = 32 * rows",
+        name="rows",
+    ),
+    sa.Index("log_manifests_hour_idx", "hour", "id"),
+)
+
+# Seals, each chained to the one before (billing/log/seal.py); kept for good.
+log_seals = sa.Table(
+    "log_seals",
+    metadata,
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("hour", _instant, nullable=False),
+    sa.Column("sealed_at", _instant, nullable=False),
+    sa.Column("rows", sa.Integer, nullable=False),
+    # In the log without the application having said so, and sealed at an operator's word.
+    sa.Column("adopted", sa.Boolean, nullable=False),
+    sa.Column("root", sa.LargeBinary, nullable=False),
+    sa.Column("previous", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("hash", sa.LargeBinary, nullable=False, unique=True),
+    sa.CheckConstraint("number > 0 AND rows > 0", name="counts"),
+    sa.Index("log_seals_hour_idx", "hour", "number"),
+)
+
+# The ids and leaves under a seal's root; an archived month has them in its file instead.
+log_seal_leaves = sa.Table(
+    "log_seal_leaves",
+    metadata,
+    sa.Column("number", sa.BigInteger, sa.ForeignKey("log_seals.number"), primary_key=True),
+    sa.Column("ids", sa.LargeBinary, nullable=False),
+    sa.Column("hashes", sa.LargeBinary, nullable=False),
+)
+
+# Months that left the database, or are on their way. Files are named without their folder.
+log_archives = sa.Table(
+    "log_archives",
+    metadata,
+    sa.Column("month", sa.Date, primary_key=True),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("file", sa.Text),
+    sa.Column("file_bytes", sa.BigInteger),
+    sa.Column("file_sha256", sa.LargeBinary),
+    # The month's seals with their leaves.
+    sa.Column("seals_file", sa.Text),
+    sa.Column("seals_bytes", sa.BigInteger),
+    sa.Column("seals_sha256", sa.LargeBinary),
+    sa.Column("rows", sa.BigInteger),
+    sa.Column("quantity", _total),
+    sa.Column("amount_microcredits", _total),
+    sa.Column("shortfall_microcredits", _total),
+    sa.Column("cost_micros", _total),
+    # Over the hashes of the month's seals; and the newest seal at that time.
+    sa.Column("seals_root", sa.LargeBinary),
+    sa.Column("head_number", sa.BigInteger),
+    sa.Column("head_hash", sa.LargeBinary),
+    sa.Column("begun_at", _instant, nullable=False),
+    sa.Column("verified_at", _instant),
+    sa.Column("dropped_at", _instant),
+    sa.Column("restored_at", _instant),
+    sa.CheckConstraint("extract(day FROM month) = 1", name="month"),
+    sa.CheckConstraint(
+        "state IN ('exporting', 'exported', 'verified', 'detached', 'dropped', 'restored')",
+        name="state",
+    ),
+    sa.CheckConstraint(
+        "state IN ('exporting', 'restored') OR (file IS NOT NULL AND file_bytes IS NOT NULL"
+        " AND file_sha256 IS NOT NULL AND seals_file IS NOT NULL AND seals_bytes IS NOT NULL"
+        " AND seals_sha256 IS NOT NULL AND rows IS NOT NULL AND seals_root IS NOT NULL)",
+        name="exported",
+    ),
+)
+
 usage_hourly = sa.Table(
     "usage_hourly",
     metadata,
@@ -199,11 +285,12 @@ usage_hourly = sa.Table(
 usage_subjects = sa.Table(
     "usage_subjects",
     metadata,
-    # Which subjects a customer used a SKU on, per UTC month; only a digest of each is kept.
-    sa.Column("customer_id", sa.Text, primary_key=True),
-    sa.Column("sku_id", sa.Text, primary_key=True),
-    sa.Column("month", sa.Date, primary_key=True),
-    sa.Column("subject_digest", sa.LargeBinary, primary_key=True),
+    # Which subjects a customer used a SKU on, per UTC month. The id stands for all four
+    # (billing.log.subjects): of the subject itself nothing more is kept.
+    sa.Column("id", UUID(as_uuid=True), primary_key=True),
+    sa.Column("customer_id", sa.Text, nullable=False),
+    sa.Column("sku_id", sa.Text, nullable=False),
+    sa.Column("month", sa.Date, nullable=False),
 )
 
 usage_subject_counts = sa.Table(

@@ -14,7 +14,13 @@ from typing import Any, Final, Self, TypeVar
 import sqlalchemy as sa
 
 from billing import tables
-from billing.catalog.sku import DenialPolicy, FailurePolicy, Pricing, UnavailablePolicy
+from billing.catalog.sku import (
+    AdmissionPolicy,
+    DenialPolicy,
+    FailurePolicy,
+    Pricing,
+    UnavailablePolicy,
+)
 from billing.core.credits import parse_credits
 from billing.core.ids import event_id
 from billing.core.period import month_of
@@ -152,6 +158,7 @@ def add_sku(
     unavailable_policy: UnavailablePolicy = UnavailablePolicy.RETRY,
     allow_limit: int = 0,
     effective_from: datetime = LONG_AGO,
+    admission: AdmissionPolicy = AdmissionPolicy.EXACT,
 ) -> str:
     """Insert a SKU with one price, in credits, in force since ``effective_from``; return its id."""
     with engine.begin() as connection:
@@ -165,6 +172,7 @@ def add_sku(
                 denial_policy=denial_policy.value,
                 unavailable_policy=unavailable_policy.value,
                 allow_limit=allow_limit,
+                admission=admission.value,
             )
         )
         connection.execute(

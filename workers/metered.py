@@ -190,6 +190,7 @@ class MeteredTask(Task[Any, Any]):
                 # apply_async(time_limit=…) can be longer than what was checked at start-up, and
                 # Celery does not stop a run before its soft limit, if that is the longer one.
                 time_limit_seconds=max(request.time_limit or 0, request.soft_time_limit or 0),
+                may_repeat=_may_repeat(request),
             )
         except QuotaUnavailable as error:
             # Not even the SKU, and so its policy, is known: come back, as the default policy says.
@@ -223,7 +224,9 @@ class MeteredTask(Task[Any, Any]):
             self._record_attempt(meter, run)
             raise
         except BaseException as error:
-            if not run.replaced:
+            if run.replaced:
+                meter.hand_over(run.admission)
+            else:
                 self._end(meter, run, _cause_of(error))
             raise
         return result
@@ -271,6 +274,11 @@ class MeteredTask(Task[Any, Any]):
             comes_back = may_change and policy.denial_policy is DenialPolicy.DEFER
         settings = self.metering.settings
         # An eager task has no queue to come back from.
+        may_come_back = header is not None and not self.request.is_eager
+        if may_come_back and header and admission.contended and not comes_back and not deferrals:
+            # Refused for good only if it still lacks credits when the leases of others are over.
+            header = replace(header, deferrals=1)
+            self._defer(header, settings.lease_seconds + 1, _exceeded(admission))
         comes_back = comes_back and deferrals < settings.max_deferrals
         if not comes_back or self.request.is_eager or header is None:
             meter.record_denial(admission)
@@ -356,6 +364,11 @@ def facts_of(task: Task[Any, Any], request: Any) -> TaskFacts:
         attempt=request.retries or 0,
         worker=request.hostname or "",
     )
+
+
+def _may_repeat(request: Any) -> bool:
+    """Whether this message, or one before it, may have run before."""
+    return bool(request.retries or (request.delivery_info or {}).get("redelivered"))
 
 
 def _cause_of(error: BaseException) -> ReleaseCause:

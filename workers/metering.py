@@ -55,6 +55,9 @@ class Metering:
         signals.before_task_publish.connect(self._inherit, weak=False)
         signals.task_revoked.connect(self._on_revoked, weak=False)
         signals.worker_process_init.connect(self._on_fork, weak=False)
+        # A process that ends gives its leases back; for one that is killed, the relay does.
+        signals.worker_process_shutdown.connect(self._on_end, weak=False)
+        signals.worker_shutdown.connect(self._on_end, weak=False)
 
     @property
     def system(self) -> System:
@@ -85,6 +88,11 @@ class Metering:
         # A lock that another thread of the parent held at the fork would stay held for ever here.
         self._lock = threading.Lock()
         self._system = None
+
+    def _on_end(self, **_: Any) -> None:
+        system = self._system
+        if system is not None and self._pid == os.getpid():
+            system.end_leases()
 
     def _inherit(self, headers: dict[str, Any] | None = None, **_: Any) -> None:
         """A plain task between metered ones, or before them, passes the customer on."""

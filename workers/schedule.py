@@ -9,6 +9,7 @@ import structlog
 from celery import shared_task
 
 from billing.bootstrap import System
+from billing.quota.lease import LEASE_PREFIX
 from workers.reporting_jobs import REPORTING_SCHEDULE
 
 log = structlog.get_logger(__name__)
@@ -16,6 +17,14 @@ log = structlog.get_logger(__name__)
 SWEEP_LIMIT: Final = 500
 """Holds expired in one step; a sweep takes as many steps as it needs."""
 
+_EXPIRED: Final = (
+    "nobody settled it, so nothing was charged; what the task did, if it ran, is charged only if it "
+    "settles after all"
+)
+_LEASE_EXPIRED: Final = (
+    "its process is gone, and no relay of its node gave it back; what that node has on its disk is "
+    "charged when a relay runs there again"
+)
 _LOOK_BACK: Final = timedelta(days=2)
 
 BEAT_SCHEDULE: Final[dict[str, dict[str, Any]]] = {
@@ -53,8 +62,7 @@ def sweep_holds(self: Any) -> int:
                 customer=hold.customer,
                 sku=hold.sku,
                 held_microcredits=hold.held_microcredits,
-                money="nobody settled it, so nothing was charged; what the task did, if it ran, is "
-                "charged only if it settles after all",
+                money=_LEASE_EXPIRED if hold.task_id.startswith(LEASE_PREFIX) else _EXPIRED,
             )
         swept += len(expired)
         if len(expired) < SWEEP_LIMIT:

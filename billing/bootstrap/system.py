@@ -11,10 +11,10 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from types import TracebackType
-from typing import Final, Self, TypedDict
+from typing import Final, Self, TypedDict, cast
 
 import sqlalchemy as sa
 from redis import ConnectionError as RedisConnectionError
@@ -24,6 +24,7 @@ from redis.retry import Retry
 
 from billing import migrations
 from billing.accounts.store import Accounts
+from billing.bootstrap.keeping import Keeping
 from billing.bootstrap.repair import build_repair
 from billing.bootstrap.reporting import Reporting
 from billing.catalog.cache import CatalogCache, CatalogUnavailable
@@ -37,24 +38,31 @@ from billing.local import Endpoints
 from billing.local.lookup import endpoints_of, url_of
 from billing.log.consumer import UsageConsumer
 from billing.log.dead import DeadLetters
-from billing.log.engine import owner_engine, writer_engine
+from billing.log.engine import owner_engine, replica_engine, writer_engine
 from billing.log.intake import broker
 from billing.log.partitions import ensure_partitions, months_back
 from billing.log.receipts import Receipts
+from billing.log.replica import AsOf, as_of
 from billing.log.rollups import Usage
+from billing.log.seals import SealRun
 from billing.log.writer import BatchResult, LogWriter
+from billing.meter.leaseholder import Leaseholder
+from billing.meter.left_slips import LeftSlips
 from billing.meter.meter import Meter
 from billing.meter.sync import AccountSync
+from billing.quota.cluster import ClusterClient, is_cluster
 from billing.quota.hold import LoadOutcome, Quota
 from billing.quota.keys import Keys
 from billing.quota.redis_quota import RedisQuota
 from billing.reconcile.repair import Repair
 from billing.reconcile.run import Reconcile
 from billing.settings import Settings
+from billing.usage.cluster_outbox import ClusterOutbox
 from billing.usage.journal import Journal
 from billing.usage.outbox import RedisOutbox
 from billing.usage.publisher import Publisher, publisher_for
 from billing.usage.relay import Relay
+from billing.usage.slips import SlipBook
 
 LEAST_MONTHS_BACK: Final = 3
 
@@ -102,9 +110,10 @@ class System:
 
     def close(self) -> None:
         """Close what was opened."""
+        self.end_leases()
         for publisher in self._publishers:
             publisher.close()
-        for name in ("engine", "writer_engine"):
+        for name in ("engine", "writer_engine", "read_engine"):
             if name in self.__dict__:
                 self.__dict__[name].dispose()
         for name in ("redis", "_parent_redis", "_relay_redis"):
@@ -146,6 +155,14 @@ class System:
         return writer_engine(self.database_url)
 
     @cached_property
+    def read_engine(self) -> sa.Engine:
+        """For questions about totals and receipts: the replica where there is one."""
+        url = self.settings.database_read_url
+        if url is None:
+            return self.engine
+        return replica_engine(url.get_secret_value(), self.database_url)
+
+    @cached_property
     def accounts(self) -> Accounts:
         """Customers and budgets."""
         return Accounts(self.engine)
@@ -163,12 +180,32 @@ class System:
     @cached_property
     def usage(self) -> Usage:
         """Totals, from the rollups."""
-        return Usage(self.engine)
+        return Usage(self.engine, self.keeping.shelf)
 
     @cached_property
     def receipts(self) -> Receipts:
         """Lines, from the log."""
-        return Receipts(self.engine)
+        return Receipts(self.engine, self.keeping.shelf)
+
+    @cached_property
+    def usage_read(self) -> Usage:
+        """Totals as customers are shown them: from the replica, where there is one.
+
+        What compares totals with something newer (balances, reconcile) asks ``usage``.
+        """
+        return Usage(self.read_engine)
+
+    @cached_property
+    def receipts_read(self) -> Receipts:
+        """Lines as customers are shown them: from the replica, where there is one."""
+        return Receipts(self.read_engine, self.keeping.shelf)
+
+    def as_of(self) -> AsOf | None:
+        """As of when ``usage_read`` and ``receipts_read`` answer; None: there is no replica.
+
+        A replica that is away is not None: the primary answers, and that is said.
+        """
+        return None if self.settings.database_read_url is None else as_of(self.read_engine)
 
     @cached_property
     def dead_letters(self) -> DeadLetters:
@@ -185,6 +222,22 @@ class System:
             max_ahead=timedelta(seconds=self.settings.event_max_ahead_seconds),
             currency=self.settings.currency,
         )
+
+    @cached_property
+    def keeping(self) -> Keeping:
+        """The log's seals and archives."""
+        return Keeping(self.settings, self.engine)
+
+    def seal(self, now: datetime | None = None) -> SealRun:
+        """Seal every hour of the log that is over; see ``billing.log.seals.Sealer.seal``.
+
+        Args:
+            now: The present instant; the clock's without.
+
+        Raises:
+            SealingBusyError: Another process is at it, and seals what is due.
+        """
+        return self.keeping.sealer.seal(now or self.clock.now())
 
     def ensure_partitions(self) -> list[str]:
         """Make the log's missing partitions; returns their names."""
@@ -220,6 +273,9 @@ class System:
         return self._redis_client(10.0)
 
     def _redis_client(self, timeout_seconds: float) -> Redis:
+        if is_cluster(self._redis_url):
+            # It has the part of redis-py's interface that is used here.
+            return cast("Redis", ClusterClient(self._redis_url, timeout_seconds=timeout_seconds))
         return Redis.from_url(
             self._redis_url,
             socket_timeout=timeout_seconds,
@@ -254,6 +310,9 @@ class System:
     @cached_property
     def outbox(self) -> RedisOutbox:
         """Events not yet confirmed by RabbitMQ."""
+        client: object = self._relay_redis
+        if isinstance(client, ClusterClient):
+            return ClusterOutbox(client, self.keys)
         return RedisOutbox(self._relay_redis, self.keys)
 
     # -- the node's disk, RabbitMQ -------------------------------------------------------------
@@ -262,6 +321,11 @@ class System:
     def journal(self) -> Journal:
         """Second copies of what is in the outbox."""
         return Journal(self.settings.spool_dir / "journal", clock=self.clock)
+
+    @cached_property
+    def slips(self) -> SlipBook:
+        """What runs under leases were, until the quota store is told."""
+        return SlipBook(self.settings.spool_dir / "slips", clock=self.clock)
 
     @cached_property
     def spool(self) -> Journal:
@@ -298,6 +362,7 @@ class System:
             owner=f"{self.settings.node}:{os.getpid()}:{secrets.token_hex(4)}",
             batch=self.settings.relay_batch,
             clock=self.clock,
+            left_slips=LeftSlips(self.slips, self._quota_on(self._relay_redis), self.journal).check,
         )
 
     def consumer(self, on_batch: Callable[[BatchResult], None] | None = None) -> UsageConsumer:
@@ -336,16 +401,35 @@ class System:
             raise QuotaUnavailable(str(error)) from error
 
     @cached_property
+    def leases(self) -> Leaseholder:
+        """This process's leases; ended with ``end_leases``."""
+        return Leaseholder(
+            self._quota_on(self.redis),
+            self.slips,
+            self.journal,
+            name=self.settings.node,
+            window_seconds=self.settings.lease_seconds,
+            # What is admitted just before the window ends has as long as any other.
+            ttl_seconds=self.settings.hold_ttl_seconds + self.settings.lease_seconds,
+        )
+
+    def end_leases(self) -> None:
+        """Tell what is to be told of leases, and give them back; nothing where there are none."""
+        leases: Leaseholder | None = self.__dict__.get("leases")
+        if leases is not None:
+            leases.close()
+
+    @cached_property
     def meter(self) -> Meter:
         """Admits tasks and settles them."""
-        return self._meter_on(self.quota)
+        return self._meter_on(self.quota, self.leases)
 
     @cached_property
     def parent_meter(self) -> Meter:
         """The same, with the short time-outs of a worker's main process."""
         return self._meter_on(self._quota_on(self._parent_redis))
 
-    def _meter_on(self, quota: Quota) -> Meter:
+    def _meter_on(self, quota: Quota, leases: Leaseholder | None = None) -> Meter:
         sync = AccountSync(self.writer_engine, quota, self.clock)
         return Meter(
             quota=quota,
@@ -357,6 +441,7 @@ class System:
             clock=self.clock,
             hold_ttl_seconds=self.settings.hold_ttl_seconds,
             currency=self.settings.currency,
+            leases=leases,
         )
 
     @cached_property

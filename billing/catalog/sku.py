@@ -51,6 +51,16 @@ class UnavailablePolicy(StrEnum):
     """Runs unheld, up to ``allow_limit`` times per worker process and outage; always recorded."""
 
 
+class AdmissionPolicy(StrEnum):
+    """How a task's credits are held."""
+
+    EXACT = "exact"
+    """Each task asks the quota store: one hold per task."""
+    LEASED = "leased"
+    """A process that runs many leases credits in one call and admits from them; see
+    ``billing/quota/README.md`` for what a leased SKU gives up."""
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """What one unit costs from an instant on."""
@@ -65,7 +75,8 @@ class Sku:
 
     ``unit`` is the word for one of it (``page``); ``hold_quantity`` is how many units are held when
     the task does not say (always 1 for a fixed SKU); ``prices`` are in order of ``effective_from``;
-    ``meter_decimals`` are those of a credit that the provider's meter counts (6: microcredits).
+    ``meter_decimals`` are those of a credit that the provider's meter counts (6: microcredits);
+    ``admission`` says whether each task asks the quota store or a lease is asked for many.
     """
 
     id: str
@@ -79,6 +90,7 @@ class Sku:
     prices: tuple[Price, ...]
     description: str = ""
     meter_decimals: int = 6
+    admission: AdmissionPolicy = AdmissionPolicy.EXACT
 
     def unit_price_at(self, instant: datetime) -> int:
         """The price of one unit, in microcredits, in force at ``instant``.

@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalog.rating import rate
 from billing.catalog.sku import (
+    AdmissionPolicy,
     DenialPolicy,
     FailurePolicy,
     Price,
@@ -57,6 +58,7 @@ class Catalog:
         allow_limit: int = 0,
         description: str = "",
         meter_decimals: int = MICROCREDIT_DECIMALS,
+        admission: str = AdmissionPolicy.EXACT,
     ) -> Sku:
         """Add a SKU with its first price; once more with the same content changes nothing.
 
@@ -74,6 +76,7 @@ class Catalog:
             description: For people.
             meter_decimals: Decimals of a credit that the provider's meter counts, 0 to 6; what an
                 hour has below that unit goes into a later hour.
+            admission: ``exact`` or ``leased``.
 
         Raises:
             InvalidValue: One of them cannot be right.
@@ -91,6 +94,7 @@ class Catalog:
             prices=(_price(unit_price_microcredits, effective_from),),
             description=_text("description", description, empty=True),
             meter_decimals=_decimals(meter_decimals),
+            admission=_choice("admission", admission, AdmissionPolicy),
         )
         _check_relations(wanted)
         _check_price(wanted, unit_price_microcredits)
@@ -119,6 +123,26 @@ class Catalog:
         """Every SKU with all its prices, by id, as of one instant."""
         with self._engine.connect() as connection:
             return _assemble(connection.execute(_query()))
+
+    def set_admission(self, sku_id: str, admission: str) -> Sku:
+        """Have tasks of a SKU admitted one by one, or from leased credits.
+
+        Workers know of it after ``catalog_ttl_seconds`` at the latest; leases that are there run
+        out by themselves.
+
+        Args:
+            sku_id: Of what.
+            admission: ``exact`` or ``leased``.
+
+        Raises:
+            NotFound: There is no such SKU.
+            InvalidValue: It is neither.
+        """
+        wanted = _choice("admission", admission, AdmissionPolicy)
+        with self._engine.begin() as connection:
+            sku = _read(connection, sku_id)
+            connection.execute(sa.update(skus).where(skus.c.id == sku_id).values(admission=wanted))
+        return replace(sku, admission=wanted)
 
     def set_price(
         self,
@@ -210,6 +234,7 @@ def _sku(row: sa.Row[tuple[object, ...]]) -> Sku:
         prices=(),
         description=row.description,
         meter_decimals=row.meter_decimals,
+        admission=AdmissionPolicy(row.admission),
     )
 
 
@@ -244,7 +269,7 @@ def _same(existing: Sku, wanted: Sku) -> Sku:
         if is_there != is_wanted:
             raise AlreadyExists(
                 f"SKU {wanted.id!r} is there with {field}={is_there!r}, not {is_wanted!r}: "
-                "use another id, or billing skus price to change its price"
+                "use another id, or billing skus price or admission to change these"
             )
     return existing
 

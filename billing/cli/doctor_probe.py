@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from statistics import median
 from typing import Any, Final, cast
+from urllib.parse import urlsplit
 
 import redis
 import sqlalchemy as sa
@@ -16,6 +17,8 @@ from redis.connection import parse_url
 from billing import migrations
 from billing.bootstrap import System
 from billing.cli import doctor_rules as rules
+from billing.cli.doctor_cluster import examine_cluster
+from billing.cli.doctor_replica import examine_replica
 from billing.cli.doctor_reporting_probe import examine_reporting
 from billing.cli.doctor_rules import Finding, Level
 from billing.core.clock import EPOCH, from_ms
@@ -24,6 +27,7 @@ from billing.core.errors import QuotaUnavailable
 from billing.core.period import month_of, next_month
 from billing.log.intake import broker
 from billing.log.partitions import existing_partitions, partition_name
+from billing.quota.cluster import is_cluster
 from billing.tables import OWNER_ROLE, READER_ROLE, WRITER_ROLE
 from billing.usage.outbox import OutboxUnavailable
 from billing.usage.topology import dead_queue
@@ -35,7 +39,12 @@ _AMQP: Final = ("amqp", "amqps", "pyamqp")
 
 def examine(system: System) -> list[Finding]:
     """Every check of every server."""
-    return [*_postgresql(system), *_redis(system), *_rabbitmq(system)]
+    return [
+        *_postgresql(system),
+        *examine_replica(system),
+        *_redis(system),
+        *_rabbitmq(system),
+    ]
 
 
 def _postgresql(system: System) -> Iterator[Finding]:
@@ -90,6 +99,7 @@ def _redis(system: System) -> Iterator[Finding]:
         yield from rules.server(name, version, latency_ms)
         yield rules.skew(name, skew_seconds)
         yield rules.eviction(str(info["maxmemory_policy"]))
+        yield from examine_cluster(system)
         yield _persistence(client, info)
         yield _databases(system)
         now = _redis_time(client)
@@ -128,6 +138,8 @@ def _databases(system: System) -> Finding:
 
 def _place(url: str) -> str:
     """Server and database of a Redis URL; empty for what is no Redis URL."""
+    if is_cluster(url):
+        return urlsplit(url).netloc.rpartition("@")[2]
     try:
         parts: dict[str, Any] = cast("Any", parse_url)(
             url.replace("redis+socket:", "unix:").replace("virtual_host=", "db=")

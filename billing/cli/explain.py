@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Annotated, Any, Final, TypeVar, cast
 
@@ -44,6 +44,8 @@ def explain(
     """Tell what became of a task: admitted or denied and why, its cost, where its event is."""
     system = system_of(context)
     known = look_up(system, task, customer)
+    if not known.anything and "\x00" not in task:
+        known = in_archives(system, task, known)
     for error in known.unanswered:
         warn(f"incomplete: {error}")
     if not known.anything:
@@ -91,6 +93,15 @@ def look_up(system: System, task: str, customer: str | None) -> Known:
         prices=_prices(system.catalog.snapshot(), [*logged, *waiting]),
         unanswered=list(dict.fromkeys(unanswered)),
     )
+
+
+def in_archives(system: System, task: str, known: Known) -> Known:
+    """What archived months know of a task that nobody else does; they are read through for it."""
+    logged = system.receipts.archived_task(task)
+    if not logged:
+        return known
+    prices = _prices(system.catalog.snapshot(), logged)
+    return replace(known, customer=logged[0].customer, logged=logged, prices=prices)
 
 
 def _ask(unanswered: list[str], question: Callable[[], _Answer], otherwise: _Answer) -> _Answer:

@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from billing.cli import credits as credits_commands
-from billing.cli import customers, dead, holds, local, reconcile, report, skus, stripe
+from billing.cli import customers, dead, holds, local, reconcile, report, seals, skus, stripe
 from billing.cli.api import api
+from billing.cli.archive import archive, restore
 from billing.cli.context import Session
 from billing.cli.doctor import doctor
 from billing.cli.explain import explain
@@ -24,6 +25,7 @@ from billing.cli.processes import consumer, relay
 from billing.cli.receipt import receipt
 from billing.cli.stripe_sandbox import stripe_sandbox
 from billing.cli.usage import usage
+from billing.cli.verify import verify
 
 app = typer.Typer(
     cls=CleanGroup,
@@ -49,6 +51,11 @@ app.add_typer(stripe.app, name="stripe")
 app.command()(consumer)
 app.command()(relay)
 app.command()(api)
+app.command()(verify)
+app.add_typer(seals.app, name="seals")
+app.command()(seals.proof)
+app.command()(archive)
+app.command()(restore)
 app.add_typer(local.app, name="local")
 app.command()(local.up)
 app.command()(stripe_sandbox)

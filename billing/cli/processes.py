@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import gc
+from typing import Annotated, Final
 
 import structlog
 import typer
@@ -16,6 +17,7 @@ from billing.log.writer import BatchResult
 
 _log = structlog.get_logger(__name__)
 
+_COLLECTED_AT_ONCE: Final = 50_000
 _Drain = Annotated[
     bool, typer.Option("--drain", help="End once there is nothing left to do, instead of waiting.")
 ]
@@ -39,6 +41,7 @@ def consumer(context: typer.Context, drain: _Drain = False) -> None:
         }
 
     running = system.consumer(on_batch=count)
+    spare_collections()
     with until_signalled() as stop, reporting("consumer", figures):
         _log.info("consumer started", queue=system.settings.usage_queue)
         consumed = running.run(stop, idle_exit=drain)
@@ -47,6 +50,17 @@ def consumer(context: typer.Context, drain: _Drain = False) -> None:
         f"consumed: {consumed.inserted:,} logged, {consumed.duplicates:,} duplicates, "
         f"{dead:,} dead letters, in {consumed.batches:,} batches"
     )
+
+
+def spare_collections() -> None:
+    """Let the garbage collector look at new objects only, and at many at a time.
+
+    A consumer makes a few objects for every event and no cycles of them, but each full collection
+    would go through all that was imported: a tenth of the consumer's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECTED_AT_ONCE, *gc.get_threshold()[1:])
 
 
 def relay(context: typer.Context, drain: _Drain = False) -> None:

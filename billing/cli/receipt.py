@@ -15,7 +15,7 @@ from billing.bootstrap import System
 from billing.cli.context import Month, system_of
 from billing.cli.money import format_cost
 from billing.cli.output import Column, Format, over, print_table, say
-from billing.cli.usage import month_for, period_document, totals_document
+from billing.cli.usage import as_of_document, month_for, period_document, totals_document
 from billing.core.clock import format_instant
 from billing.core.credits import format_credits
 from billing.core.errors import NotFound
@@ -80,8 +80,9 @@ def receipt(
     if customer is None:
         raise typer.BadParameter("name a CUSTOMER, or a task with --task")
     period = month_for(system, customer, month)
-    head = period_document(customer, period)
-    totals = system.receipts.totals(customer, period)
+    as_of = system.as_of()
+    head = {**period_document(customer, period), **as_of_document(as_of)}
+    totals = system.receipts_read.totals(customer, period)
     _print(
         f"Receipt of {customer} for {period.label}",
         head,
@@ -89,14 +90,13 @@ def receipt(
         totals,
         form,
     )
+    if as_of is not None and form == "table":
+        say(str(as_of))
 
 
 def _of_task(system: System, task: str, customer: str | None, form: Format) -> None:
-    lines = [
-        each
-        for each in system.receipts.for_task(task)
-        if customer is None or each.customer == customer
-    ]
+    found = system.receipts.for_task(task) or system.receipts.archived_task(task)
+    lines = [each for each in found if customer is None or each.customer == customer]
     if not lines:
         raise NotFound("receipt line of task", task, f"see: billing explain {task}")
     totals = Totals(
@@ -111,10 +111,10 @@ def _of_task(system: System, task: str, customer: str | None, form: Format) -> N
 
 def _pages(system: System, customer: str, period: Period) -> Iterator[ReceiptLine]:
     """Every line of the period, a page at a time: a month may have millions."""
-    page = system.receipts.lines(customer, period, limit=_PAGE)
+    page = system.receipts_read.lines(customer, period, limit=_PAGE)
     while page:
         yield from page
-        page = system.receipts.lines(customer, period, after_id=page[-1].id, limit=_PAGE)
+        page = system.receipts_read.lines(customer, period, after_id=page[-1].id, limit=_PAGE)
 
 
 def _print(

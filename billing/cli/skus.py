@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from billing.catalog.sku import (
+    AdmissionPolicy,
     DenialPolicy,
     FailurePolicy,
     Pricing,
@@ -72,6 +73,10 @@ def add(
             max=6,
         ),
     ] = 6,
+    admission: Annotated[
+        AdmissionPolicy,
+        typer.Option(help="Each task asks Redis, or a process leases credits for many."),
+    ] = AdmissionPolicy.EXACT,
     json: Json = False,
 ) -> None:
     """Add a SKU with its first price. The same again changes nothing."""
@@ -89,6 +94,7 @@ def add(
         allow_limit=allow_limit,
         description=description,
         meter_decimals=decimals,
+        admission=admission,
     )
     if json:
         print_json(sku_document(added, system.clock.now()))
@@ -211,6 +217,23 @@ def meter_decimals(
     say("at Stripe: billing stripe setup makes it, and prints what to ask for one unit")
 
 
+@app.command()
+def admission(
+    context: typer.Context,
+    sku: _SkuId,
+    policy: Annotated[AdmissionPolicy, typer.Argument(help="exact or leased.")],
+    json: Json = False,
+) -> None:
+    """Have tasks of a SKU admitted one by one (exact), or from leased credits (leased)."""
+    system = system_of(context)
+    changed = system.catalog.set_admission(sku, policy)
+    if json:
+        print_json(sku_document(changed, system.clock.now()))
+        return
+    ttl = system.settings.catalog_ttl_seconds
+    say(f"SKU {changed.id} is admitted {changed.admission}; workers know it within {ttl} seconds")
+
+
 def sku_document(sku: Sku, now: datetime) -> dict[str, object]:
     """A SKU for machines."""
     return {
@@ -224,6 +247,7 @@ def sku_document(sku: Sku, now: datetime) -> dict[str, object]:
         "unavailable_policy": sku.unavailable_policy.value,
         "allow_limit": sku.allow_limit,
         "meter_decimals": sku.meter_decimals,
+        "admission": sku.admission.value,
         "unit_price_microcredits": sku.unit_price_at(now) if sku.prices else None,
         "prices": [
             {
@@ -252,7 +276,9 @@ def _away(sku: Sku) -> str:
 
 def _pricing(sku: Sku) -> str:
     holds = f" ({sku.hold_quantity:,})" if sku.pricing is Pricing.MEASURED else ""
-    return f"{sku.pricing.value}{holds}"
+    # Only where it is not the usual one: the table is wide already.
+    leased = f", {sku.admission.value}" if sku.admission is AdmissionPolicy.LEASED else ""
+    return f"{sku.pricing.value}{holds}{leased}"
 
 
 def _row(sku: Sku, now: datetime) -> tuple[Cell, ...]:

@@ -13,6 +13,7 @@ from billing.cli.money import format_cost, format_money, margin_of
 from billing.cli.output import Cell, Column, print_json, print_table, say
 from billing.core.credits import format_credits
 from billing.core.period import Period, month_labelled, month_of
+from billing.log.replica import AsOf
 from billing.log.rollups import By, UsageRow
 from billing.log.totals import Totals
 
@@ -27,13 +28,15 @@ def usage(
     """Show a customer's usage of a month: counts, credits, provider cost and margin."""
     system = system_of(context)
     period = month_for(system, customer, month)
-    rows = system.usage.by(customer, period, by)
-    total = system.usage.total(customer, period)
+    as_of = system.as_of()
+    rows = system.usage_read.by(customer, period, by)
+    total = system.usage_read.total(customer, period)
     subjects = _subjects(system, customer, period) if by is By.SKU else {}
     if json:
         print_json(
             {
                 **period_document(customer, period),
+                **as_of_document(as_of),
                 "by": by.value,
                 "currency": system.settings.currency,
                 "rows": [_row_document(each, by, subjects) for each in rows],
@@ -42,6 +45,8 @@ def usage(
         )
         return
     _print(system, customer, period, by, rows, total, subjects)
+    if as_of is not None:
+        say(str(as_of))
 
 
 def month_for(system: System, customer: str, month: str | None) -> Period:
@@ -67,6 +72,13 @@ def period_document(customer: str, period: Period) -> dict[str, object]:
     }
 
 
+def as_of_document(as_of: AsOf | None) -> dict[str, object]:
+    """As of when an answer is, for machines; nothing where there is no replica."""
+    if as_of is None:
+        return {}
+    return {"as_of": as_of.at, "from_replica": as_of.replica}
+
+
 def totals_document(totals: Totals) -> dict[str, int]:
     """Sums for machines."""
     return {
@@ -80,7 +92,7 @@ def totals_document(totals: Totals) -> dict[str, int]:
 
 def _subjects(system: System, customer: str, period: Period) -> dict[str, int]:
     """Distinct subjects by SKU; they are counted per UTC month, whatever the customer's zone."""
-    return system.usage.subjects(customer, date.fromisoformat(f"{period.label}-01"))
+    return system.usage_read.subjects(customer, date.fromisoformat(f"{period.label}-01"))
 
 
 def _row_document(row: UsageRow, by: By, subjects: dict[str, int]) -> dict[str, object]:

@@ -60,7 +60,8 @@ def from_ms(milliseconds: int) -> datetime:
 
 def format_instant(instant: datetime) -> str:
     """RFC 3339, UTC, milliseconds: ``2026-11-21T14:47:36.123Z``."""
-    return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    in_utc = instant if instant.tzinfo is UTC else instant.astimezone(UTC)
+    return in_utc.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def parse_instant(text: str, *, field: str) -> datetime:

@@ -15,7 +15,9 @@ from billing.core.clock import from_ms, to_ms
 from billing.core.errors import InvalidValue
 
 _MAX_MS = 2**48
+_HOUR_MS = 3_600_000
 _RAND_B = (1 << 62) - 1
+_VERSION_AND_VARIANT = 0x7 << 76 | 0b10 << 62
 
 
 def event_id(task_id: str, line: str, metered_at: datetime) -> UUID:
@@ -27,10 +29,15 @@ def event_id(task_id: str, line: str, metered_at: datetime) -> UUID:
             ``billing.usage.event``.
         metered_at: The instant stamped at submission; counts to the millisecond.
     """
+    return UUID(int=_checked_ms(to_ms(metered_at)) << 80 | low_bits(task_id, line))
+
+
+def low_bits(task_id: str, line: str) -> int:
+    """The lower 80 bits of an event id: all of it but the milliseconds."""
     # The length prefix keeps ("ab", "c") and ("a", "bc") apart.
     digest = hashlib.sha256(f"{len(task_id)}:{task_id}{line}".encode()).digest()
     random = int.from_bytes(digest[:10], "big")
-    return _uuid7(to_ms(metered_at), random)
+    return _VERSION_AND_VARIANT | (random >> 62 & 0xFFF) << 64 | random & _RAND_B
 
 
 def lowest_id(instant: datetime) -> UUID:
@@ -52,11 +59,13 @@ def instant_of(identifier: UUID) -> datetime:
     return from_ms(identifier.int >> 80)
 
 
-def _uuid7(milliseconds: int, random: int) -> UUID:
-    rand_a = (random >> 62) & 0xFFF
-    value = _checked_ms(milliseconds) << 80
-    value |= 0x7 << 76 | rand_a << 64 | 0b10 << 62 | (random & _RAND_B)
-    return UUID(int=value)
+def hour_of(identifier: UUID) -> datetime:
+    """The start of the UTC hour in an id. Of any id: its first 48 bits are a time, whoever made it.
+
+    Args:
+        identifier: Any UUID.
+    """
+    return from_ms((identifier.int >> 80) // _HOUR_MS * _HOUR_MS)
 
 
 def _checked_ms(milliseconds: int) -> int:

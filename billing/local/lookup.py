@@ -41,6 +41,12 @@ def endpoints_of(settings: Settings) -> Endpoints:
     """
     redis_url = url_of(settings, "redis_url")
     result_url = settings.result_url
+    if result_url is None and "+cluster" in redis_url.partition("://")[0]:
+        raise ConfigurationError(
+            "RESULT_URL",
+            "not set, and Celery's results cannot go to a Redis Cluster",
+            "set RESULT_URL to a Redis of its own, or to rpc://",
+        )
     return Endpoints(
         database_url=url_of(settings, "database_url"),
         redis_url=redis_url,

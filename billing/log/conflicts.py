@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from billing.log.screen import Candidate, Dead, dead, storable
+from billing.log.candidate import Candidate
+from billing.log.driver import Fields, driver_cursor
+from billing.log.screen import Dead, dead, storable
 from billing.usage.event import DeadReason, UsageEvent
 
+_FIND: Final = """
+    SELECT uuid_send(id), fingerprint, quota_epoch FROM usage_events WHERE id = ANY(%s)
+"""
 _READ: Final = sa.text(
     """
-    SELECT id, fingerprint, customer_id, sku_id, line, task_id, outcome, quantity,
-        amount_microcredits, cost_micros, currency, subject, dimensions, quota_epoch
+    SELECT id, customer_id, sku_id, line, task_id, outcome, quantity,
+        amount_microcredits, cost_micros, currency, subject, dimensions
     FROM usage_events WHERE id = ANY(CAST(:ids AS uuid[]))
     """
 )
@@ -32,39 +37,52 @@ _COMPARED: Final = (
     "subject",
     "dimensions",
 )
+_WIDTH: Final = (16).to_bytes(4, "big")
 
 
-def logged(connection: Connection, ids: Collection[UUID]) -> dict[UUID, Mapping[str, Any]]:
-    """The rows of the log with these ids, as far as two tellings of a fact are compared."""
-    if not ids:
+class Logged(NamedTuple):
+    """What a telling is compared with."""
+
+    fingerprint: bytes
+    epoch: int
+
+
+def logged(connection: Connection, keys: Iterable[bytes]) -> dict[bytes, Logged]:
+    """Those of some ids that the log has."""
+    fields = [_WIDTH + key for key in keys]
+    if not fields:
         return {}
-    rows = connection.execute(_READ, {"ids": list(ids)}).mappings()
-    return {row["id"]: dict(row) for row in rows}
+    with driver_cursor(connection) as cursor:
+        found = cursor.execute(_FIND, [Fields("uuid", fields)]).fetchall()
+    return {key: Logged(fingerprint, epoch) for key, fingerprint, epoch in found}
 
 
-def as_logged(candidate: Candidate) -> Mapping[str, Any]:
-    """A candidate in the form of ``logged``; for the one that was logged a moment ago."""
-    event = candidate.event
-    return {
-        "fingerprint": candidate.fingerprint,
-        "quota_epoch": event.quota_epoch,
-        **_facts(event),
-    }
-
-
-def conflict(candidate: Candidate, row: Mapping[str, Any] | None) -> Dead | None:
-    """The dead letter of a candidate that tells another fact than ``row``; None for the same.
+def conflicts(connection: Connection, candidates: Sequence[Candidate]) -> list[Dead]:
+    """The dead letters of candidates whose id the log has with another fingerprint.
 
     Args:
-        candidate: An event whose id was logged before.
-        row: That row, of ``logged`` or ``as_logged``.
+        connection: The transaction in which that was seen.
+        candidates: In any order.
     """
+    if not candidates:
+        return []
+    ids = list({UUID(bytes=candidate.key) for candidate in candidates})
+    rows = {row["id"].bytes: row for row in connection.execute(_READ, {"ids": ids}).mappings()}
+    return [_conflict(candidate, rows.get(candidate.key)) for candidate in candidates]
+
+
+def out_of_reach(candidate: Candidate) -> Dead:
+    """The dead letter of a candidate whose id is taken by a row that cannot be read.
+
+    Its partition was detached between the insert and the look: it cannot be compared.
+    """
+    detail = "the id was taken, and its row is out of reach"
+    return dead(DeadReason.REFUSED_BY_DATABASE, detail, candidate.body)
+
+
+def _conflict(candidate: Candidate, row: Any) -> Dead:  # noqa: ANN401 - SQLAlchemy's mapping
     if row is None:
-        # Its partition was detached between the insert and the look: it cannot be compared.
-        detail = "the id was taken, and its row is out of reach"
-        return dead(DeadReason.REFUSED_BY_DATABASE, detail, candidate.body)
-    if bytes(row["fingerprint"]) == candidate.fingerprint:
-        return None
+        return out_of_reach(candidate)
     facts = _facts(candidate.event)
     differ = [
         f"{name} (logged {row[name]!r:.60}, here {facts[name]!r:.60})"

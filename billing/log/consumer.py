@@ -1,8 +1,9 @@
 """The consumer: usage queue to log, acknowledged only after COMMIT.
 
-One thread talks to the broker (deliveries, heartbeats, acknowledgements), another writes, so that a
-long write or an unreachable database never costs the connection. While the database is away the
-batch is held and tried again; nothing is given back, because every redelivery counts towards the
+One thread talks to the broker (deliveries, heartbeats, acknowledgements) and screens what comes,
+another writes, so that a long write or an unreachable database never costs the connection, and
+PostgreSQL has the next batch as soon as it is done with one. While the database is away the batch
+is held and tried again; nothing is given back, because every redelivery counts towards the
 queue's delivery limit. What is not acknowledged when the process dies is delivered again and found
 to be duplicates.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -21,8 +22,9 @@ import structlog
 from kombu import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from billing.log.candidate import Candidate
 from billing.log.intake import Delivery, Intake
-from billing.log.screen import dead
+from billing.log.screen import Dead, dead
 from billing.log.writer import BatchResult, LogWriter
 from billing.usage.event import DeadReason
 
@@ -34,6 +36,8 @@ _IDLE_SECONDS: Final = 1.0
 _TICK_SECONDS: Final = 0.2
 _POLL_SECONDS: Final = 0.01
 _DRAIN_AT_ONCE: Final = 200
+_FRESH_SECONDS: Final = 10.0
+"""How long a write may take before what was screened meanwhile is screened again."""
 
 
 @dataclass(slots=True)
@@ -58,10 +62,13 @@ class _Work:
     """A batch on its way to the database."""
 
     deliveries: list[Delivery]
-    of_dead_queue: bool
-    future: Future[BatchResult]
-    attempts: int = 1
+    screened: list[Candidate | Dead] | None
+    """None where it has to be done at the write."""
+    of_dead_queue: bool = False
+    future: Future[BatchResult] = field(default_factory=Future)
+    attempts: int = 0
     again_at: float = 0.0
+    since: float = field(default_factory=time.monotonic)
 
 
 class UsageConsumer:
@@ -147,9 +154,20 @@ class UsageConsumer:
         """How long a batch may wait to fill."""
         return self._linger
 
-    def write(self, deliveries: Sequence[Delivery]) -> BatchResult:
-        """Log a batch, then tell who has to know. Runs in the writing thread."""
-        result = self._writer.write([delivery.body for delivery in deliveries])
+    def screen(self, deliveries: Sequence[Delivery]) -> list[Candidate | Dead]:
+        """What may be logged of them, as far as can be told without the database."""
+        return self._writer.screen([delivery.body for delivery in deliveries])
+
+    def write(
+        self, deliveries: Sequence[Delivery], screened: list[Candidate | Dead] | None
+    ) -> BatchResult:
+        """Log a batch, then tell who has to know. Runs in the writing thread.
+
+        Args:
+            deliveries: The batch.
+            screened: What ``screen`` said of them; None where that was too long ago.
+        """
+        result = self._writer.write([delivery.body for delivery in deliveries], screened)
         if result.late_customers:
             try:
                 self._on_late(result.late_customers)
@@ -177,6 +195,8 @@ class _Session:
         self._pool = pool
         self._consumed = consumed
         self._work: _Work | None = None
+        self._usage: deque[tuple[Delivery, Candidate | Dead]] = deque()
+        self._stale = 0
         self._waiting_since: float | None = None
         self._buried_last = False
         self._last_delivery = time.monotonic()
@@ -200,14 +220,17 @@ class _Session:
             self._work = None
 
     def _idle(self) -> bool:
-        held = self._work is not None or self._intake.usage or self._intake.dead
+        held = self._work is not None or self._usage or self._intake.dead
         return not held and time.monotonic() - self._last_delivery > _IDLE_SECONDS
 
     def _take_in(self) -> None:
         came = self._intake.receive(timeout=self._patience(), most=_DRAIN_AT_ONCE)
-        now = time.monotonic()
         # Deliveries can come at any exchange of frames, the first ones before `receive` is called.
-        if self._waiting_since is None and (self._intake.usage or self._intake.dead):
+        fresh = [*self._intake.usage]
+        self._intake.usage.clear()
+        self._usage.extend(zip(fresh, self._consumer.screen(fresh), strict=True))
+        now = time.monotonic()
+        if self._waiting_since is None and (self._usage or self._intake.dead):
             self._waiting_since = now
         if came or self._waiting_since is not None:
             self._last_delivery = now
@@ -224,38 +247,46 @@ class _Session:
         return max(0.0, min(due, _TICK_SECONDS))
 
     def _advance(self, *, start: bool = True) -> None:
-        if self._work is None:
-            if start:
-                self._begin()
-        elif self._work.again_at:
-            if time.monotonic() >= self._work.again_at:
-                self._submit(self._work)
-        elif self._work.future.done():
-            self._finish(self._work)
+        if self._work is not None:
+            if self._work.again_at:
+                if time.monotonic() >= self._work.again_at:
+                    self._submit(self._work)
+            elif self._work.future.done():
+                self._finish(self._work)
+        if self._work is None and start:
+            self._begin()
 
     def _begin(self) -> None:
-        usage, gone = self._intake.usage, self._intake.dead
+        usage, gone = self._usage, self._intake.dead
         due = self._waiting_since is not None and (
             time.monotonic() - self._waiting_since >= self._consumer.linger_seconds
         )
         # In turns, so that neither queue waits for the other to be empty.
         of_dead_queue = bool(gone) and not (usage and self._buried_last)
         if of_dead_queue:
-            chosen = [gone.popleft() for _ in range(len(gone))]
+            work = _Work([gone.popleft() for _ in range(len(gone))], None, of_dead_queue=True)
         elif usage and (due or self._consumer.full(len(usage), self._intake)):
-            chosen = [usage.popleft() for _ in range(min(len(usage), self._consumer.batch))]
+            work = self._next_batch()
         else:
             return
         self._buried_last = of_dead_queue
         self._waiting_since = time.monotonic() if usage or gone else None
-        self._work = _Work(chosen, of_dead_queue, Future(), attempts=0)
-        self._submit(self._work)
+        self._work = work
+        self._submit(work)
+
+    def _next_batch(self) -> _Work:
+        count = min(len(self._usage), self._consumer.batch)
+        deliveries, screened = zip(*(self._usage.popleft() for _ in range(count)), strict=True)
+        stale, self._stale = self._stale > 0, max(0, self._stale - count)
+        return _Work([*deliveries], None if stale else [*screened])
 
     def _submit(self, work: _Work) -> None:
-        job = self._consumer.bury if work.of_dead_queue else self._consumer.write
         work.again_at = 0.0
         work.attempts += 1
-        work.future = self._pool.submit(job, work.deliveries)
+        if work.of_dead_queue:
+            work.future = self._pool.submit(self._consumer.bury, work.deliveries)
+        else:
+            work.future = self._pool.submit(self._consumer.write, work.deliveries, work.screened)
 
     def _finish(self, work: _Work) -> None:
         try:
@@ -263,6 +294,7 @@ class _Session:
         except SQLAlchemyError as error:
             delay = min(_FIRST_DELAY_SECONDS * 2**work.attempts, _LONGEST_DELAY_SECONDS)
             work.again_at = time.monotonic() + delay
+            work.screened = None
             _log.warning(
                 "batch not written; held",
                 events=len(work.deliveries),
@@ -273,4 +305,7 @@ class _Session:
             return
         self._consumed.add(result)
         self._work = None
+        if work.attempts > 1 or time.monotonic() - work.since > _FRESH_SECONDS:
+            # What an event may be depends on the time, which has passed for those in hand.
+            self._stale = len(self._usage)
         self._intake.acknowledge(work.deliveries)

@@ -22,7 +22,7 @@ from sqlalchemy.engine import Connection
 
 
 class FenceMoved(Exception):  # noqa: N818 - an event between two readings, not a fault
-    """A rebuild came between reading the epochs and locking them; roll back and try again."""
+    """A rebuild came between seeing the epochs and locking them; roll back, read, try again."""
 
 
 class FenceNeeded(Exception):  # noqa: N818 - found out on the way, not a fault
@@ -66,13 +66,19 @@ _ADD_LATE = sa.text(
 
 
 def lock_fences(
-    connection: Connection, charged: Mapping[str, Collection[int]], *, exclusive: bool = False
+    connection: Connection,
+    charged: Mapping[str, Collection[int]],
+    last_seen: Mapping[str, int] | None = None,
+    *,
+    exclusive: bool = False,
 ) -> dict[str, int]:
     """Lock the fences of a batch's customers, in their order, until the transaction ends.
 
     Args:
         connection: In a READ COMMITTED transaction.
         charged: Per customer of the batch, the epochs of its events that cost something.
+        last_seen: Epochs as some earlier transaction found them. If it has all of them they are not
+            read again: a fence that has moved since is noticed as one that moves now.
         exclusive: Take every fence for update; no rebuild can then make ``FenceMoved`` of it.
 
     Returns:
@@ -84,7 +90,9 @@ def lock_fences(
     customers = sorted(charged)
     if not customers:
         return {}
-    epochs = _epochs(connection, customers)
+    epochs = last_seen or {}
+    if not all(name in epochs for name in customers):
+        epochs = _epochs(connection, customers)
 
     def late(customer: str) -> bool:
         return any(epoch != epochs[customer] for epoch in charged[customer])

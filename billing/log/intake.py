@@ -1,7 +1,8 @@
 """The broker's side of the consumer: deliveries in, acknowledgements out, over Kombu.
 
-RabbitMQ (py-amqp) and Kombu's Redis transport behave alike here but for one thing: only RabbitMQ
-acknowledges a run of deliveries at once. Used by one thread.
+RabbitMQ (py-amqp) and Kombu's Redis transport behave alike here but for two things: only RabbitMQ
+acknowledges a run of deliveries at once, and its deliveries are read from the connection by an
+``Express``. Used by one thread.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, cast
+from math import ceil
+from typing import Any, Final, NamedTuple, cast
 
 import amqp
 from kombu import Connection, Consumer, Message, Queue
 from kombu.transport.base import StdChannel
 
+from billing.log.express import Express
 from billing.usage import topology
 
 MAX_PREFETCH: Final = 2000
-"""The most a quorum queue gives to one consumer (https://www.rabbitmq.com/docs/consumer-prefetch)."""
+"""The most a quorum queue gives to one consumer (https://www.rabbitmq.com/docs/consumer-prefetch).
+More of them need several, each on a channel of its own."""
 
 _DEAD_PREFETCH: Final = 20  # each may be as large as RabbitMQ takes at all
 _HEARTBEAT_SECONDS: Final = 30
@@ -27,14 +30,18 @@ _CONNECT_SECONDS: Final = 5
 _CLOSE_SECONDS: Final = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One message, to be acknowledged once it is safe elsewhere."""
+class Delivery(NamedTuple):
+    """One message, to be acknowledged once it is safe elsewhere.
+
+    ``channel`` and ``tag`` are AMQP's. ``detail`` is what the broker says about giving it up; of
+    use for the dead-letter queue only. ``message`` is Kombu's, None where it was not asked.
+    """
 
     body: bytes
-    detail: str
-    """What the broker says about giving it up; of use for the dead-letter queue only."""
-    message: Message
+    channel: int
+    tag: Any
+    detail: str = ""
+    message: Message | None = None
 
 
 def broker(url: str) -> Callable[[], Connection]:
@@ -63,10 +70,12 @@ class Intake:
     def __init__(self, connection: Connection, *, exchange: str, queue: str, prefetch: int) -> None:
         self.usage: deque[Delivery] = deque()
         self.dead: deque[Delivery] = deque()
-        self.prefetch = min(prefetch, MAX_PREFETCH)
+        self.prefetch = prefetch
         self._connection = connection
         self._names = (exchange, queue)
         self._next_heartbeat = 0.0
+        self._channels: dict[int, Any] = {}
+        self._express: Express | None = None
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
@@ -84,9 +93,15 @@ class Intake:
         usage = self._channel()
         # Every channel of Kombu has what a declaration needs, under wider signatures.
         topology.declare(cast("topology.Channel", usage), exchange=exchange, queue=queue)
-        # A channel each: an acknowledgement of a run counts every delivery of its channel.
+        channels = [usage]
+        if isinstance(usage, amqp.Channel):
+            more = ceil(self.prefetch / MAX_PREFETCH) - 1
+            channels += [self._channel() for _ in range(more)]
+            self._express = Express.of(usage.connection, frozenset(self._channels), self._take)
+        # Its own: an acknowledgement of a run counts every delivery of its channel.
         dead = self._channel()
-        self._consume(usage, queue, self.prefetch, self.usage)
+        for channel in channels:
+            self._consume(channel, queue, ceil(self.prefetch / len(channels)), self.usage)
         self._consume(dead, topology.dead_queue(queue), _DEAD_PREFETCH, self.dead)
 
     def receive(self, *, timeout: float, most: int) -> int:
@@ -94,16 +109,16 @@ class Intake:
 
         Args:
             timeout: Seconds to wait.
-            most: How many at once.
+            most: How many, about, before it looks no further.
 
         Returns:
             How many came.
         """
         before = len(self.usage) + len(self.dead)
         wait = timeout
-        for _ in range(most):
+        while len(self.usage) + len(self.dead) - before < most:
             try:
-                self._connection.drain_events(timeout=wait)
+                self._drain(wait)
             except TimeoutError:
                 break
             except AttributeError as error:
@@ -117,11 +132,13 @@ class Intake:
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """Tell the broker that these are safe: the oldest unacknowledged ones of their queue."""
-        if self._is_amqp:
-            deliveries[-1].message.ack(multiple=True)
+        if self._channels:
+            last = {delivery.channel: delivery.tag for delivery in deliveries}
+            for number, tag in last.items():
+                self._channels[number].basic_ack(tag, multiple=True)
             return
         for delivery in deliveries:
-            delivery.message.ack()
+            cast("Message", delivery.message).ack()
 
     def close(self) -> None:
         """Close the connection; the broker delivers again what was not acknowledged."""
@@ -130,22 +147,31 @@ class Intake:
         except self.errors:
             self._connection.collect(socket_timeout=_CLOSE_SECONDS)
 
-    @property
-    def _is_amqp(self) -> bool:
-        return bool(self._connection.transport.driver_type == "amqp")
+    def _drain(self, timeout: float) -> None:
+        if self._express is None:
+            self._connection.drain_events(timeout=timeout)
+        else:
+            self._express.read(timeout)
+
+    def _take(self, channel: int, tag: int, body: bytes) -> None:
+        self.usage.append(Delivery(body, channel, tag))
 
     def _channel(self) -> StdChannel:
         channel = self._connection.channel()
         if isinstance(channel, amqp.Channel):
             # It would decode a body that names an encoding; the log judges the bytes themselves.
             channel.auto_decode = False
+            self._channels[_number(channel)] = channel
         return channel
 
     def _consume(
         self, channel: StdChannel, queue: str, prefetch: int, into: deque[Delivery]
     ) -> None:
+        number = _number(channel)
+
         def take(message: Message) -> None:
-            into.append(Delivery(_bytes(message.body), _why_dead(message.headers), message))
+            body, detail = _bytes(message.body), _why_dead(message.headers)
+            into.append(Delivery(body, number, message.delivery_tag, detail, message))
 
         # Kombu's Redis transport knows the queue by the declaration above.
         consumer = Consumer(
@@ -162,6 +188,11 @@ class Intake:
         if now >= self._next_heartbeat and self._connection.supports_heartbeats:
             self._next_heartbeat = now + 1
             self._connection.heartbeat_check()
+
+
+def _number(channel: StdChannel) -> int:
+    """The number of an AMQP channel; 0 of any other."""
+    return getattr(channel, "channel_id", 0) or 0
 
 
 def _bytes(body: bytes | str | None) -> bytes:

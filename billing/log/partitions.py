@@ -4,7 +4,8 @@ A new partition is made as a table of its own with a CHECK that says its bounds,
 CHECK spares PostgreSQL the scan, and ATTACH then takes SHARE UPDATE EXCLUSIVE on the log, which
 stops neither readers nor writers
 (https://www.postgresql.org/docs/current/ddl-partitioning.html, "5.12.2.2"). There is no default
-partition: it would have to be scanned under ACCESS EXCLUSIVE at every attach.
+partition: it would have to be scanned under ACCESS EXCLUSIVE at every attach. A month that was
+archived gets no new one: what came for it again would be taken for new.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from billing.core.clock import from_ms
 from billing.core.ids import lowest_id
 from billing.core.period import Period, month_of, next_month
 from billing.tables import OWNER_ROLE
@@ -36,6 +38,18 @@ _EXISTING: Final = sa.text(
     ORDER BY child.relname
     """
 )
+_ARCHIVED: Final = sa.text(
+    "SELECT month FROM log_archives WHERE state IN ('verified', 'detached', 'dropped')"
+)
+_OWN_CHECKS: Final = sa.text(
+    """
+    SELECT conname FROM pg_constraint WHERE contype = 'c' AND conrelid = to_regclass(:name)
+        AND conname NOT IN (
+            SELECT conname FROM pg_constraint
+            WHERE contype = 'c' AND conrelid = to_regclass(:parent)
+        )
+    """
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +59,11 @@ class Partition:
     name: str
     lowest: UUID
     end: UUID
+
+    @property
+    def month(self) -> Period:
+        """The UTC month."""
+        return month_of(from_ms(self.lowest.int >> 80))
 
 
 def partition_name(month: datetime) -> str:
@@ -106,11 +125,12 @@ def ensure_partitions(
     before = connection.execute(sa.text("SELECT current_setting('role')")).scalar_one()
     connection.execute(sa.text(f"SET LOCAL ROLE {OWNER_ROLE}"))
     there = {partition.name for partition in existing_partitions(connection)}
+    there |= _archived(connection)
     made = []
     for month in _months(now, back_months, ahead_months):
         name = partition_name(month.start)
         if name not in there:
-            _create(connection, name, month)
+            attach_table(connection, make_table(connection, month), month)
             made.append(name)
     connection.execute(sa.text("SELECT set_config('role', :role, true)"), {"role": before})
     return made
@@ -126,16 +146,53 @@ def _months(now: datetime, back: int, ahead: int) -> list[Period]:
     return months
 
 
-def _create(connection: Connection, name: str, month: Period) -> None:
+def _archived(connection: Connection) -> set[str]:
+    """Partitions that months read from archives had."""
+    # The first migration comes here before there is such a table.
+    if not is_there(connection, "log_archives"):
+        return set()
+    months = connection.execute(_ARCHIVED).scalars()
+    return {f"{PARENT}_{month:%Y_%m}" for month in months}
+
+
+def is_there(connection: Connection, name: str) -> bool:
+    """Whether there is a table of that name."""
+    found = connection.execute(sa.text("SELECT to_regclass(:name)"), {"name": name})
+    return found.scalar_one() is not None
+
+
+def make_table(connection: Connection, month: Period) -> str:
+    """Make a month's table, not attached yet; returns its name.
+
+    Args:
+        connection: In a transaction, as the owner role.
+        month: The UTC month.
+    """
+    name = partition_name(month.start)
+    connection.execute(
+        sa.text(f"CREATE TABLE {name} (LIKE {PARENT} INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
+    )
+    return name
+
+
+def attach_table(connection: Connection, name: str, month: Period) -> None:
+    """Make a table, whose rows are all of a month, that month's partition.
+
+    Args:
+        connection: In a transaction, as the owner role.
+        name: Of ``make_table``, or of a partition that was detached.
+        month: The UTC month.
+    """
     lowest, end = lowest_id(month.start), lowest_id(month.end)
     inside = f"id >= '{lowest}' AND id < '{end}'"
+    # DETACH ... CONCURRENTLY leaves a check of its own behind.
+    own = connection.execute(_OWN_CHECKS, {"name": name, "parent": PARENT}).scalars().all()
     # Names and bounds are made of digits by this module: there is nothing to quote.
     for statement in (
-        f"CREATE TABLE {name} (LIKE {PARENT} INCLUDING DEFAULTS INCLUDING CONSTRAINTS)",
         f"ALTER TABLE {name} ADD CONSTRAINT {name}_bounds CHECK ({inside})",
         f"ALTER TABLE {PARENT} ATTACH PARTITION {name} FOR VALUES FROM ('{lowest}') TO ('{end}')",
-        f"ALTER TABLE {name} DROP CONSTRAINT {name}_bounds",
+        *(f'ALTER TABLE {name} DROP CONSTRAINT "{check}"' for check in (f"{name}_bounds", *own)),
         # Row triggers come from the log; a statement trigger is each table's own.
-        f"CREATE TRIGGER {name}_no_truncate BEFORE TRUNCATE ON {name} {_REFUSE}",
+        f"CREATE OR REPLACE TRIGGER {name}_no_truncate BEFORE TRUNCATE ON {name} {_REFUSE}",
     ):
         connection.execute(sa.text(statement))

@@ -1,7 +1,12 @@
-"""Receipts: the lines of the log, one by one, as a customer is shown them."""
+"""Receipts: the lines of the log, one by one, as a customer is shown them.
+
+Months that were archived are read from their files (``billing.log.shelf``), the others from the
+database.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -13,6 +18,7 @@ from sqlalchemy.engine import Engine
 from billing.core.ids import instant_of, lowest_id
 from billing.core.period import Period
 from billing.log.rollups import Usage
+from billing.log.shelf import EmptyShelf, Shelf, parts_of, steadily
 from billing.log.totals import Totals
 from billing.tables import usage_events
 from billing.usage.event import Outcome
@@ -66,10 +72,12 @@ class Receipts:
 
     Args:
         engine: Any that may read the log.
+        shelf: Lines of archived months.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, shelf: Shelf | None = None) -> None:
         self._engine = engine
+        self._shelf: Shelf = shelf or EmptyShelf()
 
     def lines(
         self, customer: str, period: Period, *, after_id: UUID | None = None, limit: int = 100
@@ -81,8 +89,27 @@ class Receipts:
             period: Half-open, by ``metered_at``.
             after_id: The last id of the page before; None for the first page.
             limit: The most lines, up to 10,000.
+
+        Raises:
+            NotFound: The file of an archived month is not there.
+            ArchiveUnreadableError: It cannot be read.
         """
-        return self._read(page_query(customer, period, after_id=after_id, limit=limit))
+        limit = min(limit, _MOST)
+
+        def read(months: list[Period]) -> list[ReceiptLine]:
+            found: list[ReceiptLine] = []
+            for part, archived in parts_of(period, months):
+                wanted = limit - len(found)
+                if wanted and archived is not None:
+                    low, end = _range(part, after_id)
+                    rows = self._shelf.lines(archived, customer, low, end, limit=wanted)
+                    found += map(_line, rows)
+                elif wanted:
+                    query = page_query(customer, part, after_id=after_id, limit=wanted)
+                    found += self._read(query)
+            return found
+
+        return steadily(self._shelf, read)
 
     def latest(self, customer: str, *, limit: int = 10) -> list[ReceiptLine]:
         """The customer's newest lines by metering, newest first.
@@ -90,17 +117,37 @@ class Receipts:
         Args:
             customer: Whose.
             limit: The most lines, up to 10,000.
+
+        Raises:
+            NotFound: The file of an archived month is not there.
+            ArchiveUnreadableError: It cannot be read.
         """
+        limit = min(limit, _MOST)
         query = (
             sa.select(*_COLUMNS)
             .where(usage_events.c.customer_id == customer)
             .order_by(usage_events.c.id.desc())
-            .limit(min(limit, _MOST))
         )
-        return self._read(query)
+
+        def read(months: list[Period]) -> list[ReceiptLine]:
+            found = self._read(query.where(*map(_outside, months)).limit(limit))
+            for month in reversed(months):
+                low, end = _range(month, None)
+                wanted = limit - sum(line.id >= end for line in found)
+                if wanted > 0:
+                    rows = self._shelf.lines(
+                        month, customer, low, end, limit=wanted, newest_first=True
+                    )
+                    found += map(_line, rows)
+            return sorted(found, key=lambda line: line.id, reverse=True)[:limit]
+
+        return steadily(self._shelf, read)
 
     def for_task(self, task_id: str) -> list[ReceiptLine]:
-        """Every line of a task, denials and failures among them, in the order they were logged."""
+        """Every line of a task, denials and failures among them, in the order they were logged.
+
+        Only what is in the database: see ``archived_task``.
+        """
         query = (
             sa.select(*_COLUMNS)
             .where(usage_events.c.task_id == task_id)
@@ -108,13 +155,41 @@ class Receipts:
         )
         return self._read(query)
 
+    def archived_task(self, task_id: str) -> list[ReceiptLine]:
+        """The same of a task of an archived month. Reads through the archives, newest first.
+
+        All lines of a task are of one instant, so the first month that has any has all.
+
+        Raises:
+            NotFound: The file of an archived month is not there.
+            ArchiveUnreadableError: It cannot be read.
+        """
+        for month in reversed(self._shelf.months()):
+            lines = [_line(row) for row in self._shelf.task(month, task_id)]
+            if lines:
+                return sorted(lines, key=lambda line: (line.logged_at, line.id))
+        return []
+
     def totals(self, customer: str, period: Period) -> Totals:
         """What all pages of ``lines`` add up to, from the rollups."""
-        return Usage(self._engine).total(customer, period)
+        return Usage(self._engine, self._shelf).total(customer, period)
 
     def _read(self, query: sa.Select[Any]) -> list[ReceiptLine]:
         with self._engine.connect() as connection:
             return [_line(row) for row in connection.execute(query).mappings()]
+
+
+def _range(part: Period, after_id: UUID | None) -> tuple[UUID, UUID]:
+    low = lowest_id(part.start)
+    if after_id is not None:
+        low = max(low, UUID(int=after_id.int + 1))
+    return low, lowest_id(part.end)
+
+
+def _outside(month: Period) -> sa.ColumnElement[bool]:
+    """Not of a month that is read elsewhere; while it is on its way out, the table may have it."""
+    low, end = _range(month, None)
+    return ~usage_events.c.id.between(low, UUID(int=end.int - 1))
 
 
 def page_query(
@@ -137,6 +212,8 @@ def page_query(
     )
 
 
-def _line(row: sa.RowMapping) -> ReceiptLine:
-    fields: dict[str, Any] = {_FIELDS.get(name, name): value for name, value in row.items()}
+def _line(row: Mapping[Any, Any]) -> ReceiptLine:
+    fields: dict[str, Any] = {
+        _FIELDS.get(name, name): value for name, value in row.items() if name != "fingerprint"
+    }
     return ReceiptLine(**{**fields, "outcome": Outcome(fields["outcome"])})

@@ -1,11 +1,12 @@
 """Questions about totals, answered from the hourly rollups.
 
 A customer's months and days can begin within a UTC hour (Kathmandu is at +05:45). Such an hour is
-cut into pieces, and only those pieces are read from the log.
+cut into pieces, and only those pieces are read from the log, or from the archive of their month.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from enum import StrEnum
@@ -18,6 +19,7 @@ from sqlalchemy.engine import Connection, Engine
 from billing.core.errors import NotFound
 from billing.core.ids import lowest_id
 from billing.core.period import Period, hour_floor, zone
+from billing.log.shelf import EmptyShelf, Shelf, steadily
 from billing.log.totals import Totals, totals_of
 
 _HOUR: Final = timedelta(hours=1)
@@ -47,6 +49,10 @@ class UsageRow:
     totals: Totals
 
 
+_Day = tuple[datetime, datetime, str]
+"""Start, end and date."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """A stretch of time that lies within one UTC hour and is less than that hour."""
@@ -69,6 +75,14 @@ _PARTS: Final = """
         FROM unnest(CAST(:ats AS timestamptz[]), CAST(:lows AS uuid[]), CAST(:ends AS uuid[]))
             AS piece (at, low, up_to)
         JOIN usage_events ON customer_id = :customer AND id >= piece.low AND id < piece.up_to
+        UNION ALL
+        SELECT at, sku_id, outcome, reason, 1, quantity, amount, shortfall, cost
+        FROM unnest(
+            CAST(:line_ats AS timestamptz[]), CAST(:line_skus AS text[]),
+            CAST(:line_outcomes AS text[]), CAST(:line_reasons AS text[]),
+            CAST(:line_quantities AS numeric[]), CAST(:line_amounts AS numeric[]),
+            CAST(:line_shortfalls AS numeric[]), CAST(:line_costs AS numeric[])
+        ) AS archived (at, sku_id, outcome, reason, quantity, amount, shortfall, cost)
     )
 """
 _SUMS: Final = """
@@ -111,10 +125,12 @@ class Usage:
 
     Args:
         engine: Any that may read the log.
+        shelf: Lines of archived months.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, shelf: Shelf | None = None) -> None:
         self._engine = engine
+        self._shelf: Shelf = shelf or EmptyShelf()
 
     def by(self, customer: str, period: Period, by: By) -> list[UsageRow]:
         """The customer's usage in groups, in order of their keys; empty groups are left out.
@@ -129,18 +145,17 @@ class Usage:
         """
         with self._engine.connect() as connection:
             days = _days(period, _time_zone(connection, customer))
-            parameters = _parameters(customer, period, days)
-            if by is By.DAY:
-                parameters["day_starts"] = [start for start, _, _ in days]
-                parameters["day_ends"] = [end for _, end, _ in days]
-                parameters["day_labels"] = [label for _, _, label in days]
-            rows = connection.execute(_QUERIES[by], parameters).all()
+        more: dict[str, Any] = {}
+        if by is By.DAY:
+            more["day_starts"] = [start for start, _, _ in days]
+            more["day_ends"] = [end for _, end, _ in days]
+            more["day_labels"] = [label for _, _, label in days]
+        rows = self._ask(_QUERIES[by], customer, period, days, more)
         return [UsageRow(row[0], row[1], totals_of(row[2:])) for row in rows]
 
     def total(self, customer: str, period: Period) -> Totals:
         """The customer's totals of the period; zero for a customer who is not there."""
-        with self._engine.connect() as connection:
-            row = connection.execute(_TOTAL, _parameters(customer, period, [])).one()
+        row = self._ask(_TOTAL, customer, period, [], {})[0]
         return totals_of(row)
 
     def subjects(self, customer: str, month: date) -> dict[str, int]:
@@ -154,6 +169,39 @@ class Usage:
         with self._engine.connect() as connection:
             return {row.sku_id: row.subjects for row in connection.execute(_SUBJECTS, parameters)}
 
+    def _ask(
+        self,
+        query: sa.TextClause,
+        customer: str,
+        period: Period,
+        days: list[_Day],
+        more: dict[str, Any],
+    ) -> Sequence[Any]:
+        pieces = _pieces(period, days)
+
+        def read(months: list[Period]) -> Sequence[Any]:
+            away = [piece for month in months for piece in pieces if piece.start in month]
+            there = [piece for piece in pieces if piece not in away]
+            lines = [line for month in months for line in self._lines(customer, pieces, month)]
+            parameters = _parameters(customer, period, pieces, there, lines)
+            with self._engine.connect() as connection:
+                return connection.execute(query, {**parameters, **more}).all()
+
+        return steadily(self._shelf, read) if pieces else read([])
+
+    def _lines(
+        self, customer: str, pieces: list[_Piece], month: Period
+    ) -> list[tuple[datetime, Mapping[str, Any]]]:
+        """The rows of those pieces that are of an archived month, each with its piece's start."""
+        inside = [piece for piece in pieces if piece.start in month]
+        if not inside:
+            return []
+        ranges = [(lowest_id(piece.start), lowest_id(piece.end)) for piece in inside]
+        found = self._shelf.pieces(month, customer, ranges)
+        return [
+            (piece.start, row) for piece, rows in zip(inside, found, strict=True) for row in rows
+        ]
+
 
 def _time_zone(connection: Connection, customer: str) -> str:
     query = sa.text("SELECT time_zone FROM customers WHERE id = :customer")
@@ -164,21 +212,46 @@ def _time_zone(connection: Connection, customer: str) -> str:
 
 
 def _parameters(
-    customer: str, period: Period, days: list[tuple[datetime, datetime, str]]
+    customer: str,
+    period: Period,
+    cut: list[_Piece],
+    pieces: list[_Piece],
+    lines: list[tuple[datetime, Mapping[str, Any]]],
 ) -> dict[str, Any]:
-    pieces = _pieces(period, days)
+    """What the queries are asked with.
+
+    Args:
+        customer: Whose.
+        period: Half-open.
+        cut: All pieces of hours; these hours are not taken from the rollups.
+        pieces: Those of them that are read from the log.
+        lines: The rows of the others, each with the start of its piece.
+    """
     return {
         "customer": customer,
         "first": hour_floor(period.start),
         "end": period.end,
-        "cut": sorted({hour_floor(piece.start) for piece in pieces}),
+        "cut": sorted({hour_floor(piece.start) for piece in cut}),
         "ats": [piece.start for piece in pieces],
         "lows": [lowest_id(piece.start) for piece in pieces],
         "ends": [lowest_id(piece.end) for piece in pieces],
+        "line_ats": [at for at, _ in lines],
+        **{name: [row[column] for _, row in lines] for name, column in _OF_LINES.items()},
     }
 
 
-def _days(period: Period, time_zone: str) -> list[tuple[datetime, datetime, str]]:
+_OF_LINES: Final = {
+    "line_skus": "sku_id",
+    "line_outcomes": "outcome",
+    "line_reasons": "reason",
+    "line_quantities": "quantity",
+    "line_amounts": "amount_microcredits",
+    "line_shortfalls": "shortfall_microcredits",
+    "line_costs": "cost_micros",
+}
+
+
+def _days(period: Period, time_zone: str) -> list[_Day]:
     """Start, end and date of every day of the period on the wall clocks of the zone."""
     where = zone(time_zone)
     day = period.start.astimezone(where).date()
@@ -192,7 +265,7 @@ def _days(period: Period, time_zone: str) -> list[tuple[datetime, datetime, str]
     return days
 
 
-def _pieces(period: Period, days: list[tuple[datetime, datetime, str]]) -> list[_Piece]:
+def _pieces(period: Period, days: list[_Day]) -> list[_Piece]:
     """The parts of those hours that an edge of the period or of a day cuts."""
     edges = {period.start, period.end, *(start for start, _, _ in days)}
     cut = {hour_floor(edge) for edge in edges if edge != hour_floor(edge)}

@@ -1,10 +1,12 @@
 """What may be logged, decided before the database is asked to log it. Pure but for the names known.
 
 Every message ends up either as a ``Candidate`` or as ``Dead`` with the reason it is kept under.
+``screen`` says which; ``Screener`` says the same of many messages, and of ordinary ones sooner.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,6 +14,8 @@ from datetime import datetime, timedelta
 import orjson
 
 from billing.core.clock import format_instant
+from billing.log import quick
+from billing.log.candidate import Candidate, candidate_of
 from billing.usage.event import (
     MAX_BODY_BYTES,
     DeadReason,
@@ -22,15 +26,6 @@ from billing.usage.event import (
 )
 
 _SHOWN = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A valid event, with the message it came in."""
-
-    event: UsageEvent
-    fingerprint: bytes
-    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +59,7 @@ def screen(body: bytes, *, rules: Rules, now: datetime) -> Candidate | Dead:
     """
     try:
         event = from_wire(body)
-        candidate = Candidate(event, event.fingerprint(), body)
+        candidate = candidate_of(event, body)
         _check(event, rules, now)
     except InvalidEvent as error:
         return dead(error.reason, error.detail, body)
@@ -75,16 +70,40 @@ def screen(body: bytes, *, rules: Rules, now: datetime) -> Candidate | Dead:
     return candidate
 
 
+class Screener:
+    """Screens message after message by the same rules.
+
+    Args:
+        rules: Ages and currency.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._texts = quick.Texts()
+
+    def screen(self, bodies: Iterable[bytes], now: datetime) -> list[Candidate | Dead]:
+        """What ``screen`` says of each.
+
+        Args:
+            bodies: As they came from the broker.
+            now: The present instant.
+        """
+        rules, texts = self._rules, self._texts
+        limits = quick.limits_between(now - rules.max_age, now + rules.max_ahead, rules.currency)
+        return [
+            quick.read(body, texts, limits) or screen(body, rules=rules, now=now) for body in bodies
+        ]
+
+
 def unknown_name(
     candidate: Candidate, *, customers: AbstractSet[str], skus: AbstractSet[str]
 ) -> Dead | None:
     """The dead letter of an event whose customer or SKU nobody added; None where both are known."""
-    event = candidate.event
-    if event.customer not in customers:
-        detail = f"customer={event.customer!r:.80}; add it, then replay"
+    if candidate.customer not in customers:
+        detail = f"customer={candidate.customer!r:.80}; add it, then replay"
         return dead(DeadReason.UNKNOWN_CUSTOMER, detail, candidate.body)
-    if event.sku not in skus:
-        detail = f"sku={event.sku!r:.80}; add it, then replay"
+    if candidate.sku not in skus:
+        detail = f"sku={candidate.sku!r:.80}; add it, then replay"
         return dead(DeadReason.UNKNOWN_SKU, detail, candidate.body)
     return None
 

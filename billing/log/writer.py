@@ -1,16 +1,16 @@
 """The writer: a batch of messages becomes rows of the log, rollups and dead letters, all or none.
 
 Order within the transaction, the same in every consumer so that none waits in a circle: fences by
-customer, log rows by id, rollups by key, dead letters by digest.
+customer, log rows by id, rollups by key, dead letters by digest. (A manifest waits for nobody.)
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -19,15 +19,19 @@ from sqlalchemy.engine import Connection, Engine
 from billing.core.clock import Clock
 from billing.core.failpoints import reach
 from billing.log.burial import bury
-from billing.log.conflicts import as_logged, conflict, logged
+from billing.log.candidate import Candidate
+from billing.log.conflicts import Logged, conflicts, logged, out_of_reach
 from billing.log.fences import FenceMoved, FenceNeeded, add_late, lock_fences, recount
-from billing.log.insert import insert_events
-from billing.log.screen import Candidate, Dead, Rules, screen, unknown_name
-from billing.log.tally import add_to_rollups
-from billing.usage.event import DeadReason, UsageEvent
+from billing.log.insert import CopyRefused, Inserter
+from billing.log.manifests import write_manifests
+from billing.log.screen import Dead, Rules, Screener, unknown_name
+from billing.log.tally import Tally
+from billing.usage.event import DeadReason
 
 _SHARED_ATTEMPTS: Final = 5
 """Tries with shared fences; after that many rebuilds in a row the batch takes them for itself."""
+
+_MOST_EPOCHS: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +59,13 @@ class Rewrite:
 
 @dataclass(slots=True)
 class _Outcome:
-    fresh: list[UsageEvent] = field(default_factory=list)
-    duplicates: list[UsageEvent] = field(default_factory=list)
+    fresh: list[Candidate] = field(default_factory=list)
+    duplicates: list[Candidate] = field(default_factory=list)
     dead: list[Dead] = field(default_factory=list)
-    told_again: list[UsageEvent] = field(default_factory=list)
+    told_again: list[Candidate] = field(default_factory=list)
     """Tellings of what was logged under another epoch."""
+    differing: list[Candidate] = field(default_factory=list)
+    """Tellings of another fact than the one that was logged."""
     resend: set[str] = field(default_factory=set)
 
 
@@ -86,20 +92,35 @@ class LogWriter:
         self._engine = engine
         self._clock = clock
         self._rules = Rules(max_age=max_age, max_ahead=max_ahead, currency=currency)
+        self._screener = Screener(self._rules)
+        self._inserter = Inserter()
+        self._tally = Tally()
         self._customers: set[str] = set()
         self._skus: set[str] = set()
+        self._epochs: dict[str, int] = {}
 
-    def write(self, bodies: Sequence[bytes]) -> BatchResult:
+    def screen(self, bodies: Iterable[bytes]) -> list[Candidate | Dead]:
+        """What may be logged, as far as can be told without the database. Any thread may ask.
+
+        Args:
+            bodies: Messages as they came from the broker.
+        """
+        return self._screener.screen(bodies, self._clock.now())
+
+    def write(
+        self, bodies: Sequence[bytes], screened: Sequence[Candidate | Dead] | None = None
+    ) -> BatchResult:
         """Log a batch in one transaction; returns after its COMMIT. A repeat changes nothing.
 
         Args:
             bodies: Messages as they came from the broker.
+            screened: What ``screen`` said of them a moment ago, if it was asked.
 
         Raises:
             sqlalchemy.exc.DBAPIError: The database did not take the batch (unreachable, deadlock,
                 missing rights); nothing of it was logged.
         """
-        outcome = self._write(bodies, keep_dead=True)
+        outcome = self._write(screened or self.screen(bodies), keep_dead=True)
         return BatchResult(
             inserted=len(outcome.fresh),
             duplicates=len(outcome.duplicates),
@@ -113,7 +134,7 @@ class LogWriter:
         Raises:
             sqlalchemy.exc.DBAPIError: As of ``write``.
         """
-        outcome = self._write([body], keep_dead=False)
+        outcome = self._write(self.screen([body]), keep_dead=False)
         return Rewrite(
             inserted=bool(outcome.fresh),
             dead=outcome.dead[0] if outcome.dead else None,
@@ -132,50 +153,62 @@ class LogWriter:
         with self._engine.begin() as connection:
             bury(connection, letters)
 
-    def _write(self, bodies: Sequence[bytes], *, keep_dead: bool) -> _Outcome:
-        now = self._clock.now()
-        screened = [screen(body, rules=self._rules, now=now) for body in bodies]
-        exclusive = False
-        for attempt in range(_SHARED_ATTEMPTS + 1):
-            exclusive = exclusive or attempt == _SHARED_ATTEMPTS
+    def _write(self, screened: Sequence[Candidate | Dead], *, keep_dead: bool) -> _Outcome:
+        exclusive, by_copy = False, True
+        for attempt in range(_SHARED_ATTEMPTS + 2):
+            exclusive = exclusive or attempt >= _SHARED_ATTEMPTS
             try:
                 with self._engine.begin() as connection:
-                    outcome = self._log(connection, screened, exclusive)
+                    outcome = self._log(connection, screened, exclusive=exclusive, by_copy=by_copy)
                     if keep_dead:
                         bury(connection, outcome.dead)
                     reach("consumer.before_commit")
             except FenceMoved:
+                self._epochs.clear()
                 continue
             except FenceNeeded:
                 exclusive = True
                 continue
+            except CopyRefused:
+                by_copy = False
+                continue
             reach("consumer.after_commit")
             return outcome
-        raise AssertionError("fences held for update cannot move")
+        raise AssertionError("fences held for update cannot move, and COPY is refused once")
 
     def _log(
-        self, connection: Connection, screened: Sequence[Candidate | Dead], exclusive: bool
+        self,
+        connection: Connection,
+        screened: Sequence[Candidate | Dead],
+        *,
+        exclusive: bool,
+        by_copy: bool,
     ) -> _Outcome:
         outcome = _Outcome(dead=[found for found in screened if isinstance(found, Dead)])
         valid = self._known(
             connection, [found for found in screened if isinstance(found, Candidate)], outcome
         )
-        charged: dict[str, set[int]] = {row.event.customer: set() for row in valid}
+        charged: dict[str, set[int]] = {row.customer: set() for row in valid}
         for row in valid:
-            if row.event.amount_microcredits:
-                charged[row.event.customer].add(row.event.quota_epoch)
-        epochs = lock_fences(connection, charged, exclusive=exclusive)
+            if row.amount:
+                charged[row.customer].add(row.epoch)
+        epochs = lock_fences(connection, charged, self._epochs, exclusive=exclusive)
+        self._remember(epochs)
         reach("consumer.before_insert")
-        _insert(connection, valid, outcome)
-        add_to_rollups(connection, outcome.fresh)
+        self._insert(connection, valid, outcome, by_copy=by_copy)
+        write_manifests(connection, outcome.fresh)
+        self._tally.add(connection, outcome.fresh)
         _settle_late(connection, outcome, epochs, exclusive=exclusive)
         return outcome
 
     def _known(
         self, connection: Connection, candidates: list[Candidate], outcome: _Outcome
     ) -> list[Candidate]:
-        _learn(connection, "customers", self._customers, {c.event.customer for c in candidates})
-        _learn(connection, "skus", self._skus, {c.event.sku for c in candidates})
+        customers, skus = {c.customer for c in candidates}, {c.sku for c in candidates}
+        _learn(connection, "customers", self._customers, customers)
+        _learn(connection, "skus", self._skus, skus)
+        if customers <= self._customers and skus <= self._skus:
+            return candidates
         known = []
         for candidate in candidates:
             unknown = unknown_name(candidate, customers=self._customers, skus=self._skus)
@@ -184,6 +217,54 @@ class LogWriter:
             else:
                 outcome.dead.append(unknown)
         return known
+
+    def _remember(self, epochs: Mapping[str, int]) -> None:
+        if len(self._epochs) + len(epochs) > _MOST_EPOCHS:
+            self._epochs.clear()
+        self._epochs.update(epochs)
+
+    def _insert(
+        self,
+        connection: Connection,
+        candidates: Sequence[Candidate],
+        outcome: _Outcome,
+        *,
+        by_copy: bool,
+    ) -> None:
+        """Log what is new; sort the rest into duplicates, conflicts and refused.
+
+        The first telling of an id stands for all of them in the batch. Where the database refuses
+        that one, the next is tried.
+        """
+        pending = candidates
+        while pending:
+            firsts, repeats = _first_tellings(pending)
+            known: dict[bytes, Logged | None] = {**logged(connection, firsts)}
+            absent = [first for key, first in firsts.items() if key not in known]
+            inserted, refused = self._inserter.insert(connection, absent, by_copy=by_copy)
+            outcome.fresh += inserted
+            outcome.dead += refused
+            bodies = {letter.body for letter in refused}
+            retry = {first.key for first in absent if first.body in bodies} if bodies else set()
+            if len(inserted) + len(retry) < len(absent):
+                # Another consumer logged some of them a moment ago.
+                settled = {*(first.key for first in inserted), *retry}
+                raced = [first.key for first in absent if first.key not in settled]
+                known |= dict.fromkeys(raced) | logged(connection, raced)
+            _sort([firsts[key] for key in known], known, outcome)
+            if repeats:
+                known |= {each.key: Logged(each.fingerprint, each.epoch) for each in inserted}
+                _sort([each for each in repeats if each.key not in retry], known, outcome)
+            pending = [each for each in repeats if each.key in retry]
+        outcome.dead += conflicts(connection, outcome.differing)
+
+
+def _first_tellings(
+    candidates: Iterable[Candidate],
+) -> tuple[dict[bytes, Candidate], list[Candidate]]:
+    firsts: dict[bytes, Candidate] = {}
+    first_of = firsts.setdefault
+    return firsts, [each for each in candidates if first_of(each.key, each) is not each]
 
 
 def _learn(connection: Connection, table: str, known: set[str], wanted: set[str]) -> None:
@@ -194,61 +275,41 @@ def _learn(connection: Connection, table: str, known: set[str], wanted: set[str]
         known.update(connection.execute(query, {"names": sorted(unknown)}).scalars())
 
 
-def _insert(connection: Connection, candidates: Sequence[Candidate], outcome: _Outcome) -> None:
-    """Log what is new; sort the rest into duplicates, conflicts and refused.
-
-    The first telling of an id stands for all of them in the batch. Where the database refuses that
-    one, the next is tried.
-    """
-    tellings: defaultdict[UUID, list[Candidate]] = defaultdict(list)
-    for candidate in candidates:
-        tellings[candidate.event.id].append(candidate)
-    while tellings:
-        new, refused = insert_events(connection, [group[0] for group in tellings.values()])
-        outcome.dead += refused
-        bodies = {letter.body for letter in refused}
-        retry = {key: group for key, group in tellings.items() if group[0].body in bodies}
-        known = logged(connection, [key for key in tellings if key not in new and key not in retry])
-        for key, group in tellings.items():
-            if key in new:
-                outcome.fresh.append(group[0].event)
-                _sort(group[1:], as_logged(group[0]), outcome)
-            elif key not in retry:
-                _sort(group, known.get(key), outcome)
-        tellings = defaultdict(list, {k: group[1:] for k, group in retry.items() if group[1:]})
-
-
 def _sort(
-    candidates: Sequence[Candidate], row: Mapping[str, Any] | None, outcome: _Outcome
+    candidates: Iterable[Candidate], known: Mapping[bytes, Logged | None], outcome: _Outcome
 ) -> None:
+    """Sort tellings of what is in the log; None stands for a row that cannot be read."""
     for candidate in candidates:
-        if row is not None and row["quota_epoch"] != candidate.event.quota_epoch:
-            outcome.told_again.append(candidate.event)
-        letter = conflict(candidate, row)
-        if letter is None:
-            outcome.duplicates.append(candidate.event)
+        row = known[candidate.key]
+        if row is None:
+            outcome.dead.append(out_of_reach(candidate))
+            continue
+        if row.epoch != candidate.epoch:
+            outcome.told_again.append(candidate)
+        if row.fingerprint == candidate.fingerprint:
+            outcome.duplicates.append(candidate)
         else:
-            outcome.dead.append(letter)
+            outcome.differing.append(candidate)
 
 
 def _settle_late(
     connection: Connection, outcome: _Outcome, epochs: Mapping[str, int], *, exclusive: bool
 ) -> None:
-    def uncounted(event: UsageEvent) -> bool:
-        return event.amount_microcredits > 0 and event.quota_epoch != epochs[event.customer]
+    def uncounted(event: Candidate) -> bool:
+        return event.amount > 0 and event.epoch != epochs[event.customer]
 
     late: Counter[str] = Counter()
     for event in filter(uncounted, outcome.fresh):
-        late[event.customer] += event.amount_microcredits
+        late[event.customer] += event.amount
     again = [
         event
         for event in outcome.told_again
-        if event.amount_microcredits and event.quota_epoch == epochs[event.customer] > 0
+        if event.amount and event.epoch == epochs[event.customer] > 0
     ]
     if again and not exclusive:
         raise FenceNeeded
     if again:
-        tellings = ((e.customer, e.id, e.quota_epoch, e.amount_microcredits) for e in again)
+        tellings = ((e.customer, UUID(bytes=e.key), e.epoch, e.amount) for e in again)
         for customer, amount in recount(connection, tellings):
             late[customer] -= amount
     add_late(connection, late)

@@ -7,25 +7,29 @@ cannot be published is spooled to the node's disk.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import ceil
-from typing import Protocol
+from uuid import UUID
 
 import structlog
 
 from billing.catalog.rating import rate
-from billing.catalog.sku import FailurePolicy, Sku, UnavailablePolicy
+from billing.catalog.sku import AdmissionPolicy, FailurePolicy, Sku
 from billing.core.clock import Clock
 from billing.core.errors import DenialReason, NotFound, QuotaUnavailable
 from billing.core.failpoints import reach
+from billing.core.ids import event_id
+from billing.meter.figures import are_of, as_asked, decided
+from billing.meter.leaseholder import Leaseholder
+from billing.meter.outage import Outage, Publishes
 from billing.meter.run import Admission, Recorder, TaskFacts
+from billing.meter.telling import Keeps
+from billing.quota.checks import check_lines
 from billing.quota.hold import (
     TIME_LIMIT_MARGIN_SECONDS,
     HoldRequest,
     HoldState,
-    LineFigures,
     LoadOutcome,
     Quota,
     ReleaseCause,
@@ -35,27 +39,12 @@ from billing.quota.hold import (
     Settlement,
     SettleOutcome,
 )
-from billing.usage.event import Outcome, UsageEvent, failed_line
+from billing.quota.lease import Ticket
+from billing.usage.event import Outcome, UsageEvent, failed_line, usage_line
 
 log = structlog.get_logger(__name__)
 
 _LOAD_ATTEMPTS = 3
-
-
-class Publishes(Protocol):
-    """Takes events to the broker; returns when they are confirmed."""
-
-    def publish(self, events: Sequence[UsageEvent]) -> None:
-        """Publish, or raise ``PublishFailed``."""
-        ...
-
-
-class Keeps(Protocol):
-    """Keeps events on the node's disk."""
-
-    def append(self, events: Sequence[UsageEvent]) -> None:
-        """Append and return when they are kept."""
-        ...
 
 
 class Meter:
@@ -72,6 +61,7 @@ class Meter:
         clock: The time.
         hold_ttl_seconds: How long a hold stays open.
         currency: Of provider costs.
+        leases: This process's, for SKUs that are leased; without it all are admitted exactly.
     """
 
     def __init__(
@@ -86,18 +76,17 @@ class Meter:
         clock: Clock,
         hold_ttl_seconds: int,
         currency: str,
+        leases: Leaseholder | None = None,
     ) -> None:
         self._quota = quota
+        self._leases = leases
         self._skus = skus
         self._refresh = refresh
-        self._publisher = publisher
         self._journal = journal
-        self._spool = spool
+        self._outage = Outage(publisher, spool)
         self._clock = clock
         self._hold_ttl_seconds = hold_ttl_seconds
         self._currency = currency
-        self._allowed: dict[str, int] = {}
-        self._allowed_lock = threading.Lock()
 
     def recorder(self, sku: Sku) -> Recorder:
         """A recorder for one run of a task of ``sku``."""
@@ -110,6 +99,7 @@ class Meter:
         quantity: int | None,
         *,
         time_limit_seconds: float = 0,
+        may_repeat: bool = False,
     ) -> Admission:
         """Hold what the task may cost, or say why it must not run.
 
@@ -121,6 +111,7 @@ class Meter:
             sku_id: What it is sold as.
             quantity: Units to hold; the SKU's own where None.
             time_limit_seconds: This message's own hard limit; its hold outlives that.
+            may_repeat: The task may have been settled before, or have a hold: never from a lease.
 
         Raises:
             NotFound: There is no such SKU, or it has no price.
@@ -132,24 +123,31 @@ class Meter:
         reach("hold.before")
         started_at = self._clock.now()
         base = Admission(facts=facts, sku=sku, started_at=started_at, needed_microcredits=needed)
+        ttl_seconds = max(
+            self._hold_ttl_seconds, ceil(time_limit_seconds) + TIME_LIMIT_MARGIN_SECONDS + 1
+        )
         try:
+            # A lease lives no longer than usual, so neither may a run under it.
+            if not may_repeat and ttl_seconds == self._hold_ttl_seconds:
+                ticket = self._ticket(base)
+                if ticket is not None:
+                    reach("hold.after")
+                    return base.leased(ticket)
             reservation = self._reserve(
                 HoldRequest(
                     task_id=facts.task_id,
                     customer=facts.customer,
                     sku=sku.id,
                     amount_microcredits=needed,
-                    ttl_seconds=max(
-                        self._hold_ttl_seconds,
-                        ceil(time_limit_seconds) + TIME_LIMIT_MARGIN_SECONDS + 1,
-                    ),
+                    ttl_seconds=ttl_seconds,
+                    mark=self._mark(facts, sku),
                 )
             )
         except NotFound:
             return replace(base, reason=DenialReason.UNKNOWN_CUSTOMER)
         except QuotaUnavailable as error:
-            return self._without_quota(base, error)
-        self._outage_is_over(sku)
+            return self._outage.admit(base, error)
+        self._outage.is_over(sku)
         reach("hold.after")
         return replace(
             base,
@@ -158,6 +156,7 @@ class Meter:
             held_microcredits=reservation.held_microcredits,
             left_microcredits=reservation.left_microcredits,
             repeat=reservation.outcome is ReserveOutcome.ALREADY_SETTLED,
+            contended=self._is_contended(facts.customer, sku, reservation.reason),
         )
 
     def record_denial(self, admission: Admission) -> None:
@@ -165,19 +164,39 @@ class Meter:
         self._append(admission.denial(currency=self._currency))
 
     def record_attempt(self, admission: Admission, recorder: Recorder) -> None:
-        """An attempt asked to be run again: its hold stays; what it cost us is put on record."""
+        """An attempt asked to be run again: its hold stays; what it cost us is put on record.
+
+        What was admitted from a lease is given back to it: the next attempt holds its own.
+        """
+        events = []
         if recorder.cost_micros:
-            self._append(
-                recorder.retried(admission, currency=self._currency, finished_at=self._clock.now())
-            )
+            now = self._clock.now()
+            events = [recorder.retried(admission, currency=self._currency, finished_at=now)]
+        if admission.ticket is not None:
+            self._end_leased(admission.ticket, events)
+        elif events:
+            self._append(events[0])
+
+    def hand_over(self, admission: Admission) -> None:
+        """Another task takes this one's place under its id, and its hold; no part of a lease."""
+        if admission.ticket is not None:
+            self._end_leased(admission.ticket, [])
 
     def settle(self, admission: Admission, recorder: Recorder) -> Settlement:
-        """The body succeeded: charge what it used, and put its events into the outbox."""
+        """The body succeeded: charge what it used, and put its events into the outbox.
+
+        Admitted from a lease it is on this node's disk when this returns, and soon in the outbox.
+        """
         reach("body.after")
         return self._settle(admission, self._events(admission, recorder, Outcome.SUCCEEDED, ""))
 
     def fail(self, admission: Admission, recorder: Recorder, cause: ReleaseCause) -> None:
         """The body ended without success: charge or release, by the SKU's policy."""
+        ticket = admission.ticket
+        if ticket is not None and ticket.run is not None:
+            # The settlement was interrupted after it was decided: it stands.
+            self._end_leased(ticket, [])
+            return
         if admission.sku.failure_policy is FailurePolicy.CHARGE and cause in _CHARGEABLE:
             events = self._events(admission, recorder, Outcome.FAILED, cause.value)
             if any(event.amount_microcredits for event in events):
@@ -190,15 +209,18 @@ class Meter:
             finished_at=self._clock.now(),
         )
         facts = admission.facts
+        if ticket is not None:
+            self._end_leased(ticket, [event])
+            return
         if admission.degraded:
-            self._deliver([event])
+            self._outage.deliver([event])
             return
         try:
             outcome = self._quota.release(facts.customer, facts.task_id, cause, event)
             unheld = outcome is not ReleaseOutcome.RELEASED and self._ended_untold(facts)
         except QuotaUnavailable:
             # The hold will expire; the failure itself is still worth a line.
-            self._deliver([event])
+            self._outage.deliver([event])
             return
         if outcome is ReleaseOutcome.RELEASED:
             self._keep([event])
@@ -229,6 +251,38 @@ class Meter:
             self._keep([event])
         return outcome
 
+    def _ticket(self, base: Admission) -> Ticket | None:
+        """Of a lease; None where the quota store has to be asked for this task.
+
+        Raises:
+            QuotaUnavailable: The store did not answer, and nothing is leased.
+        """
+        if self._leases is None or base.sku.admission is not AdmissionPolicy.LEASED:
+            return None
+        customer = base.facts.customer
+        return self._leases.admit(customer, base.sku.id, base.needed_microcredits)
+
+    def _end_leased(self, ticket: Ticket, events: Sequence[UsageEvent]) -> None:
+        if self._leases is None:
+            raise AssertionError("a ticket is of a leaseholder")
+        self._leases.end(ticket, events)
+
+    def _is_contended(self, customer: str, sku: Sku, reason: DenialReason | None) -> bool:
+        """Whether what was refused may be there in a moment: leased, and then not used."""
+        if sku.admission is not AdmissionPolicy.LEASED or reason not in _SCARCE:
+            return False
+        try:
+            account = self._quota.account(customer)
+        except QuotaUnavailable:
+            return False
+        return account is not None and account.leases > 0
+
+    def _mark(self, facts: TaskFacts, sku: Sku) -> UUID | None:
+        """Where leases settle tasks of the SKU too, what they would mark this one by."""
+        if sku.admission is not AdmissionPolicy.LEASED:
+            return None
+        return event_id(facts.task_id, usage_line(sku.id), facts.metered_at)
+
     def _ended_untold(self, facts: TaskFacts) -> bool:
         """Whether the hold expired, or was lost with Redis's data: then nobody wrote a line."""
         hold = self._quota.hold(facts.customer, facts.task_id)
@@ -246,31 +300,6 @@ class Meter:
                 )
         raise QuotaUnavailable(f"the balance of {request.customer} could not be loaded")
 
-    def _without_quota(self, base: Admission, error: QuotaUnavailable) -> Admission:
-        """Redis cannot say: refuse, unless the SKU allows a bounded number of unheld runs."""
-        sku = base.sku
-        if sku.unavailable_policy is UnavailablePolicy.ALLOW:
-            with self._allowed_lock:
-                used = self._allowed.get(sku.id, 0)
-                if used < sku.allow_limit:
-                    self._allowed[sku.id] = used + 1
-                    log.warning(
-                        "admitted without a hold",
-                        task_id=base.facts.task_id,
-                        customer=base.facts.customer,
-                        money="the run is metered; the balance is told when its event is logged",
-                        allowed=used + 1,
-                        allow_limit=sku.allow_limit,
-                        error=str(error),
-                    )
-                    return replace(base, degraded=True)
-        return replace(base, reason=DenialReason.QUOTA_UNAVAILABLE)
-
-    def _outage_is_over(self, sku: Sku) -> None:
-        if sku.id in self._allowed:
-            with self._allowed_lock:
-                self._allowed.pop(sku.id, None)
-
     def _events(
         self, admission: Admission, recorder: Recorder, outcome: Outcome, reason: str
     ) -> list[UsageEvent]:
@@ -284,43 +313,40 @@ class Meter:
 
     def _settle(self, admission: Admission, events: Sequence[UsageEvent]) -> Settlement:
         facts = admission.facts
+        if admission.ticket is not None:
+            check_lines(facts.customer, facts.task_id, events)
+            self._end_leased(admission.ticket, events)
+            reach("settle.after")
+            # What is charged is decided when the store is told.
+            return Settlement(outcome=SettleOutcome.LEASED, lines=(), quota_epoch=0)
+        marked = admission.sku.admission is AdmissionPolicy.LEASED
         try:
-            settlement, is_told = self._settle_twice(facts, events)
+            settlement, is_told = self._settle_twice(facts, events, marked=marked)
         except QuotaUnavailable:
-            settlement = Settlement(
-                outcome=SettleOutcome.UNCOUNTED,
-                lines=tuple(
-                    LineFigures(
-                        line=event.line,
-                        amount_microcredits=event.amount_microcredits,
-                        shortfall_microcredits=0,
-                    )
-                    for event in events
-                ),
-                quota_epoch=0,
-            )
-            self._deliver([replace(event, degraded=True) for event in events])
+            settlement = as_asked(SettleOutcome.UNCOUNTED, events)
+            self._outage.deliver([replace(event, degraded=True) for event in events])
             reach("settle.after")
             return settlement
         reach("settle.after")
         if is_told and not admission.repeat:
-            self._keep(_decided(events, settlement))
+            self._keep(decided(events, settlement))
         return settlement
 
     def _settle_twice(
-        self, facts: TaskFacts, events: Sequence[UsageEvent]
+        self, facts: TaskFacts, events: Sequence[UsageEvent], *, marked: bool
     ) -> tuple[Settlement, bool]:
         """One repeat: a settle that timed out may have happened, and asking again is harmless.
 
         Returns:
             The settlement, and whether it put these very events into the outbox.
         """
+        customer, task_id = facts.customer, facts.task_id
         try:
-            settlement = self._quota.settle(facts.customer, facts.task_id, events)
+            settlement = self._quota.settle(customer, task_id, events, marked=marked)
         except QuotaUnavailable:
-            settlement = self._quota.settle(facts.customer, facts.task_id, events)
+            settlement = self._quota.settle(customer, task_id, events, marked=marked)
             # Where it exists, our own first try was it, unless the figures are another run's.
-            return settlement, _are_of(events, settlement)
+            return settlement, are_of(events, settlement)
         return settlement, settlement.outcome is not SettleOutcome.EXISTS
 
     def _append(self, event: UsageEvent) -> None:
@@ -328,7 +354,7 @@ class Meter:
         try:
             self._quota.append(event.customer, event)
         except QuotaUnavailable:
-            self._deliver([event])
+            self._outage.deliver([event])
         else:
             self._keep([event])
 
@@ -345,20 +371,15 @@ class Meter:
                 error=str(error),
             )
 
-    def _deliver(self, events: Sequence[UsageEvent]) -> None:
-        """Redis is away: publish with a confirm, else spool with an fsync."""
-        try:
-            self._publisher.publish(events)
-        except Exception as error:  # noqa: BLE001 - whatever a broken connection makes a driver raise
-            self._spool.append(events)
-            log.warning(
-                "usage spooled on this node",
-                events=len(events),
-                money="nothing is lost; it reaches the log when the relay can publish again",
-                remedy="bring Redis and RabbitMQ back",
-                error=str(error),
-            )
 
+_SCARCE = frozenset(
+    {
+        DenialReason.INSUFFICIENT_CREDITS,
+        DenialReason.BUDGET_EXCEEDED,
+        DenialReason.SKU_BUDGET_EXCEEDED,
+    }
+)
+"""Refusals for want of something that others may have leased."""
 
 _CHARGEABLE = frozenset(
     {
@@ -370,26 +391,3 @@ _CHARGEABLE = frozenset(
 )
 """Ends that a failure policy of ``charge`` charges: the body itself failed. A body that says Ignore
 or Reject, is revoked, or is lost with its child is not charged."""
-
-
-def _are_of(events: Sequence[UsageEvent], settlement: Settlement) -> bool:
-    """Whether the settlement may be of these events: the same lines, each asked the same amount."""
-    asked = [(event.line, event.amount_microcredits) for event in events]
-    return asked == [
-        (line.line, line.amount_microcredits + line.shortfall_microcredits)
-        for line in settlement.lines
-    ]
-
-
-def _decided(events: Sequence[UsageEvent], settlement: Settlement) -> list[UsageEvent]:
-    """The events with the figures the quota store decided, as the outbox has them."""
-    figures = {line.line: line for line in settlement.lines}
-    return [
-        event.settled(
-            amount=figures[event.line].amount_microcredits,
-            shortfall=figures[event.line].shortfall_microcredits,
-            quota_epoch=settlement.quota_epoch,
-        )
-        for event in events
-        if event.line in figures
-    ]

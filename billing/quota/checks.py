@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from billing.core.credits import check_microcredits
 from billing.core.errors import InvalidValue
 from billing.quota.hold import SYNC_ONLY, AccountState, HoldRequest
+from billing.quota.lease import LeasedBatch
 from billing.usage.event import UsageEvent
 
 
@@ -38,6 +39,19 @@ def check_lines(customer: str, task_id: str, events: Sequence[UsageEvent]) -> No
         if event.line in seen:
             raise InvalidValue("line", event.line, "give each line of a task once")
         seen.add(event.line)
+
+
+def check_batch(batch: LeasedBatch) -> None:
+    """Refuse to settle runs of which one could not be settled by itself.
+
+    Raises:
+        InvalidValue: Names the field.
+    """
+    for run in batch.runs:
+        check_microcredits(run.promised_microcredits, field="promised_microcredits")
+        if not run.events:
+            raise InvalidValue("events", run.events, "give a run its events")
+        check_lines(batch.customer, run.events[0].task_id, run.events)
 
 
 def check_event(customer: str, event: UsageEvent, *, free: bool = False) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol
+from uuid import UUID
 
 from billing.core.errors import DenialReason
 from billing.usage.event import UsageEvent
@@ -99,6 +100,9 @@ class SettleOutcome(StrEnum):
     """No open hold (released, expired, lost, or never taken): charged from what is available."""
     UNCOUNTED = "uncounted"
     """No account either: charged in full under epoch 0; the log will tell the balance later."""
+    LEASED = "leased"
+    """Admitted from a lease: on this node's disk. The store is told soon, and decides the figures:
+    here there are no lines yet."""
 
 
 class ReleaseOutcome(StrEnum):
@@ -126,13 +130,18 @@ class LoadOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HoldRequest:
-    """One admission asked for."""
+    """One admission asked for.
+
+    ``mark`` is the id of the task's usage line where leases settle tasks of this SKU too, so that
+    one which a lease has settled is known as a repeat.
+    """
 
     task_id: str
     customer: str
     sku: str
     amount_microcredits: int
     ttl_seconds: int
+    mark: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +219,8 @@ class AccountView:
     period_end_ms: int
     budgets: Mapping[str, int]
     spent: Mapping[str, int]
+    leases: int = 0
+    """Of the open holds, those that are leases."""
 
     @property
     def available_microcredits(self) -> int:
@@ -244,7 +255,14 @@ class Quota(Protocol):
         """Hold the amount for the task, or say why not."""
         ...
 
-    def settle(self, customer: str, task_id: str, events: Sequence[UsageEvent]) -> Settlement:
+    def settle(
+        self,
+        customer: str,
+        task_id: str,
+        events: Sequence[UsageEvent],
+        *,
+        marked: bool = False,
+    ) -> Settlement:
         """End the hold and put the events into the outbox, in one step.
 
         Args:
@@ -254,6 +272,8 @@ class Quota(Protocol):
                 The store decides what is charged: up to the hold plus what is available; the rest
                 of a line becomes its shortfall. The outbox gets the events with the decided
                 figures.
+            marked: Leases settle tasks of this SKU too: if one has settled this task, it
+                ``EXISTS``, without figures; else the task is marked by its first event's id.
         """
         ...
 

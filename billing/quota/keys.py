@@ -47,6 +47,13 @@ class Keys:
         """Sorted set: open holds (``open_member``) by the millisecond they expire at."""
         return f"{self._tag(shard)}:open"
 
+    def done(self, customer: str, minute: int) -> str:
+        """Set: marks of the tasks of leased SKUs that are settled, metered in one minute.
+
+        A minute each, so that none becomes so large that its end of life holds the server up.
+        """
+        return f"{self._tag(shard_of(customer))}:done:{customer}:{minute}"
+
     def out(self, shard: int) -> str:
         """Stream: the outbox, usage events not yet confirmed by RabbitMQ."""
         return f"{self._tag(shard)}:out"

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
+from uuid import UUID
 
 from billing.core.clock import Clock, to_ms
 from billing.core.errors import DenialReason
@@ -30,14 +31,16 @@ from billing.quota.hold import (
     SettleOutcome,
 )
 from billing.quota.keys import shard_of
+from billing.quota.lease import LEASE_PREFIX
+from billing.quota.memory_leases import MemoryLeases
 from billing.quota.records import Account, Hold, Name, counts, refusal_of, refusal_of_change
 from billing.usage.event import UsageEvent
 
 _MILLISECONDS: Final = 1000
 
 
-class MemoryQuota:
-    """``Quota`` in memory; safe to use from several threads.
+class MemoryQuota(MemoryLeases):
+    """``Quota`` and ``LeaseStore`` in memory; safe to use from several threads.
 
     Args:
         clock: The time.
@@ -61,6 +64,7 @@ class MemoryQuota:
         self._open: dict[Name, Hold] = {}
         self._ended: deque[Hold] = deque()
         self._born: dict[int, int] = {}
+        self._done: dict[tuple[str, UUID], int] = {}
         self.outbox: list[UsageEvent] = []
 
     def reserve(self, request: HoldRequest) -> Reservation:
@@ -71,10 +75,11 @@ class MemoryQuota:
             hold = self._find(request.customer, request.task_id, now_ms)
             account = self._accounts.get(request.customer)
             available = max(account.available, 0) if account else 0
-            if hold is not None and hold.state is HoldState.SETTLED:
+            is_settled = hold is not None and hold.state is HoldState.SETTLED
+            if is_settled or self._is_done(request.customer, request.mark, now_ms):
                 return Reservation(
                     outcome=ReserveOutcome.ALREADY_SETTLED,
-                    admission=hold.admission,
+                    admission=hold.admission if hold else 0,
                     left_microcredits=available,
                 )
             if hold is not None and hold.state is HoldState.HELD:
@@ -83,7 +88,14 @@ class MemoryQuota:
                 return _denied(DenialReason.REVOKED, available)
             return self._admit(request, hold, account, now_ms)
 
-    def settle(self, customer: str, task_id: str, events: Sequence[UsageEvent]) -> Settlement:
+    def settle(
+        self,
+        customer: str,
+        task_id: str,
+        events: Sequence[UsageEvent],
+        *,
+        marked: bool = False,
+    ) -> Settlement:
         """End the hold and put the events into the outbox. See ``Quota.settle``."""
         check_lines(customer, task_id, events)
         with self._lock:
@@ -95,13 +107,16 @@ class MemoryQuota:
                 )
             account = self._accounts.get(customer)
             is_open = hold is not None and hold.state is HoldState.HELD
+            if marked and events and not self._mark_done(customer, events[0].id, now_ms):
+                return self._settled_by_a_lease(hold if is_open else None, account, now_ms)
             if hold is None or not is_open:
                 hold = self._admission_of_nothing(customer, task_id, hold, account, events)
             # What was held was promised: a balance below zero does not take it back.
             room = None if account is None else hold.held + max(account.available, 0)
             if is_open:
                 self._close(hold, account)
-            hold.lines = self._charge(hold if is_open else None, account, events, room)
+            counted_as, promised = (hold, hold.held) if is_open else (None, 0)
+            hold.lines = self._charge(counted_as, account, events, room, promised)
             hold.state, hold.cause = HoldState.SETTLED, ""
             hold.epoch = account.epoch if account else 0
             self._remember(hold, now_ms)
@@ -277,11 +292,13 @@ class MemoryQuota:
         account: Account | None,
         events: Sequence[UsageEvent],
         room: int | None,
+        promised: int,
     ) -> tuple[LineFigures, ...]:
-        """Charge each line up to what is left of ``room`` (None: in full) and put its event out."""
+        """Charge each line up to what is left of ``room`` (None: in full) and put its event out.
+
+        What was ``promised`` was admitted under the budgets of that moment and stays so.
+        """
         lines: list[LineFigures] = []
-        # What was held was admitted under the budgets of that moment and stays promised.
-        promised = hold.held if hold else 0
         for event in events:
             asked = event.amount_microcredits
             amount = asked if room is None else min(asked, room)
@@ -311,6 +328,7 @@ class MemoryQuota:
         if account is None:
             return
         account.held -= hold.held
+        account.leases -= 1 if hold.number else 0
         if hold.period_start_ms == account.period_start_ms:
             account.count_spent(hold.sku, -hold.held)
 
@@ -333,6 +351,8 @@ class MemoryQuota:
         account = Account(epoch=state.epoch)
         account.settled = state.settled_microcredits + state.late_microcredits
         account.held = sum(view.held_microcredits for view in self.open_holds(state.customer))
+        names = (view.task_id for view in self.open_holds(state.customer))
+        account.leases = sum(name.startswith(LEASE_PREFIX) for name in names)
         account.take_terms(state)
         self._take_period(account, state)
         self._accounts[state.customer] = account

@@ -16,7 +16,7 @@ import redis
 
 from billing.core.errors import QuotaUnavailable
 from billing.quota.keys import Keys, shard_of, split_member
-from billing.quota.redis_quota import script_text
+from billing.quota.redis_calls import script_text
 
 _CHUNK: Final = 100
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cache
-from importlib import resources
 from typing import Any, Final
 
 import redis
-from redis.commands.core import Script
 
 from billing.core.clock import to_ms
-from billing.core.errors import DenialReason, QuotaUnavailable
+from billing.core.errors import DenialReason, WeighbridgeError
 from billing.quota.checks import check_event, check_lines, check_request, check_state
 from billing.quota.hold import (
     AccountState,
@@ -30,48 +26,20 @@ from billing.quota.hold import (
     SettleOutcome,
 )
 from billing.quota.keys import SHARDS, Keys, shard_of, split_member
+from billing.quota.lease import BatchSettlement, LeasedBatch, LeaseGrant, LeaseRequest
+from billing.quota.redis_calls import MILLISECONDS, Scripts, answering, text, texts
+from billing.quota.redis_leases import LEASE_VERBS, RedisLeases, done_key
 from billing.usage.event import UsageEvent
 
-VERBS: Final = ("reserve", "settle", "release", "append", "expire", "load")
-_MILLISECONDS: Final = 1000
+VERBS: Final = ("reserve", "settle", "release", "append", "expire", "load", *LEASE_VERBS)
 _CHUNK: Final = 100
 """Holds expired by one script, or read in one pipeline: keeps the server free for others."""
-
-_UNAVAILABLE_CODES: Final = (
-    "BUSY",
-    "CLUSTERDOWN",
-    "LOADING",
-    "MASTERDOWN",
-    "MISCONF",
-    "NOREPLICAS",
-    "OOM",
-    "READONLY",
-    "TRYAGAIN",
-    "UNKILLABLE",
-)
-_UNAVAILABLE: Final = (
-    redis.exceptions.ConnectionError,
-    redis.exceptions.TimeoutError,
-    redis.exceptions.InvalidResponse,
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.OutOfMemoryError,
-    redis.exceptions.NoPermissionError,
-    redis.exceptions.NoScriptError,
-    redis.exceptions.MasterDownError,
-    redis.exceptions.ClusterDownError,
-    redis.exceptions.TryAgainError,
-)
-
-
-@cache
-def script_text(verb: str) -> str:
-    """The whole Lua text of a verb: what all share, then its own."""
-    folder = resources.files("billing.quota") / "lua"
-    return "\n".join((folder / f"{name}.lua").read_text("utf-8") for name in ("_common", verb))
 
 
 class RedisQuota:
     """``Quota`` on Redis. Every verb is one script on one hash slot, timed by the server's clock.
+
+    It is a ``LeaseStore`` as well (``redis_leases``).
 
     Args:
         client: With its own time-outs; replies may be bytes or text. Nothing is asked of it here.
@@ -90,28 +58,28 @@ class RedisQuota:
     ) -> None:
         self._client = client
         self._keys = Keys(prefix)
-        self._remember_ms = hold_record_ttl_seconds * _MILLISECONDS
-        self._quarantine_ms = quarantine_seconds * _MILLISECONDS
-        self._scripts: dict[str, Script] = {
-            verb: client.register_script(script_text(verb)) for verb in VERBS
-        }
+        self._remember_ms = hold_record_ttl_seconds * MILLISECONDS
+        self._quarantine_ms = quarantine_seconds * MILLISECONDS
+        self._scripts = Scripts(client, VERBS)
+        self._leases = RedisLeases(client, self._keys, remember_ms=self._remember_ms)
         self._sweep_from: int | None = None
 
     def reserve(self, request: HoldRequest) -> Reservation:
         """Hold the amount for the task, or say why not. See ``Quota.reserve``."""
         check_request(request)
-        reply = self._run(
-            "reserve",
-            self._hold_keys(request.customer, request.task_id),
-            [
-                request.customer,
-                request.task_id,
-                request.sku,
-                request.amount_microcredits,
-                request.ttl_seconds * _MILLISECONDS,
-            ],
-        )
-        outcome, reason, admission, held, left = (_text(part) for part in reply)
+        keys = self._hold_keys(request.customer, request.task_id)
+        arguments: list[str | int | bytes] = [
+            request.customer,
+            request.task_id,
+            request.sku,
+            request.amount_microcredits,
+            request.ttl_seconds * MILLISECONDS,
+        ]
+        if request.mark is not None:
+            keys.append(done_key(self._keys, request.customer, request.mark))
+            arguments.append(request.mark.bytes)
+        reply = self._run("reserve", keys, arguments)
+        outcome, reason, admission, held, left = (text(part) for part in reply)
         return Reservation(
             outcome=ReserveOutcome(outcome),
             reason=DenialReason(reason) if reason else None,
@@ -120,15 +88,26 @@ class RedisQuota:
             left_microcredits=int(left),
         )
 
-    def settle(self, customer: str, task_id: str, events: Sequence[UsageEvent]) -> Settlement:
+    def settle(
+        self,
+        customer: str,
+        task_id: str,
+        events: Sequence[UsageEvent],
+        *,
+        marked: bool = False,
+    ) -> Settlement:
         """End the hold and put the events into the outbox. See ``Quota.settle``."""
         check_lines(customer, task_id, events)
-        arguments: list[str | int | bytes] = [customer, task_id, self._remember_ms]
+        keys = [*self._hold_keys(customer, task_id), self._out(customer)]
+        mark = b""
+        if marked and events:
+            keys.append(done_key(self._keys, customer, events[0].id))
+            mark = events[0].id.bytes
+        arguments: list[str | int | bytes] = [customer, task_id, self._remember_ms, mark]
         for event in events:
             arguments += [event.sku, event.line, event.amount_microcredits]
             arguments += [to_ms(event.metered_at), event.to_wire()]
-        keys = [*self._hold_keys(customer, task_id), self._out(customer)]
-        outcome, epoch, *figures = (_text(part) for part in self._run("settle", keys, arguments))
+        outcome, epoch, *figures = (text(part) for part in self._run("settle", keys, arguments))
         return Settlement(
             outcome=SettleOutcome(outcome),
             lines=tuple(
@@ -158,7 +137,17 @@ class RedisQuota:
                 event.to_wire() if event is not None else "",
             ],
         )
-        return ReleaseOutcome(_text(reply))
+        return ReleaseOutcome(text(reply))
+
+    def lease(self, request: LeaseRequest) -> LeaseGrant:
+        """Make the lease what is requested. See ``LeaseStore.lease``."""
+        return self._leases.lease(request)
+
+    def settle_leased(
+        self, batches: Sequence[LeasedBatch]
+    ) -> list[BatchSettlement | WeighbridgeError]:
+        """Charge runs of leases. See ``LeaseStore.settle_leased``."""
+        return self._leases.settle(batches)
 
     def append(self, customer: str, event: UsageEvent) -> None:
         """Put an event of amount 0 into the outbox. See ``Quota.append``."""
@@ -171,9 +160,9 @@ class RedisQuota:
         Each sweep begins with the shard after the one where the last ended, so that a shard with
         more than ``limit`` of them cannot keep the others waiting.
         """
-        with _answering():
+        with answering():
             seconds, microseconds = self._client.time()
-            now_ms = seconds * _MILLISECONDS + microseconds // _MILLISECONDS
+            now_ms = seconds * MILLISECONDS + microseconds // MILLISECONDS
             counts = self._pipeline(
                 ("ZCOUNT", self._keys.open(shard), "-inf", now_ms) for shard in range(SHARDS)
             )
@@ -211,36 +200,36 @@ class RedisQuota:
             self._keys.customer_holds(customer),
             self._keys.born(shard_of(customer)),
         ]
-        return LoadOutcome(_text(self._run("load", keys, arguments)))
+        return LoadOutcome(text(self._run("load", keys, arguments)))
 
     def account(self, customer: str) -> AccountView | None:
         """The account, or None where the balance is unknown."""
-        with _answering():
-            fields = _texts(self._client.hgetall(self._keys.account(customer)))
+        with answering():
+            fields = texts(self._client.hgetall(self._keys.account(customer)))
         return _account_view(customer, fields) if fields else None
 
     def hold(self, customer: str, task_id: str) -> HoldView | None:
         """The latest admission of a task, as long as it is remembered."""
-        with _answering():
-            fields = _texts(self._client.hgetall(self._keys.hold(customer, task_id)))
+        with answering():
+            fields = texts(self._client.hgetall(self._keys.hold(customer, task_id)))
         return _hold_view(customer, task_id, fields) if fields else None
 
     def open_holds(self, customer: str | None = None) -> list[HoldView]:
         """Every hold in state ``held``, oldest expiry first. Not one step: a picture in motion."""
-        with _answering():
+        with answering():
             if customer is not None:
                 tasks = self._client.hkeys(self._keys.customer_holds(customer))
-                names = [(customer, _text(task)) for task in tasks]
+                names = [(customer, text(task)) for task in tasks]
             else:
                 shards = self._pipeline(
                     ("ZRANGE", self._keys.open(shard), 0, -1) for shard in range(SHARDS)
                 )
-                names = [split_member(_text(member)) for members in shards for member in members]
+                names = [split_member(text(member)) for members in shards for member in members]
             found: list[HoldView] = []
             for chunk in _chunks(names):
                 records = self._pipeline(("HGETALL", self._keys.hold(*name)) for name in chunk)
                 found += (
-                    _hold_view(*name, _texts(record))
+                    _hold_view(*name, texts(record))
                     for name, record in zip(chunk, records, strict=True)
                     if record
                 )
@@ -254,11 +243,11 @@ class RedisQuota:
         while len(expired) < limit:
             asked = min(_CHUNK, limit - len(expired))
             key = self._keys.open(shard)
-            with _answering():
+            with answering():
                 (members,) = self._pipeline(
                     [("ZRANGEBYSCORE", key, "-inf", now_ms, "LIMIT", 0, asked)]
                 )
-            names = [split_member(_text(member)) for member in members]
+            names = [split_member(text(member)) for member in members]
             ended = self._expire_named(shard, names) if names else []
             expired += ended
             # Fewer than asked: the shard is through, or another sweeper is at work in it.
@@ -274,7 +263,7 @@ class RedisQuota:
             keys += [account, hold, holds]
             arguments += [customer, task_id]
         return [
-            _hold_view(_text(customer), _text(task_id), _texts(flat))
+            _hold_view(text(customer), text(task_id), texts(flat))
             for customer, task_id, flat in self._run("expire", keys, arguments)
         ]
 
@@ -290,39 +279,14 @@ class RedisQuota:
         return self._keys.out(shard_of(customer))
 
     def _run(self, verb: str, keys: list[str], arguments: list[str | int | bytes]) -> Any:  # noqa: ANN401 - each verb's reply has a shape of its own
-        with _answering():
-            return self._scripts[verb](keys=keys, args=arguments)
+        with answering():
+            return self._scripts.run(verb, keys, arguments)
 
     def _pipeline(self, commands: Iterable[tuple[str | int, ...]]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py types none
         return pipeline.execute()
-
-
-@contextmanager
-def _answering() -> Iterator[None]:
-    """Tell "Redis cannot answer" apart from "the question was wrong"."""
-    try:
-        yield
-    except _UNAVAILABLE as error:
-        raise QuotaUnavailable(f"the quota store did not answer: {error}") from error
-    except redis.exceptions.ResponseError as error:
-        if str(error).startswith(_UNAVAILABLE_CODES):
-            raise QuotaUnavailable(f"the quota store refused: {error}") from error
-        raise
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _texts(reply: Mapping[Any, Any] | Sequence[Any]) -> dict[str, str]:
-    """A hash as text, from a reply that is a mapping or names and values in turn."""
-    if isinstance(reply, Mapping):
-        return {_text(name): _text(value) for name, value in reply.items()}
-    parts = [_text(part) for part in reply]
-    return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 def _chunks(names: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
@@ -352,6 +316,7 @@ def _account_view(customer: str, fields: Mapping[str, str]) -> AccountView:
         period_end_ms=int(fields["period_end_ms"]),
         budgets=_amounts(fields, "limit:"),
         spent={sku: amount for sku, amount in _amounts(fields, "spent:").items() if amount},
+        leases=int(fields.get("leases", 0)),
     )
 
 

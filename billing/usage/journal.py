@@ -14,7 +14,6 @@ lets go of the lock; so a line that was appended is in a file that somebody stil
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import secrets
 import threading
@@ -29,6 +28,7 @@ import structlog
 
 from billing.core.clock import Clock, to_ms
 from billing.usage.event import InvalidEvent, UsageEvent, from_wire
+from billing.usage.files import flocked, fsync_directory, held
 from billing.usage.process_local import ProcessLocal
 
 _log = structlog.get_logger(__name__)
@@ -133,8 +133,8 @@ class Journal:
         """
         drained = 0
         for segment in self.segments():
-            with _held(segment) as held:
-                if held:
+            with held(segment) as is_held:
+                if is_held:
                     drained += self._drain_segment(segment, publish, batch)
         return drained
 
@@ -149,8 +149,8 @@ class Journal:
         for segment in self.segments():
             if self._started_ms(segment) + self._max_segment_ms >= oldest_kept_ms:
                 continue
-            with _held(segment) as held:
-                if held:
+            with held(segment) as is_held:
+                if is_held:
                     segment.unlink(missing_ok=True)
                     pruned += 1
         return pruned
@@ -159,8 +159,8 @@ class Journal:
         for _ in range(_ATTEMPTS):
             if self._is_over(writer):
                 self._open_segment(writer)
-            with writer.held() as held:
-                if held:
+            with writer.held() as is_held:
+                if is_held:
                     writer.write(lines, fsync=self._fsync)
                     return
             writer.close()
@@ -189,7 +189,7 @@ class Journal:
         writer.started_ms = started_ms
         writer.size = 0
         if self._fsync:
-            _fsync_directory(self.directory)
+            fsync_directory(self.directory)
 
     def _drain_segment(
         self, segment: Path, publish: Callable[[Sequence[UsageEvent]], None], batch: int
@@ -240,8 +240,8 @@ class _Writer:
         if self.descriptor is None:
             yield False
             return
-        with _flocked(self.descriptor) as held:
-            yield held
+        with flocked(self.descriptor) as is_held:
+            yield is_held
 
     def write(self, lines: bytes, *, fsync: bool) -> None:
         """Append the lines, or nothing."""
@@ -264,40 +264,3 @@ class _Writer:
         descriptor, self.descriptor = self.descriptor, None
         if descriptor is not None:
             os.close(descriptor)
-
-
-@contextmanager
-def _held(segment: Path) -> Iterator[bool]:
-    """Hold a segment's flock, if it is free and the segment still exists."""
-    try:
-        descriptor = os.open(segment, os.O_RDONLY)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
-        with _flocked(descriptor) as held:
-            yield held
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _flocked(descriptor: int) -> Iterator[bool]:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        yield False
-        return
-    try:
-        yield os.fstat(descriptor).st_nlink > 0
-    finally:
-        # Said aloud: a child forked meanwhile has a copy of the descriptor, which would keep it.
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

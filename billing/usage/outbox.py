@@ -106,7 +106,7 @@ class RedisOutbox:
         """As ``Outbox.claim``; one round trip."""
         with self._pipeline() as pipeline:
             for stream in self._streams:
-                self._claim(keys=[_lease(stream)], args=[owner, ttl_ms], client=pipeline)
+                self._claim(keys=[lease_of(stream)], args=[owner, ttl_ms], client=pipeline)
             answers = pipeline.execute()
         return [shard for shard, answer in enumerate(answers) if answer]
 
@@ -114,7 +114,7 @@ class RedisOutbox:
         """As ``Outbox.give_back``; one round trip."""
         with self._pipeline() as pipeline:
             for stream in self._streams:
-                self._give_back(keys=[_lease(stream)], args=[owner], client=pipeline)
+                self._give_back(keys=[lease_of(stream)], args=[owner], client=pipeline)
             pipeline.execute()
 
     def read(self, shards: Sequence[int], count: int) -> list[OutboxEntry]:
@@ -149,7 +149,7 @@ class RedisOutbox:
             yield from self._decoded(shard, found)
             if len(found) < page:
                 return
-            last = f"({_text(found[-1][0])}"
+            last = f"({text_of(found[-1][0])}"
 
     def remove(self, entries: Sequence[OutboxEntry]) -> None:
         """As ``Outbox.remove``; one round trip."""
@@ -172,7 +172,7 @@ class RedisOutbox:
     def oldest_ms(self) -> int | None:
         """As ``Outbox.oldest_ms``; one round trip."""
         firsts = self._for_each(lambda pipeline, stream: pipeline.xrange(stream, count=1))
-        ages = [int(_text(first[0][0]).partition("-")[0]) for first in firsts if first]
+        ages = [int(text_of(first[0][0]).partition("-")[0]) for first in firsts if first]
         return min(ages, default=None)
 
     def generation(self) -> str:
@@ -186,13 +186,13 @@ class RedisOutbox:
             pipeline.get(self._marker)
             pipeline.info("server")
             _, marker, info = pipeline.execute()
-        return f"{_text(marker)}:{info['run_id']}"
+        return f"{text_of(marker)}:{info['run_id']}"
 
     def _decoded(
         self, shard: int, found: list[tuple[Any, dict[Any, Any]]]
     ) -> Iterator[OutboxEntry]:
         for raw_id, fields in found:
-            entry_id = _text(raw_id)
+            entry_id = text_of(raw_id)
             try:
                 yield OutboxEntry(shard, entry_id, _event(fields))
             except (InvalidEvent, KeyError, ValueError, TypeError) as error:
@@ -241,7 +241,7 @@ class RedisOutbox:
 
 
 def _event(fields: Mapping[Any, Any]) -> UsageEvent:
-    texts = {_text(name): value for name, value in fields.items()}
+    texts = {text_of(name): value for name, value in fields.items()}
     template = texts["e"]
     body = template.encode() if isinstance(template, str) else template
     return from_wire(body).settled(
@@ -249,11 +249,13 @@ def _event(fields: Mapping[Any, Any]) -> UsageEvent:
     )
 
 
-def _text(value: str | bytes) -> str:
+def text_of(value: str | bytes) -> str:
+    """An answer of Redis as text."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def _lease(stream: str) -> str:
+def lease_of(stream: str) -> str:
+    """The key of the lease of a shard's stream."""
     return f"{stream}:lease"
 
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from billing.catalog.sku import Price, Pricing, Sku, UnavailablePolicy
+from billing.catalog.sku import AdmissionPolicy, Price, Pricing, Sku, UnavailablePolicy
 from billing.catalog.store import Catalog
 from billing.core.errors import AlreadyExists, InvalidValue, NotFound
 from billing.tables import prices, skus
@@ -56,6 +56,24 @@ def test_a_new_sku_can_be_read_back_with_its_first_price(catalog: Catalog, now: 
     assert added.prices == (Price(1_000_000, now),)
     assert catalog.get("forensic-search") == added
     assert catalog.snapshot() == {"forensic-search": added}
+
+
+def test_a_sku_is_admitted_exactly_until_it_is_told_otherwise(catalog: Catalog, now: datetime):
+    assert add(catalog, now).admission is AdmissionPolicy.EXACT
+    assert add(catalog, now, "fast", admission="leased").admission is AdmissionPolicy.LEASED
+    for policy in ("leased", "leased", "exact"):
+        changed = catalog.set_admission("page-capture", policy)
+        assert changed.admission.value == policy
+        assert catalog.get("page-capture") == changed
+    assert catalog.get("fast").admission is AdmissionPolicy.LEASED
+
+
+def test_only_an_admission_there_is_can_be_set(catalog: Catalog, now: datetime):
+    add(catalog, now)
+    with pytest.raises(InvalidValue, match="admission='free'"):
+        catalog.set_admission("page-capture", "free")
+    with pytest.raises(NotFound):
+        catalog.set_admission("nothing", "leased")
 
 
 def test_skus_are_listed_by_id(catalog: Catalog, now: datetime):
@@ -114,6 +132,7 @@ def test_what_cannot_be_right_is_refused_before_anything_is_written(
         ("failure_policy", {"failure_policy": "ignore"}),
         ("denial_policy", {"denial_policy": "ignore"}),
         ("unavailable_policy", {"unavailable_policy": "open"}),
+        ("admission", {"admission": "generous"}),
         ("hold_quantity", {"hold_quantity": 2}),
         ("hold_quantity", {"hold_quantity": 0, "pricing": "measured"}),
         ("hold_quantity", {"hold_quantity": -1, "pricing": "measured"}),

@@ -247,12 +247,23 @@ def test_skus_have_documented_keys(billing: Billing):
         "unavailable_policy": "allow",
         "allow_limit": 3,
         "meter_decimals": 6,
+        "admission": "exact",
         "unit_price_microcredits": 500_000,
     }
     assert [each["unit_price_microcredits"] for each in prices] == [500_000]
     table = billing.table("skus", "list")
     assert "forensic-search" in table
     assert "allow 3" in table
+
+
+def test_a_sku_can_be_leased_from_the_start_or_later(billing: Billing):
+    billing.run("skus", "add", "page-capture", "--price", "1")
+    added = billing.json("skus", "add", "search", "--price", "1", "--admission", "leased")
+    assert added["admission"] == "leased"
+    told = billing.run("skus", "admission", "page-capture", "leased").stdout
+    assert "page-capture is admitted leased" in told
+    assert billing.table("skus", "list").count("leased") == 2
+    assert [sku["admission"] for sku in billing.json("skus", "list")] == ["leased", "leased"]
 
 
 def test_a_price_can_be_announced(billing: Billing):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from billing.core.clock import from_ms, to_ms
 from billing.core.errors import InvalidValue
-from billing.core.ids import event_id, instant_of, lowest_id
+from billing.core.ids import event_id, hour_of, instant_of, lowest_id
+from billing.core.period import hour_floor
 
 instants = st.datetimes(
     min_value=datetime(1970, 1, 1),  # noqa: DTZ001 - hypothesis adds the zone
@@ -92,3 +93,11 @@ def test_an_id_of_another_version_has_no_instant(identifier: UUID):
 def test_an_instant_before_1970_has_no_id(make):  # noqa: ANN001 - either of two functions
     with pytest.raises(InvalidValue, match="metered_at"):
         make(datetime(1969, 12, 31, 23, 59, 59, 999000, UTC))
+
+
+@given(task_id=texts, instant=instants)
+def test_the_hour_of_an_id_is_that_of_its_instant(task_id: str, instant: datetime):
+    identifier = event_id(task_id, "line", instant)
+    assert hour_of(identifier) == hour_floor(instant)
+    # Of an id that is no UUIDv7 too.
+    assert hour_of(UUID(int=identifier.int & ~(0xF << 76))) == hour_floor(instant)

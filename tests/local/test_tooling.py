@@ -17,6 +17,7 @@ from billing.settings import Settings
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = {
     "help",
+    "scale",
     "demo",
     "test",
     "test-unit",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import amqp
 import pytest
 import sqlalchemy as sa
+from archiving import Attic
 from consuming import Count, Publish, waiting
+from sealing import Bench
 from support import add_customer, add_sku, eventually
 
 from billing.core.clock import ManualClock
@@ -55,6 +58,24 @@ def make_writer(database_url: str, clock: ManualClock, catalogue: None) -> Itera
 def writer(make_writer: MakeWriter) -> LogWriter:
     """One writer."""
     return make_writer()
+
+
+@pytest.fixture
+def writers(make_writer: MakeWriter) -> MakeWriter:
+    """Makes more writers; for tests that have one already."""
+    return make_writer
+
+
+@pytest.fixture
+def bench(engine: sa.Engine, writer: LogWriter, now: datetime) -> Bench:
+    """One log with its seals."""
+    return Bench(engine, writer, now)
+
+
+@pytest.fixture
+def attic(bench: Bench, tmp_path: Path) -> Attic:
+    """A log with an old month, and a folder for archives."""
+    return Attic(bench, tmp_path / "archive")
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -11,7 +11,9 @@ import amqp
 from kombu import Connection
 from sqlalchemy.exc import OperationalError
 
+from billing.log.candidate import Candidate
 from billing.log.consumer import Consumed, UsageConsumer
+from billing.log.screen import Dead
 from billing.log.writer import BatchResult, LogWriter
 from billing.settings import Settings
 
@@ -83,14 +85,22 @@ class Failures(LogWriter):
 
     def __init__(self) -> None:
         self.count = 0
+        self.screened = 0
 
     def seen_by(self, writer: LogWriter) -> LogWriter:
         self._writer = writer
         return self
 
-    def write(self, bodies: Sequence[bytes]) -> BatchResult:
+    def screen(self, bodies: Iterable[bytes]) -> list[Candidate | Dead]:
+        found = self._writer.screen(bodies)
+        self.screened += len(found)
+        return found
+
+    def write(
+        self, bodies: Sequence[bytes], screened: Sequence[Candidate | Dead] | None = None
+    ) -> BatchResult:
         try:
-            return self._writer.write(bodies)
+            return self._writer.write(bodies, screened)
         except OperationalError:
             self.count += 1
             raise
@@ -99,5 +109,7 @@ class Failures(LogWriter):
 class Broken(Failures):
     """A writer with a fault that is not the database's."""
 
-    def write(self, bodies: Sequence[bytes]) -> BatchResult:
-        raise ZeroDivisionError(bodies)
+    def write(
+        self, bodies: Sequence[bytes], screened: Sequence[Candidate | Dead] | None = None
+    ) -> BatchResult:
+        raise ZeroDivisionError(bodies, screened)

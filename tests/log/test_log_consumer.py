@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -22,7 +22,7 @@ from consuming import (
 from support import NOW, eventually, make_event
 
 from billing.log.dead import DeadLetters, ReplayOutcome
-from billing.log.intake import broker
+from billing.log.intake import MAX_PREFETCH, Delivery, Intake, broker
 from billing.log.writer import LogWriter
 from billing.settings import Settings
 from billing.usage import topology
@@ -60,6 +60,56 @@ def test_a_body_is_kept_byte_for_byte_whatever_encoding_it_claims(
     drain(make_consumer(settings, writer, broker(rabbitmq_url)))
     (letter,) = DeadLetters(engine).list()
     assert DeadLetters(engine).show(letter.id).body == body
+
+
+def test_bodies_of_every_size_come_through_byte_for_byte_and_are_acknowledged(
+    publish: Publish,
+    ready: Count,
+    settings: Settings,
+    writer: LogWriter,
+    rabbitmq_url: str,
+    engine: sa.Engine,
+) -> None:
+    # A frame of AMQP has 128 KiB at most, its eight bytes around the payload included.
+    sizes = [1, 0, 70_000, 131_063, 131_064, 131_065, 2, 300_000, 3]
+    publish(*(b"x" * size for size in sizes), make_event().to_wire())
+    done = drain(make_consumer(settings, writer, broker(rabbitmq_url), batch=4))
+    assert (done.inserted, sum(done.dead.values())) == (1, len(sizes))
+    letters = DeadLetters(engine)
+    bodies = [letters.show(letter.id).body for letter in letters.list()]
+    assert sorted(len(body or b"") for body in bodies) == sorted(sizes)
+    assert ready() == 0
+
+
+def test_beyond_what_one_consumer_gets_a_second_takes_and_each_acknowledges_its_own(
+    publish: Publish, ready: Count, settings: Settings, rabbitmq_url: str
+) -> None:
+    def take(
+        prefetch: int, count: int, bodies: Iterable[bytes] = ()
+    ) -> tuple[Intake, list[Delivery]]:
+        names = {"exchange": settings.usage_exchange, "queue": settings.usage_queue}
+        intake = Intake(broker(rabbitmq_url)(), **names, prefetch=prefetch)
+        intake.open()
+        publish(*bodies)
+
+        def all_came() -> bool:
+            intake.receive(timeout=0.1, most=1)
+            return len(intake.usage) == count
+
+        eventually(all_came)
+        return intake, list(intake.usage)
+
+    bodies = {str(number).encode() for number in range(10)}
+    first, found = take(MAX_PREFETCH + 1, 10, bodies)
+    assert {delivery.body for delivery in found} == bodies
+    assert len({delivery.channel for delivery in found}) == 2
+    first.acknowledge(found[:4])
+    first.close()
+    eventually(lambda: ready() == 6)
+    second, left = take(MAX_PREFETCH, 6)
+    second.close()
+    assert {delivery.body for delivery in left} == {delivery.body for delivery in found[4:]}
+    assert len({delivery.channel for delivery in left}) == 1
 
 
 def test_an_event_with_an_encoding_is_logged(

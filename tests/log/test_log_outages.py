@@ -19,13 +19,14 @@ from consuming import (
     running,
 )
 from kombu import Connection
-from support import TcpProxy, eventually, make_event
+from support import NOW, TcpProxy, eventually, make_event
 
 from billing.core.clock import ManualClock
 from billing.log.engine import writer_engine
 from billing.log.intake import broker
 from billing.log.writer import LogWriter
 from billing.settings import Settings
+from billing.usage.event import DeadReason
 
 pytestmark = pytest.mark.usefixtures("catalogue")
 
@@ -97,6 +98,34 @@ def test_a_batch_is_held_while_the_database_is_away_and_logged_when_it_is_back(
         away.dispose()
     assert watch.connected == 1
     assert ready() == 0
+
+
+def test_what_was_in_hand_while_the_database_was_away_is_judged_by_the_time_it_is_written(
+    publish: Publish,
+    settings: Settings,
+    database_url: str,
+    clock: ManualClock,
+    rabbitmq_url: str,
+    logged: Count,
+) -> None:
+    parts = urlsplit(database_url)
+    publish(*(make_event(metered_at=NOW - timedelta(days=89)).to_wire() for _ in range(2)))
+    watch = Watch()
+    failures = Failures()
+    with TcpProxy(parts.hostname or "127.0.0.1", parts.port or 5432) as network:
+        port = f":{parts.port or 5432}"
+        away = writer_engine(database_url.replace(port, f":{network.port}"))
+        writer = failures.seen_by(new_writer(away, clock))
+        network.cut()
+        # Of two messages one is tried, the other has been screened and waits behind it.
+        with running(make_consumer(settings, writer, broker(rabbitmq_url), watch, batch=1)):
+            eventually(lambda: failures.count >= 2 and failures.screened == 2)
+            clock.advance(timedelta(days=2))
+            network.restore()
+            eventually(lambda: len(watch.batches) == 2, timeout=20)
+        away.dispose()
+    assert [batch.dead for batch in watch.batches] == [{DeadReason.TOO_OLD: 1}] * 2
+    assert logged() == 0
 
 
 def test_heartbeats_go_on_while_a_write_takes_longer_than_the_broker_would_wait(

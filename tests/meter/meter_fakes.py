@@ -122,8 +122,12 @@ class FlakyQuota:
     def reserve(self, request: HoldRequest) -> Reservation:
         return self._call("reserve", lambda: self.inner.reserve(request))
 
-    def settle(self, customer: str, task_id: str, events: Sequence[UsageEvent]) -> Settlement:
-        return self._call("settle", lambda: self.inner.settle(customer, task_id, events))
+    def settle(
+        self, customer: str, task_id: str, events: Sequence[UsageEvent], *, marked: bool = False
+    ) -> Settlement:
+        return self._call(
+            "settle", lambda: self.inner.settle(customer, task_id, events, marked=marked)
+        )
 
     def release(
         self, customer: str, task_id: str, cause: ReleaseCause, event: UsageEvent | None

@@ -167,8 +167,10 @@ class _Overtaking:
             self._told.set()
         return outcome
 
-    def settle(self, customer: str, task_id: str, events: Sequence[UsageEvent]) -> Settlement:
-        settlement = self._inner.settle(customer, task_id, events)
+    def settle(
+        self, customer: str, task_id: str, events: Sequence[UsageEvent], *, marked: bool = False
+    ) -> Settlement:
+        settlement = self._inner.settle(customer, task_id, events, marked=marked)
         self._settled.set()
         return settlement
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -17,12 +19,18 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from psycopg import sql
+from support import NOW, add_customer, add_sku, make_event
 
 from billing import migrations
+from billing.core.clock import ManualClock, to_ms
 from billing.core.errors import ConfigurationError
+from billing.log.candidate import HOUR_MS
 from billing.log.engine import sqlalchemy_url
 from billing.log.partitions import is_partition_name
+from billing.log.subjects import SubjectIds, month_number
+from billing.log.writer import LogWriter
 from billing.tables import metadata
+from billing.usage.event import Outcome
 
 MakeDatabase = Callable[[], str]
 VERSIONS = migrations.scripts_folder() / "versions"
@@ -235,3 +243,60 @@ def test_a_migrator_who_is_no_superuser_can_migrate_where_the_roles_exist_alread
         assert connection.execute("SELECT count(*) FROM usage_events").fetchone() == (0,)
     migrations.downgrade(url, "base")
     assert tables_of(url) == {"alembic_version"}
+
+
+SUBJECTS = [("acme", "page", "https://example.com/ä"), ("ältere", "s", "x"), ("acme", "page", "")]
+
+
+def subject_rows(url: str, columns: str) -> set[tuple[object, ...]]:
+    with psycopg.connect(url) as connection:
+        found = connection.execute(
+            sql.SQL("SELECT {} FROM usage_subjects").format(sql.SQL(columns))
+        )
+        return set(found.fetchall())
+
+
+def test_subjects_that_were_counted_have_the_ids_that_the_writer_makes(
+    make_database: MakeDatabase,
+) -> None:
+    url, month = make_database(), NOW.date().replace(day=1)
+    migrations.upgrade(url, "0004")
+    with psycopg.connect(url) as connection:
+        for customer, sku, subject in SUBJECTS:
+            digest = hashlib.sha256(subject.encode()).digest()[:16]
+            connection.execute(
+                "INSERT INTO usage_subjects VALUES (%s, %s, %s, %s)", [customer, sku, month, digest]
+            )
+    migrations.upgrade(url, "0006")
+    ids, number = SubjectIds(), month_number(to_ms(NOW) // HOUR_MS)
+    assert subject_rows(url, "customer_id, sku_id, month, uuid_send(id)") == {
+        (customer, sku, month, ids.id_of(customer, sku, number, subject))
+        for customer, sku, subject in SUBJECTS
+    }
+
+
+def test_the_way_back_to_digests_of_subjects_is_found_from_the_log(
+    make_database: MakeDatabase,
+) -> None:
+    url, month = make_database(), NOW.date().replace(day=1)
+    migrations.upgrade(url)
+    engine = sa.create_engine(sqlalchemy_url(url), poolclass=sa.NullPool)
+    add_customer(engine, "acme")
+    add_sku(engine, "page-capture")
+    writer = LogWriter(
+        engine,
+        clock=ManualClock(NOW),
+        max_age=timedelta(days=90),
+        max_ahead=timedelta(seconds=300),
+        currency="USD",
+    )
+    used = [make_event(subject=subject) for subject in ("a", "b", "b", None)]
+    unused = make_event(subject="c", outcome=Outcome.FAILED, amount_microcredits=0)
+    told = writer.write([event.to_wire() for event in (*used, unused)])
+    assert told.inserted == 5
+    assert len(subject_rows(url, "id")) == 2
+    migrations.downgrade(url, "0004")
+    assert subject_rows(url, "customer_id, sku_id, month, subject_digest") == {
+        ("acme", "page-capture", month, hashlib.sha256(subject.encode()).digest()[:16])
+        for subject in ("a", "b")
+    }

@@ -24,6 +24,7 @@ from billing.quota.hold import (
     Settlement,
 )
 from billing.quota.keys import SHARDS, Keys, shard_of
+from billing.quota.lease import LeaseStore
 from billing.quota.memory import MemoryQuota
 from billing.quota.redis_quota import RedisQuota
 from billing.usage.event import Outcome, UsageEvent, denied_line, failed_line, from_wire
@@ -36,10 +37,14 @@ HOLD_TTL_SECONDS = 100
 DAY_MS = 86_400_000
 
 
+class QuotaStore(Quota, LeaseStore, Protocol):
+    """A quota store of holds and leases."""
+
+
 class Store(Protocol):
     """A quota store and what a test may do to it from outside."""
 
-    quota: Quota
+    quota: QuotaStore
 
     def now_ms(self) -> int: ...
 
@@ -81,7 +86,7 @@ class MemoryStore:
             hold_record_ttl_seconds=RECORD_TTL_SECONDS,
             quarantine_seconds=self._quarantine_seconds,
         )
-        self.quota: Quota = self._memory
+        self.quota: QuotaStore = self._memory
 
     def forget_account(self, customer: str) -> None:
         self._memory._accounts.pop(customer, None)
@@ -96,7 +101,7 @@ class RedisStore:
         self.client = client
         self.prefix = prefix
         self.keys = Keys(prefix)
-        self.quota: Quota = RedisQuota(
+        self.quota: QuotaStore = RedisQuota(
             client,
             prefix=prefix,
             hold_record_ttl_seconds=RECORD_TTL_SECONDS,
@@ -120,6 +125,8 @@ class RedisStore:
                 self.client.hincrby(key, "period_end_ms", -by_ms)
             elif kind == "hold":
                 self._age_hold(key, by_ms)
+            elif kind == "done":
+                self.client.pexpire(key, self.client.pttl(key) - by_ms)
 
     def outbox(self) -> list[UsageEvent]:
         entries = [entry for key in self.keys.outbox_keys() for _, entry in self.client.xrange(key)]

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -27,13 +28,16 @@ from stores import (
     open_account,
     reserve,
     settle,
+    usage,
 )
 from support import TcpProxy, eventually, make_event
 
-from billing.core.errors import QuotaUnavailable
+from billing.core.errors import QuotaUnavailable, WeighbridgeError
 from billing.quota.hold import LoadOutcome, ReleaseCause, ReserveOutcome, SettleOutcome
 from billing.quota.keys import SHARDS, Keys, shard_of
-from billing.quota.redis_quota import VERBS, RedisQuota, script_text
+from billing.quota.lease import LeasedBatch, LeasedRun, LeaseRequest
+from billing.quota.redis_calls import script_text
+from billing.quota.redis_quota import VERBS, RedisQuota
 
 pytestmark = pytest.mark.redis
 
@@ -46,9 +50,23 @@ class RecordingClient(redis.Redis):
         self.declared: list[list[str]] = []
 
     def execute_command(self, *arguments, **options):  # noqa: ANN002, ANN003 - redis-py's own
-        if arguments[0] == "EVALSHA":
-            self.declared.append(list(arguments[3 : 3 + arguments[2]]))
+        self._note(arguments)
         return super().execute_command(*arguments, **options)
+
+    def pipeline(self, *arguments, **options):  # noqa: ANN002, ANN003 - as above
+        pipeline = super().pipeline(*arguments, **options)
+        execute = pipeline.execute_command
+
+        def recorded(*command: Any, **more: Any) -> object:
+            self._note(command)
+            return execute(*command, **more)
+
+        pipeline.execute_command = recorded
+        return pipeline
+
+    def _note(self, command: tuple[Any, ...]) -> None:
+        if command[0] == "EVALSHA":
+            self.declared.append(list(command[3 : 3 + command[2]]))
 
 
 def _valkey() -> str | None:
@@ -110,6 +128,27 @@ def _quota(client: redis.Redis) -> RedisQuota:
     return RedisQuota(client, prefix="wbtest", hold_record_ttl_seconds=60, quarantine_seconds=0)
 
 
+def _lease_request(number: int, lease_id: str = "lease:open", wish: int = 1) -> LeaseRequest:
+    return LeaseRequest(
+        customer=CUSTOMER,
+        sku=SKU,
+        lease_id=lease_id,
+        number=number,
+        keep_microcredits=0,
+        wish_microcredits=wish,
+        least_microcredits=0,
+        ttl_seconds=HOLD_TTL_SECONDS,
+    )
+
+
+def _settle_leased(store: RedisStore) -> None:
+    run = LeasedRun(promised_microcredits=1, events=(usage(store, "leased", 5),))
+    batch = LeasedBatch(customer=CUSTOMER, lease_id="lease:open", runs=(run,))
+    for answer in store.quota.settle_leased([batch]):
+        if isinstance(answer, WeighbridgeError):
+            raise answer
+
+
 # Each does, in a shard with an open hold, one verb in its longest way.
 VERB_CALLS: dict[str, Callable[[RedisStore], object]] = {
     "reserve": lambda store: reserve(store, "new"),
@@ -121,6 +160,14 @@ VERB_CALLS: dict[str, Callable[[RedisStore], object]] = {
     ),
     "tombstone": lambda store: store.quota.release(CUSTOMER, "new", ReleaseCause.REVOKED, None),
     "append": lambda store: store.quota.append(CUSTOMER, denial(store, "new")),
+    "reserve marked": lambda store: reserve(store, "new", mark=usage(store, "new").id),
+    "settle marked": lambda store: store.quota.settle(
+        CUSTOMER, "open", [usage(store, "open")], marked=True
+    ),
+    "lease": lambda store: store.quota.lease(_lease_request(1, "lease:new")),
+    "lease more": lambda store: store.quota.lease(_lease_request(2)),
+    "lease none": lambda store: store.quota.lease(_lease_request(2, wish=0)),
+    "settle leased": _settle_leased,
     "expire": lambda store: store.quota.expire(10),
     "load": lambda store: store.quota.load(
         account_state(store, epoch=2, budgets={"*": 50}, spent={SKU: 1, "*": 1})
@@ -132,6 +179,7 @@ VERB_CALLS: dict[str, Callable[[RedisStore], object]] = {
 @pytest.mark.parametrize("call", VERB_CALLS)
 def test_every_script_touches_only_the_keys_it_names_and_one_slot(store: RedisStore, call: str):
     open_account(store, budgets={"*": 90, SKU: 80})
+    store.quota.lease(_lease_request(1))
     _due_hold(store, "open")
     assert isinstance(store.client, RecordingClient)
     store.client.declared.clear()
@@ -169,6 +217,9 @@ def test_a_server_that_lost_its_scripts_is_given_them_again(store: RedisStore):
     assert charged(settle(store, "t1", 12)) == [(12, 0)]
     store.client.script_flush()
     assert reserve(store, "t1").outcome is ReserveOutcome.ALREADY_SETTLED
+    store.client.script_flush()
+    _settle_leased(store)
+    assert figures(store) == (0, 17, 83)
 
 
 def test_after_a_flush_nothing_is_admitted_until_the_account_is_rebuilt(store: RedisStore):
@@ -186,6 +237,7 @@ def test_after_a_flush_nothing_is_admitted_until_the_account_is_rebuilt(store: R
 @pytest.mark.parametrize("call", [name for name in VERB_CALLS if name != "expire"])
 def test_a_server_out_of_memory_does_nothing_by_halves(store: RedisStore, call: str):
     open_account(store)
+    store.quota.lease(_lease_request(1))
     reserve(store, "open", 30)
     before = store.raw()
 
@@ -367,6 +419,7 @@ def test_all_keys_of_a_customer_have_one_hash_tag():
         keys.open(shard),
         keys.out(shard),
         keys.born(shard),
+        keys.done("acme", 29_000_000),
     ]
 
     assert len(set(names)) == len(names)

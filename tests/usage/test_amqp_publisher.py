@@ -133,17 +133,34 @@ def test_a_server_that_accepts_and_says_nothing_is_a_failure_in_time():
         assert took(lambda: fails(publisher)) < 1.5
 
 
-def test_the_next_broker_of_the_list_is_tried_after_a_failure(broker: Broker):
-    publisher = AmqpPublisher(
-        f"amqp://127.0.0.1:1//;{broker.url}",
+def of_several(broker: Broker, *before: str) -> AmqpPublisher:
+    return AmqpPublisher(
+        ";".join([*before, broker.url]),
         exchange=broker.exchange,
         queue=broker.queue,
-        timeout_seconds=5,
+        timeout_seconds=3,
     )
-    fails(publisher)
+
+
+def test_the_next_broker_of_the_list_is_tried_at_once(broker: Broker):
+    publisher = of_several(broker, "amqp://127.0.0.1:1//", "amqp://127.0.0.1:2//")
     publisher.publish(events(2))
     publisher.publish(events(2))
     assert len(broker.take()) == 4
+
+
+def test_a_broker_that_says_nothing_leaves_time_for_the_next(broker: Broker):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        publisher = of_several(broker, f"amqp://127.0.0.1:{listener.getsockname()[1]}//")
+        assert took(lambda: publisher.publish(events(2))) < 3
+    assert len(broker.take()) == 2
+
+
+def test_where_no_broker_of_the_list_answers_it_is_a_failure_in_time():
+    publisher = AmqpPublisher(
+        "amqp://127.0.0.1:1//;amqp://127.0.0.1:2//", exchange="x", queue="q", timeout_seconds=1
+    )
+    assert took(lambda: fails(publisher)) < 2
 
 
 def test_a_connection_cut_between_batches_is_a_failure_and_the_next_attempt_connects(

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from live import Live
 from support import add_customer, add_sku
 
-from billing.catalog.sku import DenialPolicy, Pricing, UnavailablePolicy
+from billing.catalog.sku import AdmissionPolicy, DenialPolicy, Pricing, UnavailablePolicy
 from billing.settings import Settings
 
 
@@ -31,6 +31,7 @@ def live(
     allow, deny = UnavailablePolicy.ALLOW, UnavailablePolicy.DENY
     add_sku(engine, "allowed", price=1, unavailable_policy=allow, allow_limit=3)
     add_sku(engine, "strict", price=1, unavailable_policy=deny)
+    add_sku(engine, "leased", price=1, admission=AdmissionPolicy.LEASED)
     add_customer(engine, "acme", credits=1000)
     add_customer(engine, "globex", credits=1000)
     live = Live(settings, engine, tmp_path)

@@ -47,6 +47,7 @@ def make_live_app(settings: Settings) -> Celery:
     # How long Celery waits for a last word of a child that died; 10 s by default.
     app.conf.worker_lost_wait = 2.0
     _plain_ends(app)
+    _leased(app)
     _hard_ends(app)
     _canvas(app)
     _outages(app)
@@ -97,6 +98,14 @@ def _plain_ends(app: Celery) -> None:
     def deferred(self: Any) -> str:
         trace(self)
         return "ran"
+
+
+def _leased(app: Celery) -> None:
+    @app.task(shared=False, base=Marked, sku="leased", name="live.leased", bind=True)
+    def leased(self: Any, word: str = "") -> str:
+        trace(self, word)
+        usage.record(cost_micros=100)
+        return word
 
 
 def _hard_ends(app: Celery) -> None:

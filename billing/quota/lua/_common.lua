@@ -59,6 +59,9 @@ local function close_hold(account, hold, open_key, holds_key, task_id)
   redis.call('HDEL', holds_key, task_id)
   if account then
     redis.call('HINCRBY', account.key, 'held', whole(0 - hold.held))
+    if hold.number then -- it is a lease
+      redis.call('HINCRBY', account.key, 'leases', -1)
+    end
     if hold.period_start_ms == account.period_start_ms then
       count_spent(account, hold.sku, 0 - hold.held)
     end

@@ -10,26 +10,31 @@ local settled, late = tonumber(ARGV[5]), tonumber(ARGV[6])
 local period_start_ms, period_end_ms = ARGV[7], ARGV[8]
 local had_usage, quarantine_ms = ARGV[9] == '1', tonumber(ARGV[10])
 local FIRST_BUDGET = 12
+local LEASE_PREFIX = 'lease:'
 local FIRST_SPENT = FIRST_BUDGET + 2 * tonumber(ARGV[11])
 local sync_only = settled < 0
 local now = now_ms()
 local account = read_hash(account_key)
 
--- The sum of the customer's open holds, and what is spent in the period with them in it.
+-- The sum of the customer's open holds, what is spent in the period with them in it, and how many of
+-- them are leases.
 local function recount()
-  local held, spent = 0, {}
+  local held, spent, leases = 0, {}, 0
   for i = FIRST_SPENT, #ARGV, 2 do
     spent[ARGV[i]] = tonumber(ARGV[i + 1])
   end
-  for _, entry in ipairs(redis.call('HVALS', holds_key)) do
+  for task_id, entry in pairs(read_hash(holds_key) or {}) do
     local start_ms, amount, sku = string.match(entry, '^(%d+)|(%d+)|(.*)$')
+    if string.sub(task_id, 1, #LEASE_PREFIX) == LEASE_PREFIX then
+      leases = leases + 1
+    end
     held = held + tonumber(amount)
     if start_ms == period_start_ms then
       spent[sku] = (spent[sku] or 0) + tonumber(amount)
       spent['*'] = (spent['*'] or 0) + tonumber(amount)
     end
   end
-  return held, spent
+  return held, spent, leases
 end
 
 local function drop_fields(prefix)
@@ -59,9 +64,9 @@ local function write_period(spent)
 end
 
 local function load_anew()
-  local held, spent = recount()
+  local held, spent, leases = recount()
   redis.call('HSET', account_key, 'epoch', whole(epoch), 'held', whole(held),
-    'settled', whole(settled + late))
+    'settled', whole(settled + late), 'leases', whole(leases))
   write_terms()
   write_period(spent)
   return 'loaded'

@@ -43,9 +43,14 @@ for n = 4, #KEYS do
   end
 end
 
-local held = 0
-for _, entry in ipairs(redis.call('HVALS', holds_key)) do
+local held, leases = 0, 0
+for task_id, entry in pairs(read_hash(holds_key) or {}) do
   held = held + tonumber(amount_of(entry))
+  leases = leases + (string.sub(task_id, 1, 6) == 'lease:' and 1 or 0)
+end
+if account then
+  -- It decides only how large the next lease is.
+  redis.call('HSET', account_key, 'leases', whole(leases))
 end
 local before = redis.call('HGET', account_key, 'held')
 if before and tonumber(before) ~= held then

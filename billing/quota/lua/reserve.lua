@@ -1,6 +1,6 @@
 -- Hold an amount for a task, or say why not.
--- KEYS: account, hold, open, holds of the customer
--- ARGV: customer, task id, sku, amount, time to live in ms
+-- KEYS: account, hold, open, holds of the customer, and where leases settle tasks of this SKU: done
+-- ARGV: customer, task id, sku, amount, time to live in ms, the task's mark in done
 -- Reply: outcome, reason, admission, held, left
 local account_key, hold_key, open_key, holds_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local customer, task_id, sku = ARGV[1], ARGV[2], ARGV[3]
@@ -94,7 +94,9 @@ local function admit()
 end
 
 local available = account and account.available or 0
-if hold and hold.state == 'settled' then
+if KEYS[5] and redis.call('SISMEMBER', KEYS[5], ARGV[6]) == 1 then
+  return reply('already_settled', '', hold and hold.admission or 0, 0, available)
+elseif hold and hold.state == 'settled' then
   return reply('already_settled', '', hold.admission, 0, available)
 elseif hold and hold.state == 'held' then
   return answer_held()

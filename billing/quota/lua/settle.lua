@@ -1,11 +1,12 @@
 -- End a hold, charge its lines and put their events into the outbox.
--- KEYS: account, hold, open, holds of the customer, outbox
--- ARGV: customer, task id, time in ms to remember the record, then for each line:
---       sku, line, amount asked, metered_at in ms, event
+-- KEYS: account, hold, open, holds of the customer, outbox, and where leases settle tasks of this
+--       SKU: done
+-- ARGV: customer, task id, time in ms to remember the record, the task's mark in done, then for each
+--       line: sku, line, amount asked, metered_at in ms, event
 -- Reply: outcome, epoch, then for each line: line, amount, shortfall
 local account_key, hold_key, open_key, holds_key, out_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local customer, task_id, remember_ms = ARGV[1], ARGV[2], ARGV[3]
-local FIRST, STEP = 4, 5
+local customer, task_id, remember_ms, done_key, mark = ARGV[1], ARGV[2], ARGV[3], KEYS[6], ARGV[4]
+local FIRST, STEP = 5, 5
 local hold = read_hash(hold_key)
 
 if hold and hold.state == 'settled' then
@@ -20,6 +21,17 @@ end
 
 local account = read_account(account_key)
 local is_open = hold and hold.state == 'held'
+if done_key and redis.call('SADD', done_key, mark) == 0 then
+  -- A lease settled this task: the figures are in its event.
+  if is_open then
+    close_hold(account, hold, open_key, holds_key, task_id)
+    redis.call('HSET', hold_key, 'state', 'released', 'cause', 'settled by a lease')
+    redis.call('PEXPIRE', hold_key, remember_ms)
+  end
+  return { 'exists', '0' }
+elseif done_key then
+  redis.call('PEXPIRE', done_key, remember_ms)
+end
 local outcome, epoch, room = 'uncounted', '0', math.huge
 if account then
   outcome, epoch = is_open and 'settled' or 'without_hold', account.epoch

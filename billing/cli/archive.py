@@ -1,0 +1,136 @@
+"""``billing archive`` and ``billing restore``: months out of the database, and back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from billing.bootstrap import System
+from billing.cli.context import Json, system_of
+from billing.cli.output import Column, print_json, print_table, say
+from billing.cli.running import reporting
+from billing.core.credits import format_credits
+from billing.core.period import Period, month_labelled
+from billing.log.archives import Archive
+
+_Despite = Annotated[
+    bool,
+    typer.Option("--despite-findings", help="Although the month is not what was sealed."),
+]
+
+
+def archive(
+    context: typer.Context,
+    before: Annotated[
+        str | None,
+        typer.Option(
+            help="Every month before this one that is in the database.", metavar="YYYY-MM"
+        ),
+    ] = None,
+    month: Annotated[str | None, typer.Option(help="This month.", metavar="YYYY-MM")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Only list what was archived.")] = False,
+    despite_findings: _Despite = False,
+    json: Json = False,
+) -> None:
+    """Move months of the log to Parquet files: seal, export, read back, detach, drop.
+
+    Rollups stay, and receipts of these months are read from the files. Interrupted anywhere, run it
+    again.
+    """
+    system = system_of(context)
+    if sum((before is not None, month is not None, listed)) != 1:
+        raise typer.BadParameter("give one of --before, --month and --list")
+    if listed:
+        _print(system.keeping.archives(), json, empty="nothing was archived yet")
+        return
+    now, archiver = system.clock.now(), system.keeping.archiver
+    months = [month_labelled(month)] if month else archiver.due(month_labelled(before or ""))
+    for each in months:
+        # Before the first is touched.
+        archiver.check_age(each, now)
+    done = [_archive(system, each, despite_findings) for each in months]
+    _print(done, json, empty="no month to archive")
+
+
+def restore(
+    context: typer.Context,
+    month: Annotated[str, typer.Argument(help="An archived UTC month.", metavar="YYYY-MM")],
+    despite_findings: _Despite = False,
+    json: Json = False,
+) -> None:
+    """Make an archived month part of the database again; its files stay."""
+    system = system_of(context)
+    restorer = system.keeping.restorer
+    with reporting("restore", lambda: {"month": month}):
+        done = restorer.restore(
+            month_labelled(month), system.clock.now(), despite_findings=despite_findings
+        )
+    _print([done], json, empty="")
+
+
+def _archive(system: System, month: Period, despite_findings: bool) -> Archive:
+    archiver = system.keeping.archiver
+    progress = archiver.progress
+
+    def figures() -> dict[str, object]:
+        rows = progress.rows or progress.checked.rows
+        return {"month": month.label, "step": progress.step, "rows": f"{rows:,}"}
+
+    with reporting("archive", figures):
+        return archiver.archive(month, system.clock.now(), despite_findings=despite_findings)
+
+
+def archive_document(archive: Archive) -> dict[str, object]:
+    """An archive for machines."""
+    files = {"rows": archive.rows_file, "seals": archive.seals_file}
+    return {
+        "month": archive.month.label,
+        "state": archive.state.value,
+        "files": {
+            name: {"name": file.name, "bytes": file.size, "sha256": file.sha256.hex()}
+            for name, file in files.items()
+            if file is not None
+        },
+        "rows": archive.totals.events if archive.totals else None,
+        "amount_microcredits": archive.totals.amount_microcredits if archive.totals else None,
+        "seals_root": archive.seals_root,
+        "head": {"number": archive.head_number, "hash": archive.head_hash},
+        "begun_at": archive.begun_at,
+        "verified_at": archive.verified_at,
+        "dropped_at": archive.dropped_at,
+        "restored_at": archive.restored_at,
+    }
+
+
+def _print(archives: list[Archive], json: bool, *, empty: str) -> None:
+    if json:
+        print_json([archive_document(each) for each in archives])
+        return
+    if not archives:
+        say(empty)
+        return
+    print_table(
+        "Archives",
+        [
+            Column("month", whole=True),
+            Column("state", whole=True),
+            Column("rows", numeric=True),
+            Column("credits", numeric=True),
+            Column("MB", numeric=True),
+            Column("file"),
+        ],
+        [_cells(each) for each in archives],
+    )
+
+
+def _cells(archive: Archive) -> tuple[Any, ...]:
+    file, totals = archive.rows_file, archive.totals
+    return (
+        archive.month.label,
+        archive.state.value,
+        totals.events if totals else None,
+        format_credits(totals.amount_microcredits) if totals else None,
+        f"{file.size / 1e6:.1f}" if file else None,
+        file.name if file else None,
+    )

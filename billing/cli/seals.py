@@ -1,0 +1,76 @@
+"""``billing seals`` and ``billing proof``: sealing by hand, anchors, and proofs for customers."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from billing.cli.context import Json, system_of
+from billing.cli.output import print_json, say
+from billing.cli.verify import seal_document
+from billing.core.errors import InvalidValue
+from billing.core.period import month_labelled
+from billing.log.seal import ANCHOR_HEAD, anchor_line
+from billing.log.seals import SealRun
+
+app = typer.Typer(no_args_is_help=True, help="Seals: what makes tampering with the log evident.")
+
+
+@app.command()
+def now(context: typer.Context, json: Json = False) -> None:
+    """Seal every hour that is over; beat does this by itself."""
+    _print_run(system_of(context).seal(), json)
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    after: Annotated[int, typer.Option(help="Only seals with a higher number.", min=0)] = 0,
+) -> None:
+    """Print number and hash of every seal: an anchor, to be kept where nobody here can write.
+
+    With --after the output continues an anchor file that has the seals up to that number.
+    """
+    if not after:
+        sys.stdout.write(f"{ANCHOR_HEAD}\n")
+    for seal, kept in system_of(context).keeping.seals(after):
+        sys.stdout.write(f"{anchor_line(seal.number, kept)}\n")
+
+
+@app.command()
+def adopt(
+    context: typer.Context,
+    month: Annotated[str, typer.Argument(help="A UTC month.", metavar="YYYY-MM")],
+    json: Json = False,
+) -> None:
+    """Seal rows that no application said it logged, as they are now. Look at them first.
+
+    For a log that is older than sealing, once; and for rows that billing verify found as added and
+    that somebody has found to be right. Their seals say that they were adopted.
+    """
+    system = system_of(context)
+    _print_run(system.keeping.adopt(month_labelled(month), system.clock.now()), json)
+
+
+def proof(
+    context: typer.Context,
+    event: Annotated[str, typer.Argument(help="A receipt line's event_id.", metavar="EVENT_ID")],
+) -> None:
+    """Print the proof that a receipt line is under a seal, as JSON for scripts/check_proof.py."""
+    try:
+        identifier = UUID(event)
+    except ValueError:
+        raise InvalidValue("EVENT_ID", event, "use the event_id of a receipt's line") from None
+    print_json(system_of(context).keeping.prover.proof(identifier))
+
+
+def _print_run(run: SealRun, json: bool) -> None:
+    if json:
+        print_json({"seals": run.seals, "rows": run.rows, "head": seal_document(run.head)})
+        return
+    say(f"{run.rows:,} rows sealed under {run.seals:,} seals")
+    if run.head is not None:
+        say(f"newest seal: {run.head.number}, {run.head.hash.hex()}")

@@ -1,0 +1,170 @@
+"""``billing verify``: whether the log is what was logged, row by row, and its seals one chain."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from billing.bootstrap import System
+from billing.cli.context import Json, system_of
+from billing.cli.output import instant, print_json, say
+from billing.cli.running import reporting
+from billing.core.errors import InvalidValue
+from billing.core.period import Period, month_labelled
+from billing.log.findings import Finding
+from billing.log.seal import Seal, anchor_line, parse_anchor
+from billing.log.verify import Checked
+
+_MOST_SHOWN: Final = 100
+
+
+def verify(
+    context: typer.Context,
+    month: Annotated[
+        str | None,
+        typer.Option(
+            help="One UTC month. Unset: the whole log and its archives.", metavar="YYYY-MM"
+        ),
+    ] = None,
+    anchor: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file of billing seals export that was kept elsewhere.", metavar="FILE"
+        ),
+    ] = None,
+    head: Annotated[
+        bool, typer.Option("--head", help="Check nothing; print the newest seal, to be published.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Find every row that was changed, removed or added, and every seal that does not hold.
+
+    Exits with 1 if there is any.
+    """
+    system = system_of(context)
+    if head:
+        _print_head(system.keeping.head(), json)
+        return
+    known = _anchor(anchor)
+    months = [month_labelled(month)] if month else system.keeping.months()
+    checked = Checked()
+    with reporting("verify", lambda: {"rows": f"{checked.rows:,}", "hours": f"{checked.hours:,}"}):
+        findings = list(_found(system, months, known, checked))
+    newest = system.keeping.head()
+    if json:
+        print_json(_document(months, checked, newest, findings, anchored=anchor is not None))
+    else:
+        _print(months, checked, newest, findings)
+    if findings:
+        raise typer.Exit(1)
+
+
+def _found(
+    system: System, months: list[Period], anchor: dict[int, bytes] | None, checked: Checked
+) -> Iterator[Finding]:
+    verifier = system.keeping.verifier
+    yield from verifier.chain(anchor)
+    for month in months:
+        yield from verifier.month(month, system.clock.now(), checked)
+
+
+def _anchor(path: Path | None) -> dict[int, bytes] | None:
+    if path is None:
+        return None
+    try:
+        return parse_anchor(path.read_text("utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        remedy = f"it cannot be read ({error}); use a file of: billing seals export"
+        raise InvalidValue("anchor", str(path), remedy) from None
+
+
+def finding_document(finding: Finding) -> dict[str, object]:
+    """A finding for machines."""
+    return {**asdict(finding), "kind": finding.kind.value}
+
+
+def seal_document(seal: Seal | None) -> dict[str, object] | None:
+    """A seal for machines."""
+    if seal is None:
+        return None
+    return {
+        "number": seal.number,
+        "hash": seal.hash.hex(),
+        "hour": seal.hour,
+        "sealed_at": seal.sealed_at,
+        "rows": seal.rows,
+        "adopted": seal.adopted,
+    }
+
+
+def _document(
+    months: list[Period],
+    checked: Checked,
+    head: Seal | None,
+    findings: list[Finding],
+    *,
+    anchored: bool,
+) -> dict[str, object]:
+    return {
+        "ok": not findings,
+        "months": [month.label for month in months],
+        "rows": checked.rows,
+        "rows_without_a_seal_yet": checked.waiting,
+        "hours": checked.hours,
+        "seals": checked.seals,
+        "anchored": anchored,
+        "head": seal_document(head),
+        "findings": [finding_document(each) for each in findings],
+    }
+
+
+def _print_head(head: Seal | None, json: bool) -> None:
+    if json:
+        print_json(seal_document(head))
+    else:
+        say(anchor_line(head.number, head.hash) if head else "nothing is sealed yet")
+
+
+def _print(
+    months: list[Period], checked: Checked, head: Seal | None, findings: list[Finding]
+) -> None:
+    for finding in findings[:_MOST_SHOWN]:
+        _print_finding(finding)
+    if len(findings) > _MOST_SHOWN:
+        say(f"and {len(findings) - _MOST_SHOWN:,} more findings; --json has all")
+    span = months[0].label if len(months) == 1 else f"{len(months)} months"
+    say(
+        f"checked: {span}, {checked.rows:,} rows in {checked.hours:,} hours under "
+        f"{checked.seals:,} seals"
+        + (f"; {checked.waiting:,} rows have no seal yet" if checked.waiting else "")
+    )
+    if head is not None:
+        say(f"newest seal: {head.number}, {head.hash.hex()}")
+    if findings:
+        counts = Counter(finding.kind.value for finding in findings)
+        told = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
+        say(f"NOT as it was logged: {told}", style="bold red")
+    else:
+        say("every row is the one that was logged", style="bold")
+
+
+def _print_finding(finding: Finding) -> None:
+    what = [finding.kind.value]
+    if finding.event_id is not None:
+        what.append(str(finding.event_id))
+    if finding.hour is not None:
+        what.append(f"hour {instant(finding.hour)} UTC")
+    if finding.seal is not None:
+        what.append(f"seal {finding.seal}")
+    say(" · ".join(what), style="bold")
+    whose = [each for each in (finding.customer, finding.sku) if each]
+    whose += [f"task {finding.task_id}"] if finding.task_id else []
+    if whose:
+        say(f"  {', '.join(whose)}")
+    say(f"  {finding.words}")
+    say(f"  {finding.money}")

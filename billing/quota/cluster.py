@@ -1,0 +1,405 @@
+"""Redis Cluster behind the interface of one Redis: the part of it that Weighbridge uses.
+
+Which node has which slot, and what to do about MOVED and ASK, is redis-py's. What is added: nothing
+connects before it is used; a pipeline goes to each node through that node's ordinary client, so
+that scripts are loaded where they are missing and a node that is away costs one time-out, not one
+per command; and every trouble of the cluster is a ``redis.ConnectionError``, which all that talks
+to one Redis already knows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final, Self
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode, RedisCluster
+from redis.connection import parse_url
+from redis.exceptions import (
+    AskError,
+    ClusterError,
+    MasterDownError,
+    NoScriptError,
+    RedisClusterException,
+    TryAgainError,
+)
+from redis.retry import Retry
+
+from billing.core.errors import ConfigurationError
+
+SCHEMES: Final = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
+_DEFAULT_PORT: Final = 6379
+_TRIES: Final = 2
+_TROUBLE: Final = (RedisClusterException, ClusterError, AskError, TryAgainError)
+_NODE_AWAY: Final = (redis.ConnectionError, redis.TimeoutError, MasterDownError, *_TROUBLE)
+
+_WORST: Final[Mapping[str, Callable[[list[Any]], Any]]] = {
+    "maxmemory_policy": lambda said: next((p for p in said if p != "noeviction"), said[0]),
+    "aof_enabled": lambda said: min(int(each) for each in said),
+    "rdb_last_bgsave_status": lambda said: next((s for s in said if s != "ok"), said[0]),
+    "aof_last_write_status": lambda said: next((s for s in said if s != "ok"), said[0]),
+}
+
+
+def is_cluster(url: str) -> bool:
+    """Whether a URL names a cluster."""
+    return url.partition("://")[0] in SCHEMES
+
+
+def nodes_of(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
+    """The nodes to begin with, and how to connect to any.
+
+    Args:
+        url: ``redis+cluster://user:password@host:port,host:port``, with redis-py's options after a
+            ``?``; ``rediss+cluster`` for TLS.
+
+    Raises:
+        ConfigurationError: A port is no number, or a database is named: a cluster has one.
+    """
+    parts = urlsplit(url)
+    login, at, hosts = parts.netloc.rpartition("@")
+    if parts.path.strip("/") not in {"", "0"}:
+        raise ConfigurationError(
+            "REDIS_URL", "a cluster has one database", "leave out what follows the ports"
+        )
+    nodes: list[tuple[str, int]] = []
+    for each in hosts.split(","):
+        host, _, port = each.partition(":")
+        if not host or (port and not port.isdecimal()):
+            raise ConfigurationError(
+                "REDIS_URL", f"{each!r} is no node", "write host:port,host:port"
+            )
+        nodes.append((host, int(port or _DEFAULT_PORT)))
+    one = parts._replace(scheme=SCHEMES[parts.scheme], netloc=f"{login}{at}{nodes[0][0]}", path="")
+    options: dict[str, Any] = dict(parse_url(urlunsplit(one)))  # type: ignore[no-untyped-call]
+    secure = options.pop("connection_class", None) is not None
+    for name in ("host", "port", "db"):
+        options.pop(name, None)
+    return nodes, options | ({"ssl": True} if secure else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A node of a cluster. ``primary_id``: whom it is a replica of; None: it is a primary."""
+
+    id: str
+    address: str
+    primary_id: str | None
+    has_slots: bool
+    failing: bool
+
+
+class ClusterScript:
+    """A script that is sent as a whole where a node does not know it, so that any node can run it.
+
+    redis-py's own would load it into every primary, which fails while one of them is away.
+    """
+
+    def __init__(self, client: ClusterClient, text: str) -> None:
+        self._client = client
+        self.text = text
+        self.sha = hashlib.sha1(text.encode()).hexdigest()  # noqa: S324 - Redis names scripts so
+
+    def __call__(
+        self,
+        keys: Sequence[str],
+        args: Sequence[str | int | bytes] = (),
+        client: ClusterPipeline | None = None,
+    ) -> Any:  # noqa: ANN401 - each script's reply has a shape of its own
+        """Run it on the node of its keys, or queue it in a pipeline."""
+        if client is not None:
+            client.run(self, keys, args)
+            return None
+        try:
+            return self._client.execute_command("EVALSHA", self.sha, len(keys), *keys, *args)
+        except NoScriptError:
+            return self._client.execute_command("EVAL", self.text, len(keys), *keys, *args)
+
+
+class ClusterClient:
+    """A cluster, for whatever takes a ``redis.Redis`` here. May be shared by threads.
+
+    Args:
+        url: As ``nodes_of`` takes it.
+        timeout_seconds: The longest wait for one answer of one node. A call is tried twice, and
+            asks for the map of slots in between: with a node away it takes up to three of these.
+    """
+
+    def __init__(self, url: str, *, timeout_seconds: float) -> None:
+        self._nodes, self._options = nodes_of(url)
+        self._timeout_seconds = timeout_seconds
+        self._lock = threading.Lock()
+        self._made: RedisCluster | None = None
+
+    def register_script(self, text: str) -> ClusterScript:
+        """As redis-py's; asks nothing of the cluster."""
+        return ClusterScript(self, text)
+
+    def execute_command(self, *command: Any) -> Any:  # noqa: ANN401 - as redis-py's
+        """One command, on the node of its key."""
+        with translated():
+            return self.cluster.execute_command(*command)
+
+    def hgetall(self, name: str) -> dict[Any, Any]:
+        """As redis-py's."""
+        with translated():
+            found: dict[Any, Any] = self.cluster.hgetall(name)
+        return found
+
+    def hkeys(self, name: str) -> list[Any]:
+        """As redis-py's."""
+        with translated():
+            return list(self.cluster.hkeys(name))
+
+    def zrange(self, name: str, start: int, end: int) -> list[Any]:
+        """As redis-py's."""
+        with translated():
+            return list(self.cluster.zrange(name, start, end))
+
+    def xrange(
+        self,
+        name: str,
+        min: str = "-",  # noqa: A002 - redis-py's names
+        max: str = "+",  # noqa: A002
+        count: int | None = None,
+    ) -> list[Any]:
+        """As redis-py's."""
+        with translated():
+            return list(self.cluster.xrange(name, min=min, max=max, count=count))
+
+    def ping(self) -> bool:
+        """Whether every node that should answer does."""
+        with translated():
+            return bool(self.cluster.ping())
+
+    def time(self) -> tuple[int, int]:
+        """The clock of one node."""
+        with translated():
+            seconds, microseconds = self.cluster.time()
+        return seconds, microseconds
+
+    def config_get(self, *patterns: str) -> dict[Any, Any]:
+        """The configuration of one node."""
+        with translated():
+            found: dict[Any, Any] = self.cluster.config_get(*patterns)
+        return found
+
+    def info(self, section: str | None = None) -> dict[str, Any]:
+        """What one primary says of itself, with the worst of all where it matters (``_WORST``)."""
+        asked = [section] if section else []
+        said: list[dict[str, Any]] = []
+        with translated():
+            for node in self.cluster.get_primaries():
+                # One that is away is told by ``members``.
+                with suppress(*_NODE_AWAY):
+                    said.append(self.cluster.get_redis_connection(node).info(*asked))
+        return combined(said)
+
+    def members(self) -> list[Member]:
+        """Every node, as the one that is asked sees it."""
+        with translated():
+            rows: dict[str, dict[str, Any]] = self.cluster.cluster_nodes()
+        return [
+            Member(
+                id=row["node_id"],
+                address=address,
+                primary_id=None if row["master_id"] == "-" else row["master_id"],
+                has_slots=bool(row["slots"]),
+                failing=any("fail" in flag for flag in row["flags"].split(",")),
+            )
+            for address, row in rows.items()
+        ]
+
+    def lives(self, keys: Sequence[str]) -> list[str | None]:
+        """For each key, the run id of the node that has it; None where that does not answer."""
+        with translated():
+            names = [self.node_name(key) for key in keys]
+            run_ids = {name: self._run_id(name) for name in set(names)}
+        return [run_ids[name] for name in names]
+
+    def pipeline(self, *, transaction: bool = False) -> ClusterPipeline:
+        """Commands that are sent together, without a transaction."""
+        if transaction:
+            raise NotImplementedError("a transaction over a cluster's nodes does not exist")
+        return ClusterPipeline(self)
+
+    def close(self) -> None:
+        """Close every connection."""
+        with self._lock:
+            made, self._made = self._made, None
+        if made is not None:
+            made.close()
+
+    @property
+    def cluster(self) -> Any:  # noqa: ANN401 - redis-py types little of a cluster
+        """redis-py's ``RedisCluster``; made, and the map of slots read, at the first use."""
+        with self._lock:
+            if self._made is None:
+                self._made = RedisCluster(
+                    startup_nodes=[ClusterNode(*node) for node in self._nodes],  # type: ignore[no-untyped-call]
+                    socket_timeout=self._timeout_seconds,
+                    socket_connect_timeout=self._timeout_seconds,
+                    # One repeat; every verb may be repeated.
+                    retry=Retry(NoBackoff(), _TRIES - 1),
+                    # Shards of other nodes go on while one node is away.
+                    require_full_coverage=False,
+                    # A slot that moved is a failover here: learn all of the new map at once.
+                    reinitialize_steps=1,
+                    **self._options,
+                )
+            return self._made
+
+    def send(self, node_name: str, fill: Callable[[Any], None]) -> list[Any]:
+        """Send commands to one node; an answer may be an error of the command."""
+        node = self.cluster.get_node(node_name=node_name)
+        if node is None:
+            raise redis.ConnectionError(f"{node_name} has left the cluster")
+        with self.cluster.get_redis_connection(node).pipeline(transaction=False) as pipeline:
+            fill(pipeline)
+            return list(pipeline.execute(raise_on_error=False))
+
+    def node_name(self, key: str) -> str:
+        """The node that has a key, as far as is known."""
+        return str(self.cluster.get_node_from_key(key).name)
+
+    def learn(self) -> None:
+        """Read the map of slots anew."""
+        with translated():
+            self.cluster.nodes_manager.initialize()
+
+    def _run_id(self, name: str) -> str | None:
+        try:
+            (info,) = self.send(name, lambda pipeline: pipeline.info("server"))
+        except _NODE_AWAY:
+            return None
+        return None if isinstance(info, Exception) else str(info["run_id"])
+
+
+class ClusterPipeline:
+    """What is queued is sent to each node at once, node by node."""
+
+    def __init__(self, client: ClusterClient) -> None:
+        self._client = client
+        self._queued: list[tuple[str, Callable[[Any], object]]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._queued.clear()
+
+    def execute_command(self, *command: Any) -> None:  # noqa: ANN401 - as redis-py's
+        """Queue a command whose first argument is its key."""
+        self._queue(command[1], lambda pipeline: pipeline.execute_command(*command))
+
+    def xrange(
+        self,
+        name: str,
+        min: str = "-",  # noqa: A002 - redis-py's names
+        max: str = "+",  # noqa: A002
+        count: int | None = None,
+    ) -> None:
+        """As redis-py's."""
+        self._queue(name, lambda pipeline: pipeline.xrange(name, min=min, max=max, count=count))
+
+    def xdel(self, name: str, *ids: str) -> None:
+        """As redis-py's."""
+        self._queue(name, lambda pipeline: pipeline.xdel(name, *ids))
+
+    def xlen(self, name: str) -> None:
+        """As redis-py's."""
+        self._queue(name, lambda pipeline: pipeline.xlen(name))
+
+    def set(self, name: str, value: str, *, nx: bool = False, get: bool = False) -> None:
+        """As redis-py's."""
+        self._queue(name, lambda pipeline: pipeline.set(name, value, nx=nx, get=get))
+
+    def run(
+        self, script: ClusterScript, keys: Sequence[str], args: Sequence[str | int | bytes]
+    ) -> None:
+        """Queue a script; the node's pipeline loads it where it is missing."""
+
+        def queue(pipeline: Any) -> None:  # noqa: ANN401 - redis-py's pipeline
+            redis.commands.core.Script(pipeline, script.text)(keys=keys, args=args, client=pipeline)
+
+        self._queue(keys[0], queue)
+
+    def execute(self, *, raise_on_error: bool = True) -> list[Any]:
+        """Send all; what failed is tried once more by a new map of slots.
+
+        Args:
+            raise_on_error: Raise the first error; else it is in its command's place.
+
+        Raises:
+            redis.RedisError: A node did not answer (``ConnectionError``) or refused.
+        """
+        queued, self._queued = self._queued, []
+        answers: list[Any] = [None] * len(queued)
+        left = list(range(len(queued)))
+        for attempt in range(_TRIES):
+            if attempt:
+                self._client.learn()
+            self._send(queued, left, answers)
+            left = [index for index in left if isinstance(answers[index], _NODE_AWAY)]
+            if not left:
+                break
+        for index, answer in enumerate(answers):
+            if isinstance(answer, _TROUBLE):
+                answers[index] = redis.ConnectionError(str(answer))
+        if raise_on_error:
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+        return answers
+
+    def _queue(self, key: str, command: Callable[[Any], object]) -> None:
+        self._queued.append((key, command))
+
+    def _send(
+        self,
+        queued: Sequence[tuple[str, Callable[[Any], object]]],
+        wanted: Sequence[int],
+        answers: list[Any],
+    ) -> None:
+        by_node: dict[str, list[int]] = {}
+        for index in wanted:
+            try:
+                by_node.setdefault(self._client.node_name(queued[index][0]), []).append(index)
+            except _TROUBLE as error:
+                answers[index] = error
+        for name, indexes in by_node.items():
+
+            def fill(pipeline: Any, indexes: list[int] = indexes) -> None:  # noqa: ANN401 - as above
+                for index in indexes:
+                    queued[index][1](pipeline)
+
+            try:
+                found = self._client.send(name, fill)
+            except _NODE_AWAY as error:
+                found = [error] * len(indexes)
+            for index, answer in zip(indexes, found, strict=True):
+                answers[index] = answer
+
+
+def combined(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One answer for several nodes: the first one's, and of what matters the worst."""
+    if not said:
+        raise redis.ConnectionError("the cluster has no primaries")
+    worst = {name: rule([each[name] for each in said]) for name, rule in _WORST.items()
+             if all(name in each for each in said)}  # fmt: skip
+    return {**said[0], **worst}
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Say as ``redis.ConnectionError`` what is wrong with a cluster as a whole."""
+    try:
+        yield
+    except _TROUBLE as error:
+        raise redis.ConnectionError(f"Redis Cluster: {error}") from error

@@ -1,0 +1,1 @@
+"""Several nodes of each server here, one of them lost under load: ``python -m scale``."""
