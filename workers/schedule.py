@@ -18,8 +18,8 @@ SWEEP_LIMIT: Final = 500
 """Holds expired in one step; a sweep takes as many steps as it needs."""
 
 _EXPIRED: Final = (
-    "nobody settled it, so nothing was charged; what the task did, if it ran, is charged only if it "
-    "settles after all"
+    "nobody settled it, so nothing was charged; what the task did, if it ran, is charged only if "
+    "it settles after all"
 )
 _LEASE_EXPIRED: Final = (
     "its process is gone, and no relay of its node gave it back; what that node has on its disk is "
