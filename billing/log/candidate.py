@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from billing.core.clock import to_ms
-from billing.log.rows import row_of
+from billing.log import leaf, rows
+from billing.log.leaf import Unlogged
 from billing.usage.event import Outcome, UsageEvent, from_wire
 
 HOUR_MS: Final = 3_600_000
@@ -21,7 +22,7 @@ class Candidate(NamedTuple):
 
     ``key`` is its id in 16 bytes, ``hour`` the number of its UTC hour since 1970, ``outcome`` the
     outcome's value; amounts are in microcredits, the provider's cost in micros. ``row`` is None
-    where a figure does not fit its column.
+    where a figure does not fit its column. ``around`` is what its leaf will be made of.
     """
 
     key: bytes
@@ -38,6 +39,7 @@ class Candidate(NamedTuple):
     subject: str | None
     fingerprint: bytes
     row: bytes | None
+    around: Unlogged
     body: bytes
 
     @property
@@ -68,7 +70,8 @@ def candidate_of(event: UsageEvent, body: bytes) -> Candidate:
         epoch=event.quota_epoch,
         subject=event.subject,
         fingerprint=fingerprint,
-        row=row_of(event, fingerprint),
+        row=rows.row_of(event, fingerprint),
+        around=leaf.unlogged_of(leaf.row_of(event, fingerprint)),
         body=body,
     )
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
-from operator import attrgetter, itemgetter
-from typing import Any, Final
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -54,10 +54,66 @@ COLUMNS: Final = (
     "fingerprint",
     "logged_at",
 )
-_VALUES: Final = itemgetter(*COLUMNS)
-_INSTANTS: Final = ("started_at", "finished_at", "logged_at")
+_LOGGED_AT: Final = "logged_at"
+_INSTANTS: Final = ("started_at", "finished_at")
+_KEYS: Final = sorted((*COLUMNS, "form"))
+_BEFORE: Final = tuple(_KEYS[: _KEYS.index(_LOGGED_AT)])
+_AFTER: Final = tuple(_KEYS[_KEYS.index(_LOGGED_AT) + 1 :])
 _OPTIONS: Final = orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z
 _LEAF: Final = b"\x00"
+
+
+class Unlogged(NamedTuple):
+    """A row in form 1 but for the value of ``logged_at``: what stands before it and behind it.
+
+    Only the transaction that logs a batch knows that value; all the rest is told beforehand.
+    """
+
+    before: bytes
+    after: bytes
+
+
+def joined(before: Mapping[str, Any], after: Mapping[str, Any]) -> Unlogged:
+    """The form of what is said already.
+
+    Args:
+        before: All that stands before ``logged_at``, ``form`` included; the fingerprint in
+            hexadecimal, instants in UTC.
+        after: All that stands behind it.
+    """
+    return Unlogged(
+        orjson.dumps(before, option=_OPTIONS)[:-1] + b',"logged_at":',
+        b"," + orjson.dumps(after, option=_OPTIONS)[1:],
+    )
+
+
+def unlogged_of(row: Mapping[str, Any]) -> Unlogged:
+    """A row in form 1 but for ``logged_at``.
+
+    Args:
+        row: As of ``canonical``; ``logged_at`` may be missing.
+    """
+    known = {**row, "fingerprint": bytes(row["fingerprint"]).hex(), "form": FORM}
+    for name in _INSTANTS:
+        # A session of PostgreSQL may have any time zone.
+        if known[name] is not None and known[name].tzinfo is not UTC:
+            known[name] = known[name].astimezone(UTC)
+    return joined({name: known[name] for name in _BEFORE}, {name: known[name] for name in _AFTER})
+
+
+def instant_of(logged_at: datetime) -> bytes:
+    """The value of ``logged_at`` in form 1."""
+    return orjson.dumps(logged_at.astimezone(UTC), option=_OPTIONS)
+
+
+def leaf_at(instant: bytes, row: Unlogged) -> bytes:
+    """The leaf of a row that is logged at an instant.
+
+    Args:
+        instant: Of ``instant_of``.
+        row: All the rest.
+    """
+    return sha256(b"".join((_LEAF, row.before, instant, row.after))).digest()
 
 
 def canonical(row: Mapping[str, Any]) -> bytes:
@@ -67,19 +123,13 @@ def canonical(row: Mapping[str, Any]) -> bytes:
         row: Values by the names of ``COLUMNS``, as the driver gives them (an archive's reader gives
             the same); other names are left out.
     """
-    known: dict[str, Any] = dict(zip(COLUMNS, _VALUES(row), strict=True))
-    for name in _INSTANTS:
-        # A session of PostgreSQL may have any time zone.
-        if known[name] is not None and known[name].tzinfo is not UTC:
-            known[name] = known[name].astimezone(UTC)
-    known["fingerprint"] = bytes(known["fingerprint"]).hex()
-    known["form"] = FORM
-    return orjson.dumps(known, option=_OPTIONS)
+    before, after = unlogged_of(row)
+    return b"".join((before, instant_of(row[_LOGGED_AT]), after))
 
 
 def leaf_of(row: Mapping[str, Any]) -> bytes:
     """The leaf of a row: what ``billing.log.merkle.leaf_hash`` makes of its canonical form."""
-    return sha256(_LEAF + canonical(row)).digest()
+    return leaf_at(instant_of(row[_LOGGED_AT]), unlogged_of(row))
 
 
 def document_of(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,26 +138,24 @@ def document_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return document
 
 
-def row_of(event: UsageEvent, fingerprint: bytes, logged_at: datetime) -> dict[str, Any]:
-    """The row that an event becomes.
+def row_of(event: UsageEvent, fingerprint: bytes) -> dict[str, Any]:
+    """The row that an event becomes, but for ``logged_at``.
 
     Args:
-        event: A logged event.
+        event: About to be logged.
         fingerprint: Of ``UsageEvent.fingerprint``.
-        logged_at: When PostgreSQL got it: its transaction's ``now()``.
     """
     return dict(zip(_AS_EVENT, _OF_EVENT(event), strict=True)) | {
         "customer_id": event.customer,
         "sku_id": event.sku,
         "outcome": event.outcome.value,
         "fingerprint": fingerprint,
-        "logged_at": logged_at,
     }
 
 
 _AS_EVENT: Final = tuple(
     name
     for name in COLUMNS
-    if name not in {"customer_id", "sku_id", "outcome", "fingerprint", "logged_at"}
+    if name not in {"customer_id", "sku_id", "outcome", "fingerprint", _LOGGED_AT}
 )
 _OF_EVENT: Final = attrgetter(*_AS_EVENT)

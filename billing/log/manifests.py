@@ -15,9 +15,8 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from billing.core.ids import hour_of
-from billing.log.candidate import Candidate
-from billing.log.leaf import leaf_of, row_of
+from billing.log.candidate import Candidate, hour_at
+from billing.log.leaf import instant_of, leaf_at
 from billing.log.seal import Leaves
 
 _NOW: Final = sa.text("SELECT now()")
@@ -54,12 +53,11 @@ def manifests_of(logged: Collection[Candidate], logged_at: datetime) -> dict[dat
         logged: Events that became rows.
         logged_at: When.
     """
-    hours: defaultdict[datetime, list[tuple[bytes, bytes]]] = defaultdict(list)
-    for candidate in logged:
-        row = row_of(candidate.event, candidate.fingerprint, logged_at)
-        identifier = candidate.event.id
-        hours[hour_of(identifier)].append((identifier.bytes, leaf_of(row)))
-    return {hour: _listed(sorted(records)) for hour, records in sorted(hours.items())}
+    hours: defaultdict[int, list[tuple[bytes, bytes]]] = defaultdict(list)
+    instant = instant_of(logged_at)
+    for row in logged:
+        hours[row.hour].append((row.key, leaf_at(instant, row.around)))
+    return {hour_at(hour): _listed(sorted(records)) for hour, records in sorted(hours.items())}
 
 
 def _listed(records: list[tuple[bytes, bytes]]) -> Leaves:

@@ -16,6 +16,7 @@ from billing.core.clock import EPOCH
 from billing.core.ids import low_bits
 from billing.log import rows
 from billing.log.candidate import HOUR_MS, Candidate
+from billing.log.leaf import FORM, joined
 from billing.usage.event import (
     FIELDS,
     MAX_BODY_BYTES,
@@ -127,6 +128,8 @@ def _candidate(wire: dict[str, Any], body: bytes, texts: Texts, limits: Limits) 
         customer, sku, line, task, outcome, quantity, amount, cost, currency, subject, dimensions
     )
     of_task = _text(task)
+    started_at = None if started is None else _instant(started, None)
+    finished_at = None if finished is None else _instant(finished, limits.latest)
     row = b"".join(
         (
             rows.FIELDS,
@@ -142,8 +145,8 @@ def _candidate(wire: dict[str, Any], body: bytes, texts: Texts, limits: Limits) 
                 16, key, 16, fingerprint, 8, quantity, 8, amount, 8, shortfall, 8, held,
                 8, cost, 8, epoch, 4, attempt, 1, degraded,
             ),
-            _NULL if started is None else _instant(started, None),
-            _NULL if finished is None else _instant(finished, limits.latest),
+            _NULL if started_at is None else _packed(started_at),
+            _NULL if finished_at is None else _packed(finished_at),
             _NULL if subject is None else _text(subject),
             rows.jsonb(dimensions),
             of_task,
@@ -152,9 +155,25 @@ def _candidate(wire: dict[str, Any], body: bytes, texts: Texts, limits: Limits) 
             _NULL if group is None else _text(group),
         )
     )  # fmt: skip
+    # Their keys are in order: sorting finds nothing to do but in the dimensions.
+    around = joined(
+        {
+            "amount_microcredits": amount, "attempt": attempt, "cost_micros": cost,
+            "currency": currency, "customer_id": customer, "degraded": degraded,
+            "dimensions": dimensions, "fingerprint": fingerprint.hex(), "finished_at": finished_at,
+            "form": FORM, "group_id": group, "held_microcredits": held, "id": identifier,
+            "line": line,
+        },
+        {
+            "outcome": outcome, "parent_id": parent, "quantity": quantity, "quota_epoch": epoch,
+            "reason": reason, "root_id": root, "shortfall_microcredits": shortfall, "sku_id": sku,
+            "started_at": started_at, "subject": subject, "task_id": task, "task_name": task_name,
+            "worker": worker,
+        },
+    )  # fmt: skip
     return Candidate(
         key, customer, sku, outcome, reason, ms // HOUR_MS, quantity, amount, shortfall, cost,
-        epoch, subject, fingerprint, row, body,
+        epoch, subject, fingerprint, row, around, body,
     )  # fmt: skip
 
 
@@ -165,11 +184,15 @@ def _text(value: str) -> bytes:
     return _width(len(encoded)) + encoded
 
 
-def _instant(value: str, latest: datetime | None) -> bytes:
+def _instant(value: str, latest: datetime | None) -> datetime:
     instant = datetime.fromisoformat(value)
     # Of another offset it may be one that is out of reach in UTC.
     if instant.tzinfo is not UTC or (latest is not None and instant > latest):
         raise ValueError
+    return instant
+
+
+def _packed(instant: datetime) -> bytes:
     since = instant - rows.EPOCH
     return _pack_instant(
         8, since.days * rows.DAY + since.seconds * rows.SECOND + since.microseconds

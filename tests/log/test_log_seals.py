@@ -82,7 +82,7 @@ def test_the_canonical_form_is_the_one_that_the_documentation_gives():
         dimensions={"b": "2", "a": "1"}, started_at=NOW,
         finished_at=NOW + timedelta(microseconds=5),
     )  # fmt: skip
-    text = canonical(row_of(event, b"\x01" * 16, NOW)).decode()
+    text = canonical(row_of(event, b"\x01" * 16) | {"logged_at": NOW}).decode()
     assert text.startswith('{"amount_microcredits":1000000,"attempt":0,')
     assert '"dimensions":{"a":"1","b":"2"}' in text
     assert '"subject":"é \\"\\\\\\u001f\x7f\\n\U0001f600"' in text

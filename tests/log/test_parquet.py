@@ -56,7 +56,7 @@ def test_what_is_read_back_is_exactly_what_was_written(
 ):
     path = tmp_path_factory.mktemp("rows") / "rows.parquet"
     events = [make_event(metered_at=NOW, **fields) for fields in rows]
-    written = [row_of(event, event.fingerprint(), NOW) for event in events]
+    written = [row_of(event, event.fingerprint()) | {"logged_at": NOW} for event in events]
     with RowsFile(path, group_rows=4) as file:
         for row in written:
             file.write(row)
@@ -102,7 +102,7 @@ def test_a_page_reads_only_the_row_groups_of_its_customer(tmp_path: Path):
         )
         for n in range(1000)
     ]  # fmt: skip
-    rows = [row_of(event, event.fingerprint(), NOW) for event in events]
+    rows = [row_of(event, event.fingerprint()) | {"logged_at": NOW} for event in events]
     rows.sort(key=lambda row: (row["customer_id"], row["id"].bytes))
     with RowsFile(path, group_rows=30) as file:
         for row in rows:
