@@ -16,7 +16,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Final
+from itertools import islice
+from typing import Final, NamedTuple
 
 import structlog
 from kombu import Connection
@@ -27,6 +28,7 @@ from billing.log.intake import Delivery, Intake
 from billing.log.screen import Dead, dead
 from billing.log.writer import BatchResult, LogWriter
 from billing.usage.event import DeadReason
+from billing.usage.packing import unpacked
 
 _log = structlog.get_logger(__name__)
 
@@ -62,6 +64,8 @@ class _Work:
     """A batch on its way to the database."""
 
     deliveries: list[Delivery]
+    bodies: list[bytes]
+    """The events in them."""
     screened: list[Candidate | Dead] | None
     """None where it has to be done at the write."""
     of_dead_queue: bool = False
@@ -69,6 +73,14 @@ class _Work:
     attempts: int = 0
     again_at: float = 0.0
     since: float = field(default_factory=time.monotonic)
+
+
+class _Parcel(NamedTuple):
+    """A delivery, its events, and what may be logged of them."""
+
+    delivery: Delivery
+    bodies: list[bytes]
+    screened: list[Candidate | Dead]
 
 
 class UsageConsumer:
@@ -140,10 +152,6 @@ class UsageConsumer:
                     intake.close()
         return consumed
 
-    def full(self, deliveries: int, intake: Intake) -> bool:
-        """Whether a batch of so many need not wait for more."""
-        return deliveries >= min(self._batch, intake.prefetch)
-
     @property
     def batch(self) -> int:
         """The most events in one transaction."""
@@ -154,20 +162,20 @@ class UsageConsumer:
         """How long a batch may wait to fill."""
         return self._linger
 
-    def screen(self, deliveries: Sequence[Delivery]) -> list[Candidate | Dead]:
+    def screen(self, bodies: Sequence[bytes]) -> list[Candidate | Dead]:
         """What may be logged of them, as far as can be told without the database."""
-        return self._writer.screen([delivery.body for delivery in deliveries])
+        return self._writer.screen(bodies)
 
     def write(
-        self, deliveries: Sequence[Delivery], screened: list[Candidate | Dead] | None
+        self, bodies: Sequence[bytes], screened: list[Candidate | Dead] | None
     ) -> BatchResult:
         """Log a batch, then tell who has to know. Runs in the writing thread.
 
         Args:
-            deliveries: The batch.
+            bodies: The batch.
             screened: What ``screen`` said of them; None where that was too long ago.
         """
-        result = self._writer.write([delivery.body for delivery in deliveries], screened)
+        result = self._writer.write(bodies, screened)
         if result.late_customers:
             try:
                 self._on_late(result.late_customers)
@@ -178,10 +186,15 @@ class UsageConsumer:
         return result
 
     def bury(self, deliveries: Sequence[Delivery]) -> BatchResult:
-        """Keep what the broker gave up. Runs in the writing thread."""
+        """Keep what the broker gave up, each event by itself. Runs in the writing thread."""
         reason = DeadReason.DELIVERY_LIMIT
-        self._writer.bury([dead(reason, found.detail, found.body) for found in deliveries])
-        return BatchResult(0, 0, {reason: len(deliveries)}, frozenset())
+        letters = [
+            dead(reason, found.detail, body)
+            for found in deliveries
+            for body in unpacked(found.body)
+        ]
+        self._writer.bury(letters)
+        return BatchResult(0, 0, {reason: len(letters)}, frozenset())
 
 
 class _Session:
@@ -195,8 +208,11 @@ class _Session:
         self._pool = pool
         self._consumed = consumed
         self._work: _Work | None = None
-        self._usage: deque[tuple[Delivery, Candidate | Dead]] = deque()
+        self._parcels: deque[_Parcel] = deque()
+        self._events = 0
+        """In the parcels."""
         self._stale = 0
+        """Parcels that have to be screened again."""
         self._waiting_since: float | None = None
         self._buried_last = False
         self._last_delivery = time.monotonic()
@@ -220,22 +236,39 @@ class _Session:
             self._work = None
 
     def _idle(self) -> bool:
-        held = self._work is not None or self._usage or self._intake.dead
+        held = self._work is not None or self._parcels or self._intake.usage or self._intake.dead
         return not held and time.monotonic() - self._last_delivery > _IDLE_SECONDS
 
     def _take_in(self) -> None:
         came = self._intake.receive(timeout=self._patience(), most=_DRAIN_AT_ONCE)
-        # Deliveries can come at any exchange of frames, the first ones before `receive` is called.
-        fresh = [*self._intake.usage]
-        self._intake.usage.clear()
-        self._usage.extend(zip(fresh, self._consumer.screen(fresh), strict=True))
+        self._unpack()
         now = time.monotonic()
-        if self._waiting_since is None and (self._usage or self._intake.dead):
+        if self._waiting_since is None and (self._parcels or self._intake.dead):
             self._waiting_since = now
         if came or self._waiting_since is not None:
             self._last_delivery = now
         if not came and self._work is not None and not self._work.again_at:
             wait([self._work.future], timeout=_POLL_SECONDS)
+
+    def _unpack(self) -> None:
+        """Screen what the next two batches may need; the rest waits as it came, which is small."""
+        # Deliveries can come at any exchange of frames, the first ones before `receive` is called.
+        usage, room = self._intake.usage, 2 * self._consumer.batch - self._events
+        fresh: list[tuple[Delivery, list[bytes]]] = []
+        while usage and room > 0:
+            delivery = usage.popleft()
+            bodies = unpacked(delivery.body)
+            fresh.append((delivery, bodies))
+            room -= len(bodies)
+        screened = iter(self._consumer.screen([body for _, bodies in fresh for body in bodies]))
+        for delivery, bodies in fresh:
+            self._parcels.append(_Parcel(delivery, bodies, [*islice(screened, len(bodies))]))
+            self._events += len(bodies)
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether the next batch need not wait for more."""
+        return self._events >= self._consumer.batch or len(self._parcels) >= self._intake.prefetch
 
     def _patience(self) -> float:
         """How long to wait for the next delivery: not at all while there is other work."""
@@ -257,15 +290,16 @@ class _Session:
             self._begin()
 
     def _begin(self) -> None:
-        usage, gone = self._usage, self._intake.dead
+        usage, gone = self._parcels, self._intake.dead
         due = self._waiting_since is not None and (
             time.monotonic() - self._waiting_since >= self._consumer.linger_seconds
         )
         # In turns, so that neither queue waits for the other to be empty.
         of_dead_queue = bool(gone) and not (usage and self._buried_last)
         if of_dead_queue:
-            work = _Work([gone.popleft() for _ in range(len(gone))], None, of_dead_queue=True)
-        elif usage and (due or self._consumer.full(len(usage), self._intake)):
+            given_up = [gone.popleft() for _ in range(len(gone))]
+            work = _Work(given_up, [], None, of_dead_queue=True)
+        elif usage and (due or self._is_full):
             work = self._next_batch()
         else:
             return
@@ -275,10 +309,19 @@ class _Session:
         self._submit(work)
 
     def _next_batch(self) -> _Work:
-        count = min(len(self._usage), self._consumer.batch)
-        deliveries, screened = zip(*(self._usage.popleft() for _ in range(count)), strict=True)
-        stale, self._stale = self._stale > 0, max(0, self._stale - count)
-        return _Work([*deliveries], None if stale else [*screened])
+        """As many whole messages as fit into a batch, and one at least."""
+        taken = [self._parcels.popleft()]
+        count = len(taken[0].bodies)
+        while self._parcels and count + len(self._parcels[0].bodies) <= self._consumer.batch:
+            taken.append(self._parcels.popleft())
+            count += len(taken[-1].bodies)
+        self._events -= count
+        stale, self._stale = self._stale > 0, max(0, self._stale - len(taken))
+        return _Work(
+            [parcel.delivery for parcel in taken],
+            [body for parcel in taken for body in parcel.bodies],
+            None if stale else [found for parcel in taken for found in parcel.screened],
+        )
 
     def _submit(self, work: _Work) -> None:
         work.again_at = 0.0
@@ -286,7 +329,7 @@ class _Session:
         if work.of_dead_queue:
             work.future = self._pool.submit(self._consumer.bury, work.deliveries)
         else:
-            work.future = self._pool.submit(self._consumer.write, work.deliveries, work.screened)
+            work.future = self._pool.submit(self._consumer.write, work.bodies, work.screened)
 
     def _finish(self, work: _Work) -> None:
         try:
@@ -297,7 +340,7 @@ class _Session:
             work.screened = None
             _log.warning(
                 "batch not written; held",
-                events=len(work.deliveries),
+                messages=len(work.deliveries),
                 attempts=work.attempts,
                 retry_in_seconds=delay,
                 error=str(error).partition("\n")[0],
@@ -307,5 +350,5 @@ class _Session:
         self._work = None
         if work.attempts > 1 or time.monotonic() - work.since > _FRESH_SECONDS:
             # What an event may be depends on the time, which has passed for those in hand.
-            self._stale = len(self._usage)
+            self._stale = len(self._parcels)
         self._intake.acknowledge(work.deliveries)

@@ -14,18 +14,18 @@ from amqp.exceptions import AMQPError
 from kombu.utils.url import parse_url
 
 from billing.core import failpoints
-from billing.core.clock import to_ms
 from billing.core.errors import ConfigurationError, PublishFailed
 from billing.usage import topology
 from billing.usage.amqp_frames import published
-from billing.usage.event import CONTENT_TYPE, UsageEvent
+from billing.usage.event import UsageEvent
+from billing.usage.packing import Pack, packed
 from billing.usage.process_local import ProcessLocal
 
 SCHEMES: Final = ("amqp", "amqps", "pyamqp")
 MESSAGE_TYPE: Final = "usage.event"
 
 _SLICE_SECONDS: Final = 0.2
-_LISTEN_EVERY: Final = 50
+_LISTEN_EVERY: Final = 16
 """Messages sent before what RabbitMQ has said meanwhile is read: a pause it asks for, confirms."""
 
 
@@ -36,9 +36,10 @@ def _never() -> bool:
 class AmqpPublisher:
     """Publishes with publisher confirms to a quorum queue.
 
-    A batch is sent as one pipeline; its confirms are matched by delivery tag. Any trouble at all
-    closes the connection, because a late confirm must never count for another batch; the next
-    ``publish`` connects anew and declares the topology again, so that a lost binding heals.
+    A batch is packed by customer (``billing.usage.packing``) and sent as one pipeline; its confirms
+    are matched by delivery tag. Any trouble at all closes the connection, because a late confirm
+    must never count for another batch; the next ``publish`` connects anew and declares the topology
+    again, so that a lost binding heals.
 
     Threads may share one instance: they take turns under a lock. After a fork the child uses a
     connection of its own and leaves the parent's untouched. The connection has no heartbeat, since
@@ -203,10 +204,11 @@ class _Session:
 
     def publish(self, events: Sequence[UsageEvent], deadline: float) -> None:
         """Send all, then wait for all confirms."""
-        for start in range(0, len(events), _LISTEN_EVERY):
+        packs = packed(events)
+        for start in range(0, len(packs), _LISTEN_EVERY):
             self._listen(deadline)
             self._limit(deadline)
-            self._send(events[start : start + _LISTEN_EVERY])
+            self._send(packs[start : start + _LISTEN_EVERY])
         failpoints.reach("relay.after_publish")
         while self._unconfirmed:
             self._drain(deadline)
@@ -219,8 +221,9 @@ class _Session:
             )
         if self._refused:
             raise PublishFailed(
-                f"RabbitMQ refused {self._refused} of {len(events)} events for queue "
-                f"{self._queue!r} (full, or without a majority of its replicas); they are kept"
+                f"RabbitMQ refused {self._refused} of {len(packs)} messages with {len(events)} "
+                f"events for queue {self._queue!r} (full, or without a majority of its replicas); "
+                "they are kept"
             )
 
     def close(self) -> None:
@@ -239,7 +242,7 @@ class _Session:
             transport.sock = None
             transport.connected = False
 
-    def _send(self, events: Sequence[UsageEvent]) -> None:
+    def _send(self, packs: Sequence[Pack]) -> None:
         """Send some in one write.
 
         basic_publish() would write each by itself, and read before every one, without bound where a
@@ -250,16 +253,16 @@ class _Session:
             published(
                 self._channel.channel_id,
                 exchange=self._exchange,
-                routing_key=topology.routing_key(event.customer),
-                content_type=CONTENT_TYPE,
-                message_id=str(event.id),
+                routing_key=topology.routing_key(pack.customer),
+                content_type=pack.content_type,
+                message_id=pack.message_id,
                 message_type=MESSAGE_TYPE,
                 # AMQP's timestamps are whole seconds.
-                timestamp=to_ms(event.metered_at) // 1000,
-                body=event.to_wire(),
+                timestamp=pack.metered_ms // 1000,
+                body=pack.body,
                 frame_max=connection.frame_max,
             )
-            for event in events
+            for pack in packs
         ]
         first, self._sent = self._sent + 1, self._sent + len(frames)
         self._unconfirmed.update(range(first, self._sent + 1))
@@ -299,8 +302,8 @@ class _Session:
                 "events are kept and will be sent when it unblocks"
             )
         raise PublishFailed(
-            f"RabbitMQ left {len(self._unconfirmed)} events unconfirmed within the time-out; all "
-            "of the batch are kept and will be sent again"
+            f"RabbitMQ left {len(self._unconfirmed)} messages unconfirmed within the time-out; all "
+            "events of the batch are kept and will be sent again"
         )
 
     def _on_ack(self, delivery_tag: int, multiple: bool) -> None:

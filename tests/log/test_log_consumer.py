@@ -235,3 +235,47 @@ def test_events_of_the_past_and_present_month_go_through_together(
         make_event(metered_at=NOW).to_wire(),
     )
     assert drain(make_consumer(settings, writer, broker(rabbitmq_url))).inserted == 2
+
+
+def test_events_that_share_a_message_are_judged_one_by_one(
+    publish: Publish,
+    ready: Count,
+    settings: Settings,
+    writer: LogWriter,
+    rabbitmq_url: str,
+    engine: sa.Engine,
+    rollups_are_exact: Callable[[], None],
+) -> None:
+    events = [make_event() for _ in range(60)]
+    bad = make_event(customer="nobody").to_wire()
+    wires = [event.to_wire() for event in events]
+    shared = b"".join(b"\x1e%b\n" % wire for wire in (*wires[:30], b"{", bad, *wires[:5]))
+    publish(shared, wires[30], b"".join(b"\x1e%b\n" % wire for wire in wires[30:]))
+    watch = Watch()
+    # A message with more events than a batch is one batch of its own; none is split.
+    done = drain(make_consumer(settings, writer, broker(rabbitmq_url), watch, batch=20))
+    assert (done.inserted, done.duplicates) == (60, 6)
+    assert done.dead == {DeadReason.NOT_JSON: 1, DeadReason.UNKNOWN_CUSTOMER: 1}
+    bodies = [DeadLetters(engine).show(letter.id).body for letter in DeadLetters(engine).list()]
+    assert sorted(bodies, key=repr) == sorted([b"{", bad], key=repr)
+    assert ready() == 0
+    rollups_are_exact()
+
+
+def test_each_event_of_a_message_that_the_broker_gave_up_is_kept_by_itself(
+    channel: amqp.Channel,
+    settings: Settings,
+    writer: LogWriter,
+    rabbitmq_url: str,
+    engine: sa.Engine,
+) -> None:
+    wires = [make_event().to_wire() for _ in range(3)]
+    channel.basic_publish(
+        amqp.Message(b"".join(b"\x1e%b\n" % wire for wire in wires)),
+        routing_key=topology.dead_queue(settings.usage_queue),
+    )
+    done = drain(make_consumer(settings, writer, broker(rabbitmq_url)))
+    assert done.dead == {DeadReason.DELIVERY_LIMIT: 3}
+    letters = DeadLetters(engine)
+    assert {letters.show(letter.id).body for letter in letters.list()} == set(wires)
+    assert {letter.detail for letter in letters.list()} == {"given up by the broker"}

@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 
 import pytest
 from support import TcpProxy, eventually, make_event
-from usage_support import Broker
+from usage_support import Broker, body_of
 
 from billing.core.errors import ConfigurationError, PublishFailed
 from billing.usage import topology
 from billing.usage.amqp_publisher import AmqpPublisher, _connection_arguments
-from billing.usage.event import UsageEvent
+from billing.usage.event import UsageEvent, from_wire
+from billing.usage.packing import unpacked
 
 BLOCKED = struct.pack(">BHIHHB3sB", 1, 0, 8, 10, 60, 3, b"low", 0xCE)
 UNBLOCKED = struct.pack(">BHIHHB", 1, 0, 4, 10, 61, 0xCE)
@@ -27,13 +28,21 @@ def events(count: int) -> list[UsageEvent]:
     return [make_event(customer=f"customer-{number % 7}") for number in range(count)]
 
 
+def messages(count: int) -> list[UsageEvent]:
+    """Events that need a message each."""
+    return [make_event(customer=f"customer-{number}") for number in range(count)]
+
+
 def ids(sent: list[UsageEvent]) -> set[str]:
     return {event.task_id for event in sent}
 
 
-@pytest.mark.parametrize("count", [1, 49, 50, 51, 1200])
-def test_confirmed_means_in_the_queue(broker: Broker, count: int):
-    sent = events(count)
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 1200])
+@pytest.mark.parametrize("of", [events, messages])
+def test_confirmed_means_in_the_queue(
+    broker: Broker, count: int, of: Callable[[int], list[UsageEvent]]
+):
+    sent = of(count)
     broker.publisher().publish(sent)
     assert sorted(broker.take(), key=lambda e: e.id) == sorted(sent, key=lambda e: e.id)
 
@@ -52,6 +61,17 @@ def test_a_message_says_what_it_is(broker: Broker):
     assert message.properties["type"] == "usage.event"
     assert message.properties["delivery_mode"] == 2
     assert datetime.fromtimestamp(message.properties["timestamp"], UTC) == event.metered_at
+
+
+def test_a_customers_events_share_a_message_that_says_so(broker: Broker):
+    acme, globex = ([make_event(customer=name) for _ in range(5)] for name in ("acme", "globex"))
+    broker.publisher().publish([each for pair in zip(acme, globex, strict=True) for each in pair])
+    of_acme, of_globex = broker.take_messages()
+    assert of_acme.properties["content_type"] == "application/json-seq"
+    assert of_acme.properties["message_id"] == str(acme[0].id)
+    assert of_acme.delivery_info["routing_key"] == topology.routing_key("acme")
+    assert [from_wire(wire) for wire in unpacked(body_of(of_acme))] == acme
+    assert [from_wire(wire) for wire in unpacked(body_of(of_globex))] == globex
 
 
 def test_an_unroutable_event_is_a_failure_and_the_next_attempt_heals_the_binding(broker: Broker):
@@ -93,7 +113,7 @@ def test_a_full_queue_refuses_and_that_is_a_failure(broker: Broker):
     broker.channel.queue_bind(small, broker.exchange, topology.BINDING)
     with pytest.raises(PublishFailed, match="refused") as failure:
         publisher.publish(events(20))
-    assert "of 20 events" in str(failure.value)
+    assert "of 7 messages with 20 events" in str(failure.value)
     broker.channel.queue_delete(small)
     publisher.publish(events(20))
 
@@ -220,7 +240,7 @@ def test_a_blocked_broker_is_waited_for_and_then_named(broker: Broker):
         publisher.publish(events(1))
         proxy.say(BLOCKED)
         with pytest.raises(PublishFailed, match="blocks publishers"):
-            publisher.publish(events(100))
+            publisher.publish(messages(100))
         assert len(broker.take()) < 101
 
 
@@ -230,7 +250,7 @@ def test_a_broker_that_unblocks_in_time_gets_the_batch(broker: Broker):
         publisher.publish(events(1))
         proxy.say(BLOCKED)
         threading.Timer(0.3, proxy.say, [UNBLOCKED]).start()
-        assert 0.25 < took(lambda: publisher.publish(events(100))) < 3
+        assert 0.25 < took(lambda: publisher.publish(messages(100))) < 3
         assert len(broker.take()) == 101
 
 

@@ -14,6 +14,7 @@ from billing.usage import topology
 from billing.usage.amqp_publisher import AmqpPublisher
 from billing.usage.event import UsageEvent, from_wire
 from billing.usage.outbox import RedisOutbox
+from billing.usage.packing import unpacked
 
 
 @dataclass
@@ -52,7 +53,11 @@ class Broker:
 
     def take(self) -> list[UsageEvent]:
         """All events in the queue, which is empty afterwards."""
-        return [from_wire(message.body) for message in self.take_messages()]
+        return [
+            from_wire(wire)
+            for message in self.take_messages()
+            for wire in unpacked(body_of(message))
+        ]
 
     def take_messages(self) -> list[Any]:
         messages = []
@@ -69,6 +74,12 @@ class Broker:
             return seen if enough(seen) else set()
 
         return ask
+
+
+def body_of(message: Any) -> bytes:
+    """A message's body; py-amqp makes text of it where it can."""
+    body = message.body
+    return body.encode() if isinstance(body, str) else bytes(body)
 
 
 @dataclass
