@@ -15,6 +15,8 @@ class Effort:
     Attributes:
         repetitions: Of every figure.
         quota_calls: Reserves, settles and PINGs in one repetition.
+        crowd_seconds: The length of one round of many clients.
+        rivals: Whether the quota store is also measured beside others.
         transport_batches: Batches of 500 in one repetition.
         transport_singles: Events confirmed one by one in one repetition.
         ingest_batches: Batches in one repetition, by their size.
@@ -32,6 +34,8 @@ class Effort:
 
     repetitions: int
     quota_calls: int
+    crowd_seconds: float
+    rivals: bool
     transport_batches: int
     transport_singles: int
     ingest_batches: dict[int, int]
@@ -54,6 +58,8 @@ class Effort:
 FULL: Final = Effort(
     repetitions=5,
     quota_calls=1500,
+    crowd_seconds=2.0,
+    rivals=True,
     transport_batches=4,
     transport_singles=200,
     ingest_batches={1000: 4, 5000: 1},
@@ -71,6 +77,8 @@ FULL: Final = Effort(
 QUICK: Final = Effort(
     repetitions=5,
     quota_calls=200,
+    crowd_seconds=0.3,
+    rivals=True,
     transport_batches=1,
     transport_singles=40,
     ingest_batches={1000: 1, 5000: 1},

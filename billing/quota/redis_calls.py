@@ -97,7 +97,7 @@ class Scripts:
                     script(keys=keys, args=arguments, client=pipeline)
                 return list(pipeline.execute())
         commands = [("EVALSHA", script.sha, len(keys), *keys, *more) for keys, more in calls]
-        replies = self._talk(lambda connection: _answers(connection, commands))
+        replies: list[Any] = self._talk(lambda connection: _answers(connection, commands))
         for number, (keys, arguments) in enumerate(calls):
             if isinstance(replies[number], redis.exceptions.NoScriptError):
                 replies[number] = script(keys=keys, args=arguments)
