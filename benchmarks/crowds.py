@@ -91,7 +91,9 @@ class _Crowd:
             command = evalsha.reserve_command(
                 client, declared, [name, task, SKU, PRICE_MICROCREDITS, _TTL_MS]
             )
-            found = evalsha.rate(self.url, command, clients=CLIENTS, depth=depth, calls=calls)
+            found = evalsha.rate(
+                client, self.url, prefix, command, clients=CLIENTS, depth=depth, calls=calls
+            )
             account = quota_on(client, prefix).account(name)
             held = account.held_microcredits // PRICE_MICROCREDITS if account else 0
             if held < calls * _COLLIDING:
@@ -145,7 +147,7 @@ def run(system: System, effort: Effort, say: Say) -> tuple[list[Figure], list[st
             for name, lane in lanes.items():
                 say(f"repetition {number + 1} of {effort.repetitions}: {name}")
                 rounds.setdefault(name, []).append(lane())
-    program = evalsha.program_for(group.url)
+    program = evalsha.program_for(system.redis, group.url)
     told = (program or "EVALSHA").rpartition("/")[2]
     notes = [_NOTE.format(against=told), *([_RIVALS_NOTE] if effort.rivals else [])]
     return _figures(rounds), notes if program else [*notes, _DRIVER_NOTE]
