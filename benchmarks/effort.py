@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from benchmarks.report import MIN_REPETITIONS, Figure
@@ -23,9 +23,13 @@ class Effort:
         consume_events: Messages in one round of suite consume.
         consume_consumers: How many consumers share them; one of the rounds has one.
         half_load_seconds: How long half load goes on in one repetition.
+        concurrency: Processes of suite overhead's workers, one worker after another.
+        latency_tasks: Tasks of each kind that run alone, in one repetition.
         round_seconds: The least length of a measured round of tasks.
         calibration_tasks: Tasks run before, to see how many fill a round.
         year_events: Events of the large database; the other has a tenth.
+        soak_seconds: How long suite soak goes on.
+        soak_rate: Tasks a second meanwhile.
         questions: Of each kind in one repetition.
         reported_events: Events of the smaller log that is reported.
         reported_times: How many times as many the other one has.
@@ -42,9 +46,13 @@ class Effort:
     consume_events: int
     consume_consumers: tuple[int, ...]
     half_load_seconds: float
+    concurrency: tuple[int, ...]
+    latency_tasks: int
     round_seconds: float
     calibration_tasks: int
     year_events: int
+    soak_seconds: float
+    soak_rate: float
     questions: int
     reported_events: int
     reported_times: int
@@ -66,9 +74,13 @@ FULL: Final = Effort(
     consume_events=20_000,
     consume_consumers=(1, 2, 4),
     half_load_seconds=2.0,
+    concurrency=(2, 8),
+    latency_tasks=300,
     round_seconds=3.0,
     calibration_tasks=600,
     year_events=20_000_000,
+    soak_seconds=1_200,
+    soak_rate=50,
     questions=300,
     reported_events=1_000_000,
     reported_times=20,
@@ -85,9 +97,13 @@ QUICK: Final = Effort(
     consume_events=4_000,
     consume_consumers=(1, 2),
     half_load_seconds=0.5,
+    concurrency=(2, 8),
+    latency_tasks=30,
     round_seconds=0.4,
     calibration_tasks=80,
     year_events=100_000,
+    soak_seconds=40,
+    soak_rate=20,
     questions=60,
     reported_events=20_000,
     reported_times=5,
@@ -101,3 +117,18 @@ class Outcome:
 
     figures: list[Figure]
     notes: list[str] = field(default_factory=list)
+
+
+CHECK: Final = replace(
+    QUICK,
+    quota_calls=500,
+    crowd_seconds=0.5,
+    rivals=False,
+    ingest_batches={1000: 2, 5000: 1},
+    consume_events=6_000,
+    consume_consumers=(1,),
+    concurrency=(2,),
+    latency_tasks=20,
+    round_seconds=0.8,
+)
+"""For a build: under two minutes on two cores."""
