@@ -40,8 +40,11 @@ def make_bench_app(settings: Settings) -> Celery:
     app.conf.task_queues = [Queue(name, Exchange(name), routing_key=name) for name in names]
     settings.spool_dir.mkdir(parents=True, exist_ok=True)
 
-    plainly = {"Request": "benchmarks.overhead_request:PlainRequest"}
-    billed = {"base": MeteredTask, "Request": "benchmarks.overhead_request:BilledRequest"}
+    plainly: dict[str, Any] = {"Request": "benchmarks.overhead_request:PlainRequest"}
+    billed: dict[str, Any] = {
+        "base": MeteredTask,
+        "Request": "benchmarks.overhead_request:BilledRequest",
+    }
 
     @app.task(shared=False, name="bench.plain", ignore_result=True, acks_late=True, **plainly)
     def plain() -> None:

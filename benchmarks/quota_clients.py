@@ -22,7 +22,7 @@ from typing import IO, Final, Self, cast
 import psycopg
 import redis
 import sqlalchemy as sa
-from credit_ledger import metering
+from credit_ledger import metering  # type: ignore[import-untyped]
 from limits import RateLimitItemPerYear
 from limits.storage import storage_from_string
 from limits.strategies import FixedWindowRateLimiter
