@@ -121,11 +121,11 @@ class Outcome:
 
 CHECK: Final = replace(
     QUICK,
-    quota_calls=500,
-    crowd_seconds=0.5,
+    quota_calls=400,
+    crowd_seconds=0.4,
     rivals=False,
     ingest_batches={1000: 2, 5000: 1},
-    consume_events=6_000,
+    consume_events=5_000,
     consume_consumers=(1,),
     concurrency=(2,),
     latency_tasks=20,

@@ -149,7 +149,7 @@ def _measure(
 
         with Ground(folder / "work", given, partial(say, "servers")) as ground:
             suites = {**SUITES, **ON_REQUEST}
-            for name in [name for name in suites if name in (asked.suite or SUITES)]:
+            for name in _names(asked):
                 if name in NEED_RABBITMQ and not ground.on_rabbitmq:
                     notes.append(f"{name}: NOT MEASURED, there is no RabbitMQ.")
                     continue
@@ -157,12 +157,21 @@ def _measure(
                 outcome = suites[name](ground, _effort(asked), partial(say, name))
                 figures += outcome.figures
                 notes += outcome.notes
+                # Should a later suite fail, hours of others are not lost.
+                (folder / RESULTS).write_text(as_json(figures), "utf-8")
                 err.print(f"{name}: {time.monotonic() - began:.1f} s")
             with ground.system(ground.settings("context")) as system:
                 context = machine.context(system, load_before)
     if ground.left:
         err.print("Left behind: " + "; ".join(ground.left), style="red")
     return figures, context, [*caveats(context, quick=asked.quick or asked.check), *notes]
+
+
+def _names(asked: argparse.Namespace) -> list[str]:
+    """The suites to measure, in their order; a page is not whole without those on request."""
+    suites = {**SUITES, **ON_REQUEST}
+    wanted = asked.suite or (suites if asked.page else SUITES)
+    return [name for name in suites if name in wanted]
 
 
 def _effort(asked: argparse.Namespace) -> Effort:
@@ -204,7 +213,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description="Measure what metering costs.")
     parser.add_argument("--quick", action="store_true", help="short rounds: to see that it works")
     parser.add_argument(
-        "--page", action="store_true", help="also write docs/benchmarks.md and benchmarks/results"
+        "--page",
+        action="store_true",
+        help="every suite, and write docs/benchmarks.md and benchmarks/results",
     )
     parser.add_argument(
         "--suite",

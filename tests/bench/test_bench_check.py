@@ -163,3 +163,16 @@ def test_soak_is_only_measured_when_named() -> None:
     assert "soak" not in run.SUITES
     assert "soak" in run.ON_REQUEST
     assert not set(run.CHECKED) - set(run.SUITES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ([], list(run.SUITES)),
+        (["--page"], [*run.SUITES, "soak"]),
+        (["--suite", "soak", "--suite", "quota"], ["quota", "soak"]),
+        (["--page", "--suite", "quota"], ["quota"]),
+    ],
+)
+def test_which_suites_are_measured(arguments: list[str], names: list[str]) -> None:
+    assert run._names(run._parse(arguments)) == names
