@@ -52,7 +52,7 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter, and whether the config
 	@$(BIN)/python scripts/write_configuration.py --check || \
 		{ echo "docs/configuration.md is not that of billing/settings.py: make docs"; exit 1; }
 
-bench: $(VENV)/.dev ## Measure
+bench: $(VENV)/.dev ## Measure (ARGS=--quick, --check, --page; benchmarks/README.md)
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 # ARGS="redis-cluster --seconds 60": one alone; see python -m scale --help.

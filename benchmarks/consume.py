@@ -34,6 +34,7 @@ from benchmarks.errors import BenchError
 from benchmarks.events import add_customers, spread_over
 from benchmarks.ground import Ground, Say
 from benchmarks.ingest import make_equal_table, read_rows, store_rows
+from benchmarks.locks import LockSampler, deadlocks
 from benchmarks.report import Figure, Goal, compare, percentile
 from billing.bootstrap import System
 from billing.local.process import Process
@@ -48,6 +49,7 @@ _POLL_SECONDS: Final = 0.01
 _TAIL: Final = 2000
 _SLICE_SECONDS: Final = 0.004
 _GOAL: Final = Goal(ratio_at_least=0.5, value_at_least=10_000)
+_SEEN_GOALS: Final = {"p99": Goal(value_at_most=500)}
 _ORDER_SEED: Final = 11
 _NOTE: Final = (
     "consume: {messages:,} messages a round. Every event has a subject of its own, the dearest "
@@ -78,6 +80,7 @@ class _Line:
     channel: amqp.Channel
     logs: list[Path]
     offset: dict[int, int] = field(default_factory=dict)
+    locks: dict[str, LockSampler] = field(default_factory=dict)
 
     def ticks(self) -> dict[int, list[Tick]]:
         """What each process told since the last call of ``forget``."""
@@ -182,7 +185,8 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
         waits.append(_half_load(line, rate, effort.half_load_seconds))
     figures = [_figure(count, twice, pairs) for (count, twice), pairs in found.items()]
     figures += _latencies(waits)
-    return Outcome(figures, _notes(found, effort))
+    notes = [*_notes(found, effort), *_lock_notes(line)]
+    return Outcome(figures, notes)
 
 
 def _figure(count: int, twice: bool, pairs: Sequence[tuple[Round, Round]]) -> Figure:
@@ -211,6 +215,7 @@ def _latencies(
             "ms",
             against,
             [(measured[number], one[number]) for measured, one in waits],
+            _SEEN_GOALS.get(name),
         )
         for number, name in enumerate(("p50", "p99"))
     ]
@@ -233,6 +238,11 @@ def _notes(
     return notes
 
 
+def _lock_notes(line: _Line) -> list[str]:
+    told = [f"consume, {name}: {sampler.told()}." for name, sampler in line.locks.items()]
+    return [*told, f"consume: {deadlocks(line.system.engine)} deadlocks in the whole suite."]
+
+
 def _warm_up(line: _Line, consumers: int, messages: int) -> None:
     events = spread_over(line.customers, messages, line.system.clock.now())
     line.fill([event.to_wire() for event in events])
@@ -249,7 +259,9 @@ def _round(line: _Line, consumers: int, messages: int, *, twice: bool) -> tuple[
         bodies += bodies
         random.Random(_ORDER_SEED).shuffle(bodies)  # noqa: S311 - repeatable, not secret
     line.fill(bodies)
-    ours = line.drain(consumers, len(bodies))
+    name = _name(consumers, twice=twice)
+    with line.locks.setdefault(name, LockSampler(line.system.engine)):
+        ours = line.drain(consumers, len(bodies))
     inserted = sum(tick.inserted for each in line.ticks().values() for tick in each)
     if inserted != count:
         raise BenchError(f"the log took {inserted} of {count} events")

@@ -13,8 +13,8 @@ from typing import Final
 import sqlalchemy as sa
 
 _PROC: Final = Path("/proc")
-_USER, _SYSTEM = 11, 12
-"""Fields of /proc/PID/stat after the name of the program (proc(5): utime, stime)."""
+_PARENT, _USER, _SYSTEM = 1, 11, 12
+"""Fields of /proc/PID/stat after the name of the program (proc(5): ppid, utime, stime)."""
 
 _BACKENDS: Final = sa.text(
     "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid IS NOT NULL"
@@ -23,12 +23,29 @@ _BACKENDS: Final = sa.text(
 
 def of_process(pid: int) -> float | None:
     """Seconds that a process has used since it began; None where nobody tells."""
+    fields = _stat(pid)
+    if not fields:
+        return None
+    return (int(fields[_USER]) + int(fields[_SYSTEM])) / os.sysconf("SC_CLK_TCK")
+
+
+def family(pid: int) -> list[int]:
+    """A process and its children; empty where nobody tells."""
+    pids = [int(entry.name) for entry in _PROC.glob("[0-9]*")]
+    return [each for each in pids if each == pid or (_stat(each) or "  ")[_PARENT] == str(pid)]
+
+
+def of_family(pid: int) -> float:
+    """Seconds that a process and the children it has now have used; 0 where nobody tells."""
+    return sum(of_process(each) or 0.0 for each in family(pid))
+
+
+def _stat(pid: int) -> list[str]:
     try:
         text = (_PROC / str(pid) / "stat").read_text()
     except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()
-    return (int(fields[_USER]) + int(fields[_SYSTEM])) / os.sysconf("SC_CLK_TCK")
+        return []
+    return text.rpartition(")")[2].split()
 
 
 def of_backends(engine: sa.Engine) -> dict[int, float]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from billing.bootstrap import System
 from billing.core.credits import parse_credits
 from billing.core.ids import event_id
 from billing.usage.event import Outcome, UsageEvent, usage_line
+
+if TYPE_CHECKING:
+    # The processes that only make events or ask for credits start sooner without all of it.
+    from billing.bootstrap import System
 
 SKU: Final = "bench-page"
 LEASED_SKU: Final = "bench-leased"

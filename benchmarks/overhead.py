@@ -1,11 +1,14 @@
 """Suite overhead: tasks a second of a metered no-op, against the same no-op without a meter.
 
-Once each task asks Redis, and once its SKU is leased. One prefork worker of two processes runs all,
-late acknowledgement, with the shipped configuration and its relay. A round's messages are all in
-the queue before the worker may take the first, so that submitting is no part of it. A metered task
-counts when its body ran; its acknowledgement comes after the settlement, which has put the event
-into the outbox, or if leased on the disk. The relay works meanwhile; what is left when the last
-task is done is told by the second figure.
+Once each task asks Redis, and once its SKU is leased. One prefork worker runs all, of two processes
+and then another of eight, late acknowledgement, with the shipped configuration and its relay. A
+round's messages are all in the queue before the worker may take the first, so that submitting is no
+part of it. A metered task counts when its body ran; its acknowledgement comes after the settlement,
+which has put the event into the outbox, or if leased on the disk. The relay works meanwhile; what
+is left when the last task is done is told by the second figure, and counted in the processor time.
+
+Latency is that of tasks that run alone: from before a task is sent until the worker has
+acknowledged it, so that hold and settlement are both within.
 """
 
 from __future__ import annotations
@@ -16,27 +19,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 from celery import Celery
 
+from benchmarks import cpu
 from benchmarks.effort import Effort, Outcome
 from benchmarks.errors import BenchError
 from benchmarks.events import PRICE_MICROCREDITS, add_customers
 from benchmarks.ground import Ground, Say
 from benchmarks.overhead_app import LANES, make_bench_app, queue_of, task_of, ticks_of
-from benchmarks.report import Goal, compare
+from benchmarks.overhead_request import FORMAT, acks_of
+from benchmarks.report import Figure, Goal, compare, percentile
 from billing.bootstrap import System
 from billing.cli.doctor_probe import queue_depth
-from billing.local.process import Process
+from billing.local.process import Process, end
 from billing.settings import Settings
 
 NAME: Final = "overhead"
 _CUSTOMERS: Final = 8
-_CONCURRENCY: Final = 2
 _START_SECONDS: Final = 60.0
 _ROUND_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.005
+_ALONE_POLL_SECONDS: Final = 0.0005
+_PERCENTILES: Final = (50, 99)
 _UNTIMED: Final = 0.05
 """The share of a round that passes before its time is taken: the worker has to get going."""
 
@@ -49,7 +56,7 @@ _GOALS: Final = {
 }
 _TAIL: Final = 2000
 _NOTE: Final = (
-    f"overhead: prefork, {_CONCURRENCY} processes, acks_late, prefetch 1 and task events as "
+    "overhead: prefork, {processes} processes, acks_late, prefetch 1 and task events as "
     "shipped; exactly the credits of {tasks} metered tasks were settled, and at least as many "
     "events are in RabbitMQ; the shortest measured round took {seconds:.1f} s."
 )
@@ -57,11 +64,15 @@ _NOTE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """A round's tasks per second; ``confirmed`` until RabbitMQ had confirmed every event too."""
+    """A round's tasks per second; ``confirmed`` until RabbitMQ had confirmed every event too.
+
+    ``cpu_us``: processor time of the worker and its children, microseconds a task, until then.
+    """
 
     rate: float
     confirmed: float
     seconds: float
+    cpu_us: float
 
 
 @dataclass(slots=True)
@@ -87,15 +98,46 @@ class _Line:
         first, last = done + ceil(tasks * _UNTIMED), done + tasks
         self.submitted[lane] = last
         ticks = ticks_of(self.settings, lane)
+        used = cpu.of_family(self.process.pid)
         self._control("add_consumer", lane)
         began = self.wait(lambda: _size(ticks) >= first, "the first tasks")
         ended = self.wait(lambda: _size(ticks) >= last, "the last task")
         relayed = self.wait(self._is_relayed, "everything settled, and an empty outbox")
+        used = cpu.of_family(self.process.pid) - used
         self._control("cancel_consumer", lane)
-        counted = last - first
-        return Round(counted / (ended - began), counted / (relayed - began), ended - began)
+        counted, seconds = last - first, ended - began
+        return Round(counted / seconds, counted / (relayed - began), seconds, used / tasks * 1e6)
 
-    def wait(self, done: Callable[[], bool], what: str, seconds: float = _ROUND_SECONDS) -> float:
+    def alone(self, lane: str, tasks: int) -> list[float]:
+        """Milliseconds from sending to acknowledgement, of some tasks one after another."""
+        task, queue = task_of(self.app, lane), queue_of(self.settings, lane)
+        acks, taken = acks_of(self.settings.spool_dir), []
+        self.submitted[lane] += tasks
+        self._control("add_consumer", lane)
+        for number in range(tasks):
+            size = _size(acks) + FORMAT.size
+            payer = {} if lane == "plain" else {"customer": self.customers[number % _CUSTOMERS]}
+            sent = time.monotonic_ns()
+            task.apply_async(queue=queue, **payer)
+            self.wait(
+                lambda size=size: _size(acks) >= size,  # type: ignore[misc]
+                "a task to be acknowledged",
+                poll_seconds=_ALONE_POLL_SECONDS,
+            )
+            with acks.open("rb") as file:
+                file.seek(size - FORMAT.size)
+                (at,) = FORMAT.unpack(file.read(FORMAT.size))
+            taken.append((at - sent) / 1e6)
+        self._control("cancel_consumer", lane)
+        return taken
+
+    def wait(
+        self,
+        done: Callable[[], bool],
+        what: str,
+        seconds: float = _ROUND_SECONDS,
+        poll_seconds: float = _POLL_SECONDS,
+    ) -> float:
         """The instant at which something was done.
 
         Raises:
@@ -106,7 +148,7 @@ class _Line:
             if time.monotonic() > deadline or not self.process.alive:
                 tail = self.log.read_text("utf-8", "replace")[-_TAIL:]
                 raise BenchError(f"waited for {what}; the worker's log ends with:\n{tail}")
-            time.sleep(_POLL_SECONDS)
+            time.sleep(poll_seconds)
         return time.monotonic()
 
     def check_books(self) -> None:
@@ -161,40 +203,97 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
     """Measure.
 
     Raises:
-        BenchError: The worker did not do what it was given.
+        BenchError: A worker did not do what it was given.
     """
-    say("starting a worker")
-    line = _start(ground)
+    outcome = Outcome([])
+    for processes in effort.concurrency:
+        say(f"starting a worker of {processes} processes")
+        line = _start(ground, processes)
+        rounds, alone = _rounds(line, effort, say)
+        line.check_books()
+        end([line.process])
+        outcome.figures.extend(_figures(processes, rounds, alone))
+        outcome.notes.extend(_notes(line, processes, rounds, alone, effort))
+    return outcome
+
+
+def _rounds(
+    line: _Line, effort: Effort, say: Say
+) -> tuple[dict[str, list[Round]], dict[str, list[list[float]]]]:
+    """Rounds of every lane, and the tasks that ran alone, repetition by repetition."""
     sizes = {}
     for lane in LANES:
         say(f"trying how fast {lane} tasks are")
-        rate = line.round(lane, effort.calibration_tasks).rate
-        sizes[lane] = _tasks_for(rate, effort)
+        sizes[lane] = _tasks_for(line.round(lane, effort.calibration_tasks).rate, effort)
     rounds: dict[str, list[Round]] = {lane: [] for lane in LANES}
+    alone: dict[str, list[list[float]]] = {lane: [] for lane in LANES}
     for number in range(effort.repetitions):
         for lane in LANES:
             say(f"repetition {number + 1} of {effort.repetitions}: {sizes[lane]} {lane} tasks")
             found = line.round(lane, sizes[lane])
             rounds[lane].append(found)
             sizes[lane] = _tasks_for(found.rate, effort)
-    line.check_books()
-    shortest = min(found.seconds for lane in LANES for found in rounds[lane])
+        for lane in LANES:
+            say(f"repetition {number + 1} of {effort.repetitions}: {lane} tasks, one by one")
+            alone[lane].append(line.alone(lane, effort.latency_tasks))
+    return rounds, alone
+
+
+def _figures(
+    processes: int, rounds: dict[str, list[Round]], alone: dict[str, list[list[float]]]
+) -> list[Figure]:
     figures = []
     for lane in LANES[1:]:
         pairs = list(zip(rounds[lane], rounds["plain"], strict=True))
-        rates = [(metered.rate, plain.rate) for metered, plain in pairs]
-        confirmed = [(metered.confirmed, plain.rate) for metered, plain in pairs]
-        for name, measured, goal in (
-            (f"{lane} no-op", rates, _GOALS[lane]),
-            (f"…{lane}, until all is in RabbitMQ", confirmed, None),
-        ):
-            figures.append(compare(NAME, name, "tasks/s", "the same, unmetered", measured, goal))
-    due = line.submitted["metered"] + line.submitted["leased"]
-    return Outcome(figures, _notes(due, shortest, effort))
+        waits = list(zip(alone[lane], alone["plain"], strict=True))
+        relayed = [(ours.confirmed, plain.rate) for ours, plain in pairs]
+        measured = [
+            ("no-op", "tasks/s", [(ours.rate, plain.rate) for ours, plain in pairs], _GOALS[lane]),
+            ("until all is in RabbitMQ", "tasks/s", relayed, None),
+            ("processor time", "µs/task", [(o.cpu_us, p.cpu_us) for o, p in pairs], None),
+        ]
+        measured += [
+            (
+                f"latency p{percent}",
+                "ms",
+                [(percentile(ours, percent), percentile(plain, percent)) for ours, plain in waits],
+                None,
+            )
+            for percent in _PERCENTILES
+        ]
+        for what, unit, values, goal in measured:
+            name = f"{lane} x{processes}: {what}"
+            figures.append(compare(NAME, name, unit, "the same, unmetered", values, goal))
+    return figures
 
 
-def _notes(tasks: int, shortest: float, effort: Effort) -> list[str]:
-    notes = [_NOTE.format(tasks=tasks, seconds=shortest)]
+def _notes(
+    line: _Line,
+    processes: int,
+    rounds: dict[str, list[Round]],
+    alone: dict[str, list[list[float]]],
+    effort: Effort,
+) -> list[str]:
+    shortest = min(found.seconds for lane in LANES for found in rounds[lane])
+    tasks = line.submitted["metered"] + line.submitted["leased"]
+    notes = [_NOTE.format(processes=processes, tasks=tasks, seconds=shortest)]
+    for lane in LANES[1:]:
+        added = [
+            median(
+                percentile(ours, percent) - percentile(plain, percent)
+                for ours, plain in zip(alone[lane], alone["plain"], strict=True)
+            )
+            for percent in _PERCENTILES
+        ]
+        more = median(
+            ours.cpu_us - plain.cpu_us
+            for ours, plain in zip(rounds[lane], rounds["plain"], strict=True)
+        )
+        notes.append(
+            f"overhead, {lane}, {processes} processes: added to a task that runs alone: "
+            f"{added[0]:.2f} ms (p50), {added[1]:.2f} ms (p99); {more:,.0f} µs of the worker's "
+            "processor time."
+        )
     if shortest < effort.round_seconds:
         # Not measured again: leaving out the fastest rounds would tell a slower machine.
         notes.append(
@@ -209,25 +308,24 @@ def _tasks_for(rate: float, effort: Effort) -> int:
     return ceil(rate * effort.round_seconds * _LONGER / (1 - _UNTIMED))
 
 
-def _start(ground: Ground) -> _Line:
-    settings = ground.settings(NAME)
+def _start(ground: Ground, processes: int) -> _Line:
+    suite = f"{NAME}-{processes}"
+    settings = ground.settings(suite)
     ground.to_delete(*(queue_of(settings, lane) for lane in LANES))
     system = ground.system(settings)
-    customers = add_customers(system, NAME, _CUSTOMERS)
+    customers = add_customers(system, suite, _CUSTOMERS)
     app = make_bench_app(settings)
     # Submitting is not measured: no confirm for each message, no event about it.
     app.conf.update(broker_transport_options={}, task_send_sent_event=False)
     node = f"{settings.redis_prefix}@localhost"
-    log = ground.folder_of(NAME) / "worker.log"
+    log = ground.folder_of(suite) / "worker.log"
     arguments = [
         *(sys.executable, "-m", "celery", "-A", "benchmarks.overhead_worker", "worker"),
-        *("--pool", "prefork", "--concurrency", str(_CONCURRENCY), "--loglevel", "WARNING"),
+        *("--pool", "prefork", "--concurrency", str(processes), "--loglevel", "WARNING"),
         *("--queues", settings.task_queue, "--hostname", node, "--task-events"),
         *("--without-gossip", "--without-mingle"),
     ]
-    line = _Line(
-        app, system, customers, node, ground.start("worker", arguments, settings, log), log
-    )
+    line = _Line(app, system, customers, node, ground.start(suite, arguments, settings, log), log)
     control: Any = app.control
 
     def answers() -> bool:

@@ -40,17 +40,21 @@ def make_bench_app(settings: Settings) -> Celery:
     app.conf.task_queues = [Queue(name, Exchange(name), routing_key=name) for name in names]
     settings.spool_dir.mkdir(parents=True, exist_ok=True)
 
-    @app.task(shared=False, name="bench.plain", ignore_result=True, acks_late=True)
+    plainly: dict[str, Any] = {"Request": "benchmarks.overhead_request:PlainRequest"}
+    billed: dict[str, Any] = {
+        "base": MeteredTask,
+        "Request": "benchmarks.overhead_request:BilledRequest",
+    }
+
+    @app.task(shared=False, name="bench.plain", ignore_result=True, acks_late=True, **plainly)
     def plain() -> None:
         _tick(ticks_of(settings, "plain"))
 
-    @app.task(shared=False, name="bench.metered", ignore_result=True, base=MeteredTask, sku=SKU)
+    @app.task(shared=False, name="bench.metered", ignore_result=True, sku=SKU, **billed)
     def metered() -> None:
         _tick(ticks_of(settings, "metered"))
 
-    @app.task(
-        shared=False, name="bench.leased", ignore_result=True, base=MeteredTask, sku=LEASED_SKU
-    )
+    @app.task(shared=False, name="bench.leased", ignore_result=True, sku=LEASED_SKU, **billed)
     def leased() -> None:
         _tick(ticks_of(settings, "leased"))
 

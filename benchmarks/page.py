@@ -1,21 +1,25 @@
 """The page of a run: ``docs/benchmarks.md`` and a plot per suite, made from its figures. Pure.
 
 A plot shows every figure's ratio against what it is to reach: bars beside a line, on one scale of
-its own, so that a page can be read without its numbers.
+its own, so that a page can be read without its numbers. Where the largest ratio would leave nothing
+to see of the smallest, the scale is logarithmic, and says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Final
 from xml.sax.saxutils import escape
 
 from benchmarks.report import Context, Figure, number
 
-_WIDTH: Final = 760
+_WIDTH: Final = 780
 _LABELS: Final = 330
-_BARS: Final = 330
+_BARS: Final = 360
+_SPAN: Final = 30
+"""How many times the smallest ratio the largest may be on an even scale."""
 _ROW: Final = 34
 _TOP: Final = 40
 _COLOURS: Final = {True: "#2e7d32", False: "#c62828", None: "#546e7a"}
@@ -28,8 +32,7 @@ def suites_of(figures: Iterable[Figure]) -> list[tuple[str, list[Figure]]]:
 
 def plot(suite: str, figures: Sequence[Figure]) -> str:
     """An SVG of one suite: median ratios as bars, their spread as whiskers, goals as marks."""
-    longest = max([_bound(figure) or 0 for figure in figures] + [f.ratio.high for f in figures])
-    scale = _BARS / (longest or 1)
+    place, kind = _scale(figures)
     height = _TOP + _ROW * len(figures) + 20
     parts = [
         (
@@ -40,18 +43,34 @@ def plot(suite: str, figures: Sequence[Figure]) -> str:
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
         (
             f'<text x="10" y="22" font-size="14" font-weight="bold">'
-            f"{escape(suite)}: value ÷ baseline</text>"
+            f"{escape(suite)}: value ÷ baseline{kind}</text>"
         ),
     ]
     for index, figure in enumerate(figures):
-        parts += _bar(figure, _TOP + _ROW * index, scale)
+        parts += _bar(figure, _TOP + _ROW * index, place)
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _bar(figure: Figure, top: int, scale: float) -> list[str]:
+def _scale(figures: Sequence[Figure]) -> tuple[Callable[[float], float], str]:
+    """How far from the labels a ratio is drawn, and what to say of it."""
+    drawn = [_bound(figure) for figure in figures] + [figure.ratio.high for figure in figures]
+    drawn += [figure.ratio.low for figure in figures]
+    given = [each for each in drawn if each]
+    longest, shortest = max(given, default=1.0), min(given, default=1.0)
+    if longest <= shortest * _SPAN:
+        return lambda ratio: ratio * _BARS / longest, ""
+    lowest = shortest / 2
+
+    def place(ratio: float) -> float:
+        return max(0.0, math.log(max(ratio, lowest) / lowest) / math.log(longest / lowest)) * _BARS
+
+    return place, ", logarithmic"
+
+
+def _bar(figure: Figure, top: int, place: Callable[[float], float]) -> list[str]:
     middle = top + _ROW // 2
-    width = figure.ratio.median * scale
-    low, high = (_LABELS + bound * scale for bound in (figure.ratio.low, figure.ratio.high))
+    width = place(figure.ratio.median)
+    low, high = (_LABELS + place(bound) for bound in (figure.ratio.low, figure.ratio.high))
     parts = [
         f'<text x="{_LABELS - 8}" y="{middle + 4}" text-anchor="end">{escape(figure.name)}</text>',
         (
@@ -66,7 +85,7 @@ def _bar(figure: Figure, top: int, scale: float) -> list[str]:
     ]
     bound = _bound(figure)
     if bound is not None:
-        at = _LABELS + bound * scale
+        at = _LABELS + place(bound)
         parts.append(
             f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{middle - 13}" y2="{middle + 13}" '
             'stroke="#000000" stroke-width="2" stroke-dasharray="4 2"/>'
@@ -81,7 +100,13 @@ def _bound(figure: Figure) -> float | None:
     return goal.ratio_at_least if goal.ratio_at_least is not None else goal.ratio_at_most
 
 
-def page(figures: Sequence[Figure], context: Context, notes: Sequence[str], when: str) -> str:
+def page(
+    figures: Sequence[Figure],
+    context: Context,
+    notes: Sequence[str],
+    when: str,
+    methods: Mapping[str, str],
+) -> str:
     """The page, in Markdown.
 
     Args:
@@ -89,11 +114,13 @@ def page(figures: Sequence[Figure], context: Context, notes: Sequence[str], when
         context: Machine, versions and settings.
         notes: Caveats.
         when: The day of the run, for people.
+        methods: What each suite does, by its name.
     """
     versions = ", ".join(f"{name} {version}" for name, version in context.versions.items())
     settings = ", ".join(f"{name} {value}" for name, value in context.settings.items())
     goals = sum(figure.met is not None for figure in figures)
     missed = [figure for figure in figures if figure.met is False]
+    suites = [suite for suite, _ in suites_of(figures)]
     lines = [
         "# Benchmarks",
         "",
@@ -115,19 +142,26 @@ def page(figures: Sequence[Figure], context: Context, notes: Sequence[str], when
         "",
         "Caveats:",
         "",
-        *(f"- {note}" for note in notes),
+        *(f"- {note}" for note in notes if not any(_is_of(note, each) for each in suites)),
         "",
     ]
     if missed:
         lines += [
             f"**Not met: {len(missed)} of {goals} goals:** "
             + "; ".join(f"{figure.suite}, {figure.name}" for figure in missed)
-            + ". What was tried is told in the decisions that each suite names.",
+            + ". What was tried is told in [decisions](decisions/).",
             "",
         ]
     for suite, own in suites_of(figures):
-        lines += [f"## {suite}", "", f"![{suite}](benchmarks-{suite}.svg)", "", *_table(own), ""]
+        lines += [f"## {suite}", "", methods.get(suite, ""), ""]
+        lines += [f"![{suite}](benchmarks-{suite}.svg)", "", *_table(own), ""]
+        lines += [f"- {note}" for note in notes if _is_of(note, suite)] + [""]
     return "\n".join(lines)
+
+
+def _is_of(note: str, suite: str) -> bool:
+    """Whether a caveat is of one suite; such begin with its name."""
+    return note.startswith((f"{suite}:", f"{suite},"))
 
 
 def _table(figures: Sequence[Figure]) -> list[str]:

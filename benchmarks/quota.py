@@ -12,11 +12,12 @@ from functools import partial
 from time import perf_counter
 from typing import Final, TypeVar
 
+from benchmarks import crowds
 from benchmarks.effort import Effort, Outcome
 from benchmarks.errors import BenchError
 from benchmarks.events import PRICE_MICROCREDITS, SKU, add_customers, make_event
 from benchmarks.ground import Ground, Say
-from benchmarks.report import compare, percentile
+from benchmarks.report import Goal, compare, percentile
 from billing.bootstrap import System
 from billing.quota.hold import HoldRequest, LoadOutcome, ReserveOutcome, SettleOutcome
 
@@ -24,6 +25,7 @@ NAME: Final = "quota"
 _CUSTOMERS: Final = 8
 _PERCENTILES: Final = (50, 99)
 _TTL_SECONDS: Final = 600
+_GOALS: Final = {("reserve", 50): Goal(ratio_at_most=2)}
 
 T = TypeVar("T")
 
@@ -47,6 +49,7 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
     for number in range(effort.repetitions):
         say(f"repetition {number + 1} of {effort.repetitions}")
         repetitions.append(_repetition(system, customers, effort.quota_calls))
+    figures, notes = crowds.run(system, effort, say)
     return Outcome(
         [
             compare(
@@ -58,10 +61,13 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
                     (percentile(times[verb], percent), percentile(times["PING"], percent))
                     for times in repetitions
                 ],
+                _GOALS.get((verb, percent)),
             )
             for verb in ("reserve", "settle")
             for percent in _PERCENTILES
         ]
+        + figures,
+        notes,
     )
 
 

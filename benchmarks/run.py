@@ -1,12 +1,14 @@
 """``make bench``: measure, print one table, write ``.local/bench/latest.json``.
 
-Exits with 0 if everything was measured, 1 if not, 130 on Ctrl-C.
+Exits with 0 if everything was measured, 1 if not, 130 on Ctrl-C. With ``--check`` 1 also stands for
+a ratio that has fallen by half since the committed figures.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
+import inspect
 import json
 import os
 import signal
@@ -14,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -33,13 +35,15 @@ from benchmarks import (
     questions,
     quota,
     reporting,
+    soak,
     transport,
 )
-from benchmarks.effort import FULL, QUICK, Effort, Outcome
+from benchmarks.check import both_times, fallen, unchecked
+from benchmarks.effort import CHECK, FULL, QUICK, Effort, Outcome
 from benchmarks.errors import BenchError
 from benchmarks.ground import Ground, Say
 from benchmarks.page import page, plot, suites_of
-from benchmarks.report import Context, Figure, as_json, caveats, table
+from benchmarks.report import Context, Figure, as_json, caveats, records, table
 from billing.core.errors import WeighbridgeError
 from billing.settings import Settings
 
@@ -55,13 +59,16 @@ SUITES: Final[dict[str, Suite]] = {
     questions.NAME: questions.run,
     reporting.NAME: reporting.run,
 }
-NEED_RABBITMQ: Final = frozenset({transport.NAME, consume.NAME, overhead.NAME})
+ON_REQUEST: Final[dict[str, Suite]] = {soak.NAME: soak.run}
+"""Only measured when named: they take their time."""
+CHECKED: Final = (quota.NAME, leases.NAME, ingest.NAME, consume.NAME, overhead.NAME)
+NEED_RABBITMQ: Final = frozenset({transport.NAME, consume.NAME, overhead.NAME, soak.NAME})
 RESULTS: Final = "latest.json"
 CONTEXT: Final = "context.json"
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _DOCS: Final = _ROOT / "docs"
 _RESULTS: Final = _ROOT / "benchmarks" / "results"
-_WIDTH: Final = 100
+_WIDTH: Final = 120
 _INTERRUPTED: Final = 130
 
 
@@ -77,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _alone(folder):
             structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+            if asked.check:
+                return _check(asked, folder, given, err)
             figures, context, notes = _measure(asked, folder, given, err)
             _write(folder, figures, context, notes)
             if asked.page:
@@ -93,6 +102,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _check(asked: argparse.Namespace, folder: Path, given: Settings, err: Console) -> int:
+    """Compare with the committed figures; what has fallen is measured once more.
+
+    Raises:
+        BenchError: There are no committed figures.
+    """
+    try:
+        committed = json.loads(asked.against.read_text("utf-8"))
+    except FileNotFoundError:
+        raise BenchError(
+            f"no figures in {_shown(asked.against)}; make bench ARGS=--page writes them"
+        ) from None
+    asked.suite = asked.suite or list(CHECKED)
+    figures, context, notes = _measure(asked, folder, given, err)
+    _write(folder, figures, context, notes)
+    found = records(figures)
+    missing = unchecked(asked.suite, found, committed)
+    falls = fallen(found, committed)
+    if falls and not missing:
+        for fall in falls:
+            err.print(f"once more: {fall.told()}")
+        asked.suite = sorted({fall.suite for fall in falls})
+        again, *_ = _measure(asked, folder, given, err)
+        falls = both_times(falls, fallen(records(again), committed))
+    for suite in missing:
+        err.print(f"FAILED: {suite}: nothing was compared with {_shown(asked.against)}")
+    for fall in falls:
+        err.print(f"FAILED: {fall.told()}", style="red")
+    if missing or falls:
+        return 1
+    err.print(f"No ratio has fallen by half since {_shown(asked.against)}.")
+    return 0
+
+
 def _measure(
     asked: argparse.Namespace, folder: Path, given: Settings, err: Console
 ) -> tuple[list[Figure], Context, list[str]]:
@@ -105,21 +148,36 @@ def _measure(
             status.update(f"{suite}: {what}")
 
         with Ground(folder / "work", given, partial(say, "servers")) as ground:
-            for name in [name for name in SUITES if name in (asked.suite or SUITES)]:
+            suites = {**SUITES, **ON_REQUEST}
+            for name in _names(asked):
                 if name in NEED_RABBITMQ and not ground.on_rabbitmq:
                     notes.append(f"{name}: NOT MEASURED, there is no RabbitMQ.")
                     continue
                 began = time.monotonic()
-                effort = QUICK if asked.quick else FULL
-                outcome = SUITES[name](ground, effort, partial(say, name))
+                outcome = suites[name](ground, _effort(asked), partial(say, name))
                 figures += outcome.figures
                 notes += outcome.notes
+                # Should a later suite fail, hours of others are not lost.
+                (folder / RESULTS).write_text(as_json(figures), "utf-8")
                 err.print(f"{name}: {time.monotonic() - began:.1f} s")
             with ground.system(ground.settings("context")) as system:
                 context = machine.context(system, load_before)
     if ground.left:
         err.print("Left behind: " + "; ".join(ground.left), style="red")
-    return figures, context, [*caveats(context, quick=asked.quick), *notes]
+    return figures, context, [*caveats(context, quick=asked.quick or asked.check), *notes]
+
+
+def _names(asked: argparse.Namespace) -> list[str]:
+    """The suites to measure, in their order; a page is not whole without those on request."""
+    suites = {**SUITES, **ON_REQUEST}
+    wanted = asked.suite or (suites if asked.page else SUITES)
+    return [name for name in suites if name in wanted]
+
+
+def _effort(asked: argparse.Namespace) -> Effort:
+    effort = CHECK if asked.check else QUICK if asked.quick else FULL
+    seconds = asked.soak_seconds
+    return effort if seconds is None else replace(effort, soak_seconds=seconds)
 
 
 def _write(folder: Path, figures: Sequence[Figure], context: Context, notes: Sequence[str]) -> None:
@@ -137,19 +195,47 @@ def _write_page(figures: Sequence[Figure], context: Context, notes: Sequence[str
     for suite, own in suites_of(figures):
         (_DOCS / f"benchmarks-{suite}.svg").write_text(plot(suite, own), "utf-8")
     today = f"{datetime.now(UTC):%Y-%m-%d}"
-    (_DOCS / "benchmarks.md").write_text(page(figures, context, notes, today), "utf-8")
+    text = page(figures, context, notes, today, _methods())
+    (_DOCS / "benchmarks.md").write_text(text, "utf-8")
+
+
+def _methods() -> dict[str, str]:
+    """What each suite says of itself, as Markdown."""
+    told = {}
+    for name, suite in {**SUITES, **ON_REQUEST}.items():
+        text = inspect.cleandoc(sys.modules[suite.__module__].__doc__ or "")
+        text = text.removeprefix(f"Suite {name}: ").replace("``", "`")
+        told[name] = text[:1].upper() + text[1:]
+    return told
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description="Measure what metering costs.")
     parser.add_argument("--quick", action="store_true", help="short rounds: to see that it works")
     parser.add_argument(
-        "--page", action="store_true", help="also write docs/benchmarks.md and benchmarks/results"
+        "--page",
+        action="store_true",
+        help="every suite, and write docs/benchmarks.md and benchmarks/results",
     )
     parser.add_argument(
-        "--suite", action="append", choices=list(SUITES), help="only this one; may be repeated"
+        "--suite",
+        action="append",
+        choices=[*SUITES, *ON_REQUEST],
+        help=f"only this one; may be repeated ({', '.join(ON_REQUEST)}: only when named)",
     )
-    return parser.parse_args(arguments)
+    parser.add_argument("--soak-seconds", type=float, help="of suite soak; 20 minutes without")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="short, and compared with the committed figures: for a build",
+    )
+    parser.add_argument(
+        "--against", type=Path, default=_RESULTS / RESULTS, help="the figures to check against"
+    )
+    asked = parser.parse_args(arguments)
+    if asked.page and (asked.quick or asked.check):
+        parser.error("short rounds make no page")
+    return asked
 
 
 def _console(*, stderr: bool) -> Console:

@@ -255,6 +255,14 @@ class Quota(Protocol):
         """Hold the amount for the task, or say why not."""
         ...
 
+    def reserve_many(self, requests: Sequence[HoldRequest]) -> list[Reservation]:
+        """``reserve`` for each, in their order and each a step of its own, in few round trips.
+
+        A refused one does not keep the others from being held. Raises as ``reserve``; then any of
+        them may have happened, and repeating all is safe.
+        """
+        ...
+
     def settle(
         self,
         customer: str,

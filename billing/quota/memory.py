@@ -33,7 +33,7 @@ from billing.quota.hold import (
 from billing.quota.keys import shard_of
 from billing.quota.lease import LEASE_PREFIX
 from billing.quota.memory_leases import MemoryLeases
-from billing.quota.records import Account, Hold, Name, counts, refusal_of, refusal_of_change
+from billing.quota.records import Account, Hold, Name, counts, denied, refusal_of, refusal_of_change
 from billing.usage.event import UsageEvent
 
 _MILLISECONDS: Final = 1000
@@ -85,8 +85,14 @@ class MemoryQuota(MemoryLeases):
             if hold is not None and hold.state is HoldState.HELD:
                 return self._answer_held(request, hold, account, now_ms)
             if hold is not None and hold.final:
-                return _denied(DenialReason.REVOKED, available)
+                return denied(DenialReason.REVOKED, available)
             return self._admit(request, hold, account, now_ms)
+
+    def reserve_many(self, requests: Sequence[HoldRequest]) -> list[Reservation]:
+        """Reserve for each. See ``Quota.reserve_many``."""
+        for request in requests:
+            check_request(request)
+        return [self.reserve(request) for request in requests]
 
     def settle(
         self,
@@ -225,7 +231,7 @@ class MemoryQuota(MemoryLeases):
                 )
             refusal = refusal_of_change(request, hold, account)
             if refusal:
-                return _denied(*refusal, held=hold.held)
+                return denied(*refusal, held=hold.held)
             if hold.period_start_ms == account.period_start_ms:
                 account.count_spent(hold.sku, -hold.held)
                 account.count_spent(request.sku, amount)
@@ -246,11 +252,11 @@ class MemoryQuota(MemoryLeases):
         if account is None or now_ms >= account.period_end_ms:
             return Reservation(outcome=ReserveOutcome.UNKNOWN_BALANCE)
         if account.suspended:
-            return _denied(DenialReason.CUSTOMER_SUSPENDED, account.available)
+            return denied(DenialReason.CUSTOMER_SUSPENDED, account.available)
         amount = request.amount_microcredits
         refusal = refusal_of(account, request.sku, amount, amount)
         if refusal:
-            return _denied(*refusal)
+            return denied(*refusal)
         hold = Hold(
             request.customer,
             request.task_id,
@@ -390,12 +396,3 @@ class MemoryQuota(MemoryLeases):
 
     def _now_ms(self) -> int:
         return to_ms(self._clock.now())
-
-
-def _denied(reason: DenialReason, left: int, *, held: int = 0) -> Reservation:
-    return Reservation(
-        outcome=ReserveOutcome.DENIED,
-        reason=reason,
-        held_microcredits=held,
-        left_microcredits=max(left, 0),
-    )

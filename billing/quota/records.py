@@ -15,6 +15,8 @@ from billing.quota.hold import (
     HoldState,
     HoldView,
     LineFigures,
+    Reservation,
+    ReserveOutcome,
 )
 from billing.usage.event import UsageEvent
 
@@ -177,3 +179,13 @@ def counts(hold: Hold | None, account: Account, event: UsageEvent) -> bool:
     if hold is not None:
         return hold.period_start_ms == account.period_start_ms
     return account.period_start_ms <= to_ms(event.metered_at) < account.period_end_ms
+
+
+def denied(reason: DenialReason, left: int, *, held: int = 0) -> Reservation:
+    """The answer to a request that was refused."""
+    return Reservation(
+        outcome=ReserveOutcome.DENIED,
+        reason=reason,
+        held_microcredits=held,
+        left_microcredits=max(left, 0),
+    )

@@ -27,13 +27,13 @@ from billing.quota.hold import (
 )
 from billing.quota.keys import SHARDS, Keys, shard_of, split_member
 from billing.quota.lease import BatchSettlement, LeasedBatch, LeaseGrant, LeaseRequest
-from billing.quota.redis_calls import MILLISECONDS, Scripts, answering, text, texts
+from billing.quota.redis_calls import MILLISECONDS, Call, Scripts, answering, text, texts
 from billing.quota.redis_leases import LEASE_VERBS, RedisLeases, done_key
 from billing.usage.event import UsageEvent
 
 VERBS: Final = ("reserve", "settle", "release", "append", "expire", "load", *LEASE_VERBS)
 _CHUNK: Final = 100
-"""Holds expired by one script, or read in one pipeline: keeps the server free for others."""
+"""Holds expired by one script, or reserved or read in one pipeline: leaves the server to others."""
 
 
 class RedisQuota:
@@ -67,26 +67,21 @@ class RedisQuota:
     def reserve(self, request: HoldRequest) -> Reservation:
         """Hold the amount for the task, or say why not. See ``Quota.reserve``."""
         check_request(request)
-        keys = self._hold_keys(request.customer, request.task_id)
-        arguments: list[str | int | bytes] = [
-            request.customer,
-            request.task_id,
-            request.sku,
-            request.amount_microcredits,
-            request.ttl_seconds * MILLISECONDS,
-        ]
-        if request.mark is not None:
-            keys.append(done_key(self._keys, request.customer, request.mark))
-            arguments.append(request.mark.bytes)
-        reply = self._run("reserve", keys, arguments)
-        outcome, reason, admission, held, left = (text(part) for part in reply)
-        return Reservation(
-            outcome=ReserveOutcome(outcome),
-            reason=DenialReason(reason) if reason else None,
-            admission=int(admission),
-            held_microcredits=int(held),
-            left_microcredits=int(left),
-        )
+        return _reservation(self._run("reserve", *self._reserving(request)))
+
+    def reserve_many(self, requests: Sequence[HoldRequest]) -> list[Reservation]:
+        """Reserve for each, a round trip for every hundred. See ``Quota.reserve_many``."""
+        for request in requests:
+            check_request(request)
+        found: list[Reservation] = []
+        for start in range(0, len(requests), _CHUNK):
+            calls: list[Call] = [
+                self._reserving(request) for request in requests[start : start + _CHUNK]
+            ]
+            with answering():
+                replies = self._scripts.run_many("reserve", calls)
+            found += (_reservation(reply) for reply in replies)
+        return found
 
     def settle(
         self,
@@ -267,6 +262,20 @@ class RedisQuota:
             for customer, task_id, flat in self._run("expire", keys, arguments)
         ]
 
+    def _reserving(self, request: HoldRequest) -> tuple[list[str], list[str | int | bytes]]:
+        keys = self._hold_keys(request.customer, request.task_id)
+        arguments: list[str | int | bytes] = [
+            request.customer,
+            request.task_id,
+            request.sku,
+            request.amount_microcredits,
+            request.ttl_seconds * MILLISECONDS,
+        ]
+        if request.mark is not None:
+            keys.append(done_key(self._keys, request.customer, request.mark))
+            arguments.append(request.mark.bytes)
+        return keys, arguments
+
     def _hold_keys(self, customer: str, task_id: str) -> list[str]:
         return [
             self._keys.account(customer),
@@ -287,6 +296,17 @@ class RedisQuota:
         for command in commands:
             pipeline.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py types none
         return pipeline.execute()
+
+
+def _reservation(reply: Sequence[Any]) -> Reservation:
+    outcome, reason, admission, held, left = (text(part) for part in reply)
+    return Reservation(
+        outcome=ReserveOutcome(outcome),
+        reason=DenialReason(reason) if reason else None,
+        admission=int(admission),
+        held_microcredits=int(held),
+        left_microcredits=int(left),
+    )
 
 
 def _chunks(names: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
+from benchmarks import run
 from benchmarks.page import page, plot, suites_of
 from benchmarks.report import Context, Figure, Goal, compare
 
@@ -38,9 +39,35 @@ def test_a_plot_has_a_bar_per_figure_and_a_mark_per_goal() -> None:
 
 def test_the_page_names_machine_figures_and_what_was_missed() -> None:
     goal = Goal(ratio_at_least=3)
-    text = page([figure(goal=goal), figure(suite="ingest")], CONTEXT, ["a caveat"], "2026-11-21")
+    notes = ["a caveat", "ingest: of its own"]
+    figures = [figure(goal=goal), figure(suite="ingest")]
+    text = page(figures, CONTEXT, notes, "2026-11-21", {"ingest": "How rows go in."})
     assert "2 cores, Example CPU" in text
-    assert "- a caveat" in text
+    general, of_quota, of_ingest = text.split("\n## ")
+    assert "- a caveat" in general
+    assert "of its own" not in general + of_quota
+    assert "How rows go in." in of_ingest
+    assert "- ingest: of its own" in of_ingest
     assert "**Not met: 1 of 1 goals:** quota, reserve <p50>" in text
     assert "![ingest](benchmarks-ingest.svg)" in text
     assert "| reserve <p50> | 10.0 | ms | PING p50 | 5.00 | **2.00** (1.00-3.00) |" in text
+
+
+def test_ratios_far_apart_are_drawn_on_a_logarithmic_scale_and_it_is_said() -> None:
+    far = compare("leases", "admissions", "tasks/s", "reserve", [(600.0, 5.0)] * 5)
+    near = compare("leases", "whole tasks", "tasks/s", "exact", [(6.0, 5.0)] * 5)
+    text = plot("leases", [far, near])
+    tree = ET.fromstring(text)
+    large, small = (
+        float(each.get("width", "0")) for each in tree.iter(f"{SVG}rect") if each.get("x")
+    )
+    assert "logarithmic" in text
+    assert 0 < small < large
+    assert small > large / 20
+    assert "logarithmic" not in plot("leases", [near])
+
+
+def test_every_suite_says_what_it_does() -> None:
+    methods = run._methods()
+    assert set(methods) == {*run.SUITES, *run.ON_REQUEST}
+    assert all(len(text) > 100 and "Suite" not in text.split(".")[0] for text in methods.values())

@@ -122,6 +122,9 @@ class FlakyQuota:
     def reserve(self, request: HoldRequest) -> Reservation:
         return self._call("reserve", lambda: self.inner.reserve(request))
 
+    def reserve_many(self, requests: Sequence[HoldRequest]) -> list[Reservation]:
+        return self._call("reserve", lambda: self.inner.reserve_many(requests))
+
     def settle(
         self, customer: str, task_id: str, events: Sequence[UsageEvent], *, marked: bool = False
     ) -> Settlement:
