@@ -1,12 +1,12 @@
 """Suite consume: from RabbitMQ to the log, by consumers as processes, against a raw COPY.
 
-A round's messages are all in the queue before the first consumer may begin; what is timed is from
-the batch that passes a twentieth of them to the COMMIT of the last. The baseline then gets the very
-rows of that round, as in suite ingest. Every event is counted afterwards: what is missing or double
-ends the run.
+A round's events, packed as a relay packs them, are all in the queue before the first consumer may
+begin; what is timed is from the batch that passes a twentieth of them to the COMMIT of the last.
+The baseline then gets the very rows of that round, as in suite ingest. Every event is counted
+afterwards: what is missing or double ends the run.
 
-At half load, messages are published evenly at half the rate that one consumer was just seen to
-reach. RabbitMQ keeps their order and one consumer acknowledges in it, so the n-th message is
+At half load, events are published evenly at half the rate that one consumer was just seen to
+reach. RabbitMQ keeps their order and one consumer acknowledges in it, so the n-th event is
 visible with the COMMIT after which n are through.
 """
 
@@ -39,6 +39,8 @@ from benchmarks.report import Figure, Goal, compare, percentile
 from billing.bootstrap import System
 from billing.local.process import Process
 from billing.usage import topology
+from billing.usage.event import UsageEvent
+from billing.usage.packing import packed
 
 NAME: Final = "consume"
 _CUSTOMERS: Final = 20
@@ -52,10 +54,10 @@ _GOAL: Final = Goal(ratio_at_least=0.5, value_at_least=10_000)
 _SEEN_GOALS: Final = {"p99": Goal(value_at_most=500)}
 _ORDER_SEED: Final = 11
 _NOTE: Final = (
-    "consume: {messages:,} messages a round. Every event has a subject of its own, the dearest "
-    "case for the rollups. Half twice: every event is in the queue twice, in any order; counted "
-    "are messages. Seen: from publishing to the COMMIT, at half the rate of one consumer; the "
-    "baseline is COPY and COMMIT of a single row."
+    "consume: {messages:,} events a round, packed as a relay packs them. Every event has a subject "
+    "of its own, the dearest case for the rollups. Half twice: every event is in the queue twice, "
+    "in any order; counted are tellings. Seen: from publishing to the COMMIT, at half the rate of "
+    "one consumer; the baseline is COPY and COMMIT of a single row."
 )
 
 
@@ -92,23 +94,34 @@ class _Line:
         for number in range(len(self.processes)):
             self.offset[number] = len(read_ticks(self.folder, number))
 
-    def publish(self, bodies: Sequence[bytes]) -> None:
-        """Put messages into the exchange, without waiting for anything."""
-        for body in bodies:
-            self.channel.basic_publish(
-                amqp.Message(body, delivery_mode=2, content_type="application/json"),
-                exchange=self.system.settings.usage_exchange,
-                routing_key="usage.bench",
-            )
+    def publish(self, events: Sequence[UsageEvent]) -> int:
+        """Put events into the exchange as a relay packs them, without waiting for anything.
 
-    def fill(self, bodies: Sequence[bytes]) -> None:
-        """Put messages into the queue, and wait until all are there."""
-        self.publish(bodies)
+        Returns:
+            How many messages they are.
+        """
+        batch = self.system.settings.relay_batch
+        packs = [
+            pack
+            for start in range(0, len(events), batch)
+            for pack in packed(events[start : start + batch])
+        ]
+        for pack in packs:
+            self.channel.basic_publish(
+                amqp.Message(pack.body, delivery_mode=2, content_type=pack.content_type),
+                exchange=self.system.settings.usage_exchange,
+                routing_key=topology.routing_key(pack.customer),
+            )
+        return len(packs)
+
+    def fill(self, events: Sequence[UsageEvent]) -> None:
+        """Put events into the queue, and wait until all are there."""
+        messages = self.publish(events)
         queue = self.system.settings.usage_queue
 
         def waiting() -> bool:
             found: Any = self.channel.queue_declare(queue, passive=True)
-            return bool(found.message_count >= len(bodies))
+            return bool(found.message_count >= messages)
 
         self.wait(waiting, "the messages to be in their queue")
 
@@ -229,7 +242,7 @@ def _notes(
     for (count, twice), pairs in found.items():
         ours, copied = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         notes.append(
-            f"consume, {_name(count, twice=twice)}: processor time a message, µs: "
+            f"consume, {_name(count, twice=twice)}: processor time an event, µs: "
             f"consumer {median(each.consumer_us for each in ours):.1f}, "
             f"PostgreSQL {median(each.postgres_us for each in ours):.1f}, "
             f"RabbitMQ {median(each.broker_us for each in ours):.1f}; "
@@ -245,7 +258,7 @@ def _lock_notes(line: _Line) -> list[str]:
 
 def _warm_up(line: _Line, consumers: int, messages: int) -> None:
     events = spread_over(line.customers, messages, line.system.clock.now())
-    line.fill([event.to_wire() for event in events])
+    line.fill(events)
     line.forget()
     line.let(consumers, lambda: line.through() >= messages)
 
@@ -254,14 +267,14 @@ def _round(line: _Line, consumers: int, messages: int, *, twice: bool) -> tuple[
     """One round of the consumers, and one of COPY with the same rows."""
     count = messages // 2 if twice else messages
     events = spread_over(line.customers, count, line.system.clock.now())
-    bodies = [event.to_wire() for event in events]
+    told = events
     if twice:
-        bodies += bodies
-        random.Random(_ORDER_SEED).shuffle(bodies)  # noqa: S311 - repeatable, not secret
-    line.fill(bodies)
+        told = [*events, *events]
+        random.Random(_ORDER_SEED).shuffle(told)  # noqa: S311 - repeatable, not secret
+    line.fill(told)
     name = _name(consumers, twice=twice)
     with line.locks.setdefault(name, LockSampler(line.system.engine)):
-        ours = line.drain(consumers, len(bodies))
+        ours = line.drain(consumers, len(told))
     inserted = sum(tick.inserted for each in line.ticks().values() for tick in each)
     if inserted != count:
         raise BenchError(f"the log took {inserted} of {count} events")
@@ -286,7 +299,7 @@ def _half_load(
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """p50 and p99 of milliseconds from publishing to COMMIT; then of COPY and COMMIT of a row."""
     count = ceil(rate * seconds)
-    bodies = [e.to_wire() for e in spread_over(line.customers, count, line.system.clock.now())]
+    events = spread_over(line.customers, count, line.system.clock.now())
     published: list[int] = []
     line.forget()
 
@@ -294,9 +307,11 @@ def _half_load(
         began = time.monotonic()
         while len(published) < count:
             due = min(count, ceil((time.monotonic() - began) * rate))
-            for start in range(len(published), due):
-                published.append(time.monotonic_ns())
-                line.publish(bodies[start : start + 1])
+            if due > len(published):
+                # All of one instant, so it does not matter how packing changes their order.
+                some = events[len(published) : due]
+                published.extend([time.monotonic_ns()] * len(some))
+                line.publish(some)
             time.sleep(_SLICE_SECONDS)
         return line.through() >= count
 
@@ -307,7 +322,7 @@ def _half_load(
         waited += [(tick.at_ns - at) / 1e6 for at in published[end - tick.messages : end]]
     # The first batches also waited for the consumer to connect.
     waited = waited[count // 5 :]
-    ones = _one_by_one(line.system, [UUID(_id_of(body)) for body in bodies[:200]])
+    ones = _one_by_one(line.system, [event.id for event in events[:200]])
     return (percentile(waited, 50), percentile(waited, 99)), (
         percentile(ones, 50),
         percentile(ones, 99),
@@ -322,10 +337,6 @@ def _one_by_one(system: System, ids: list[UUID]) -> list[float]:
         store_rows(system.engine, copy)
         took.append((time.perf_counter() - began) * 1e3)
     return took
-
-
-def _id_of(body: bytes) -> str:
-    return body.partition(b'"id":"')[2][:36].decode()
 
 
 def _start(ground: Ground, count: int) -> _Line:
