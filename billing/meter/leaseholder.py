@@ -175,7 +175,8 @@ class Leaseholder:
             )
         self._teller.put(ticket, ticket.run)
         self._start_thread()
-        self._wake.set()
+        if not self._wake.is_set():
+            self._wake.set()
 
     def _end_quietly(self, ticket: Ticket) -> None:
         with self._lock:
