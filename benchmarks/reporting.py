@@ -1,14 +1,15 @@
 """Suite reporting: what it costs to find out what is due, and how fast it can leave.
 
 Two logs with the same customers, SKUs and hours, one with many times the events: planning reads
-rollups and reports, never the log, so both cost the same. Then everything that is due leaves for a
-provider that answers at once: what is left is the reporter's own cost, in transactions.
+rollups and reports, never the log, so both cost the same. Then reports leave for a provider that
+answers at once: what is left is the reporter's own cost, in transactions. Then everything that is
+due leaves in one run, at the rate that Stripe allows, and this process's memory is watched.
 """
 
 from __future__ import annotations
 
-import resource
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from time import perf_counter
@@ -17,10 +18,11 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from benchmarks.bulk import SKUS, Shape, fill, months_before
+from benchmarks.drain import Watch
 from benchmarks.effort import Effort, Outcome
 from benchmarks.errors import BenchError
 from benchmarks.ground import Ground, Say
-from benchmarks.report import Goal, compare
+from benchmarks.report import Figure, Goal, compare
 from billing.core.clock import Clock
 from billing.core.period import Period
 from billing.log.engine import owner_engine
@@ -33,17 +35,32 @@ EVENTS_PER_BUCKET: Final = 9
 """In the smaller log: then hardly a bucket is empty there that is not in the larger one."""
 ALLOWED: Final = 1_000.0
 """Meter events a second that Stripe takes in live mode."""
+ANSWER_SECONDS: Final = 0.1
+"""About what a request to Stripe takes: the senders wait for answers, and not for themselves."""
+SENDERS: Final = 8
+MOST_SENDERS: Final = 64
+"""What ``WEIGHBRIDGE_REPORT_SENDERS`` takes at most."""
+UNLIMITED: Final = 1e9
 _GROWTH: Final = 1.2
+_AS_ALLOWED: Final = 0.95
+_FLAT: Final = 1.1
+
+_Pairs = Sequence[tuple[float, float]]
 
 
 class Instant:
-    """A provider that takes everything at once and remembers nothing but how much it was."""
+    """A provider that takes everything and remembers nothing but how much it was.
+
+    ``answer_seconds`` is how long it takes to answer; ``watch`` is told of every report.
+    """
 
     name = "instant"
     max_age: timedelta | None = None
 
     def __init__(self) -> None:
         self.taken = 0
+        self.answer_seconds = 0.0
+        self.watch: Watch | None = None
         self._lock = threading.Lock()
 
     def ensure_meters(self, meters: Sequence[Meter], *, dry_run: bool = False) -> list[MeterCheck]:
@@ -54,8 +71,12 @@ class Instant:
     def report_usage(self, report: UsageReport) -> Answer:
         """Taken."""
         del report
+        if self.answer_seconds:
+            time.sleep(self.answer_seconds)
         with self._lock:
             self.taken += 1
+            if self.watch is not None:
+                self.watch.taken(self.taken)
         return Answer(cause=Cause.TAKEN)
 
     def read_back(self, customer_ref: str, meter: str, day: date) -> Mapping[datetime, int]:
@@ -91,31 +112,57 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
         many_again, few_again = (log.plan_nothing() for log in logs)
         quiet.append((many_again, few_again))
     say("sending")
-    ceilings = [logs[1].send(effort.reported_batch) for _ in range(effort.repetitions)]
-    before = _resident()
-    due = logs[1].plan_all(measured=False)
-    allowed = logs[1].send(due, rate=ALLOWED)
-    grown = _resident() - before
+    ceilings = [logs[1].ceiling(effort.reported_batch) for _ in range(effort.repetitions)]
+    answered = [logs[1].answered(effort.reported_batch) for _ in range(effort.repetitions)]
+    say("draining everything that is due")
+    due, watch = logs[1].drain(effort.repetitions)
     for log in logs:
         log.close()
-    note = (
-        f"reporting: {due:,} due reports left in one run at {allowed[0]:,.0f} a second "
-        f"({ALLOWED:,.0f} are allowed); resident memory grew by {grown:.0f} MiB."
-    )
-    goal = Goal(ratio_at_most=_GROWTH)
-    against = f"{few:,} events, as many buckets"
-    what = f"{many:,} events"
     return Outcome(
         [
-            compare(NAME, f"first plan, {what}", "s", against, plans, goal),
-            compare(NAME, f"plan with nothing due, {what}", "s", against, quiet, goal),
+            *_planning(few, many, plans, quiet),
+            *_draining(due, watch),
             compare(
                 NAME, "reporter's own ceiling", "reports/s", "single-row commits, one connection",
                 ceilings,
             ),
+            compare(
+                NAME, f"answers after {ANSWER_SECONDS * 1000:.0f} ms, {MOST_SENDERS} senders",
+                "reports/s", f"{SENDERS} senders, the default", answered,
+            ),
         ],
-        [note],
+        [_note(due, watch)],
     )  # fmt: skip
+
+
+def _planning(few: int, many: int, plans: _Pairs, quiet: _Pairs) -> list[Figure]:
+    goal = Goal(ratio_at_most=_GROWTH)
+    against = f"{few:,} events, as many buckets"
+    return [
+        compare(NAME, f"first plan, {many:,} events", "s", against, plans, goal),
+        compare(NAME, f"plan with nothing due, {many:,} events", "s", against, quiet, goal),
+    ]
+
+
+def _draining(due: int, watch: Watch) -> list[Figure]:
+    return [
+        compare(
+            NAME, f"drain of {due:,} due reports, each part of one run", "reports/s",
+            "what Stripe allows", [(rate, ALLOWED) for rate in watch.rates()],
+            Goal(ratio_at_least=_AS_ALLOWED),
+        ),
+        compare(
+            NAME, "most resident memory in each part of that run", "MiB",
+            "before its first report", watch.memory(), Goal(ratio_at_most=_FLAT),
+        ),
+    ]  # fmt: skip
+
+
+def _note(due: int, watch: Watch) -> str:
+    return (
+        f"reporting: {due:,} due reports left in one run of {watch.seconds():.0f} s; the most "
+        f"memory meanwhile was {watch.grown():+.1f} MiB more than before the first one."
+    )
 
 
 class _Log:
@@ -164,8 +211,29 @@ class _Log:
             raise BenchError("something was due twice")
         return perf_counter() - began
 
-    def send(self, count: int, rate: float = 1e9) -> tuple[float, float]:
-        """Reports a second of so many, and single-row commits a second."""
+    def ceiling(self, count: int) -> tuple[float, float]:
+        """Reports a second of so many that are taken at once, and single-row commits a second."""
+        return self._send(count), self._commits(min(count, 500))
+
+    def answered(self, count: int) -> tuple[float, float]:
+        """Reports a second through answers that take a while: the most senders, and the default."""
+        self.provider.answer_seconds = ANSWER_SECONDS
+        try:
+            most = self._send(count, senders=MOST_SENDERS)
+            return most, self._send(count // (MOST_SENDERS // SENDERS))
+        finally:
+            self.provider.answer_seconds = 0.0
+
+    def drain(self, parts: int) -> tuple[int, Watch]:
+        """How many reports were due, and what was seen while all left in one run, as allowed."""
+        due: int = self.plan_all(measured=False)
+        self.provider.watch = watch = Watch(due, parts)
+        self._leave(due, rate=ALLOWED)
+        self.provider.watch = None
+        return due, watch
+
+    def _send(self, count: int, *, senders: int = SENDERS) -> float:
+        """Reports a second of so many that become due now."""
         with self.engine.begin() as connection:
             connection.execute(
                 sa.text(
@@ -175,7 +243,11 @@ class _Log:
                 ),
                 {"count": count},
             )
-        pace = Pace(rate_per_second=rate, burst=100, senders=8, batch=64)
+        return self._leave(count, senders=senders)
+
+    def _leave(self, count: int, *, rate: float = UNLIMITED, senders: int = SENDERS) -> float:
+        """Reports a second of one run, in which so many that are due have to leave."""
+        pace = Pace.of_settings(lag_seconds=300, rate_per_second=rate, senders=senders)
         reporter = Reporter(
             self.reports, self.provider, self.destination, list(self.meters.values()), self.clock,
             pace=pace,
@@ -186,7 +258,7 @@ class _Log:
         sent = self.provider.taken / (perf_counter() - began)
         if self.provider.taken < count:
             raise BenchError(f"{self.provider.taken} of {count} reports were sent")
-        return sent, self._commits(min(count, 500))
+        return sent
 
     def _plan(self) -> int:
         until = self.month.end
@@ -200,8 +272,3 @@ class _Log:
             with self.engine.begin() as connection:
                 connection.execute(update, {"sku": sku, "text": str(number)})
         return count / (perf_counter() - began)
-
-
-def _resident() -> float:
-    """The most that this process ever had in memory, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

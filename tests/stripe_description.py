@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable
 from typing import Any
 
 Schema = dict[str, Any]
+LONGEST_KEY = 255
+STEPS = {"hour": 3_600, "day": 86_400}
+"""Seconds that the bounds of summaries are multiples of, by their window; else whole minutes."""
 
 TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -116,9 +120,44 @@ def _of_object(value: Schema, schema: Schema, where: str) -> list[str]:
 
 def problems_of_request(method: str, path: str, params: Schema) -> list[str]:
     """What Stripe would refuse of the parameters of a request, given as the texts of a form."""
+    return [*_undescribed(method, path, params), *_misplaced(method, path, params)]
+
+
+def problems_of_requests(seen: Iterable[Schema]) -> list[str]:
+    """What Stripe would refuse of requests that a local Stripe has noted, each problem once."""
+    found: dict[str, None] = {}
+    for one in seen:
+        method, path, key = one["method"], one["path"], one["idempotency_key"]
+        for problem in problems_of_request(method, path, one["params"]):
+            found.setdefault(problem)
+        if key is not None and not 1 <= len(key) <= LONGEST_KEY:
+            found.setdefault(f"{method} {path} has an Idempotency-Key of {len(key)}")
+    return list(found)
+
+
+def _misplaced(method: str, path: str, params: Schema) -> list[str]:
+    """What Stripe's documentation forbids and its description has no word for."""
+    where = f"{method} {path}"
+    if method == "GET" and path.endswith("/event_summaries"):
+        step = STEPS.get(params.get("value_grouping_window", ""), 60)
+        bounds = {name: params.get(name, "") for name in ("start_time", "end_time")}
+        return [
+            f"{where}.{name} is {text}, not a multiple of {step}"
+            for name, text in bounds.items()
+            if text.isdigit() and int(text) % step
+        ]
+    if (method, path) == ("POST", "/v1/billing/meter_events"):
+        payload = params.get("payload")
+        value = payload.get("value", "") if isinstance(payload, dict) else ""
+        if value and not re.fullmatch(r"-?\d{1,15}", value.replace(".", "", 1).lstrip("0") or "0"):
+            return [f"{where}.payload.value is {value}, not at most 15 digits without exponent"]
+    return []
+
+
+def _undescribed(method: str, path: str, params: Schema) -> list[str]:
     found = operation(method, path)
     if method == "GET":
-        asked = [p for p in found["parameters"] if p["in"] == "query"]
+        asked = [p for p in found.get("parameters", []) if p["in"] == "query"]
         schema: Schema = {
             "type": "object",
             "properties": {p["name"]: p["schema"] for p in asked},

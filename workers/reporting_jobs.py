@@ -22,6 +22,7 @@ from billing.core.errors import ConfigurationError
 from billing.core.period import Period, month_of
 from billing.reporting.notices.run import Polled
 from billing.reporting.provider import ProviderUnavailable
+from billing.reporting.store import Sums
 
 log = structlog.get_logger(__name__)
 
@@ -124,41 +125,59 @@ def poll_invoices(self: Any) -> dict[str, int]:
 
 @shared_task(bind=True, name="billing.check_reports", ignore_result=True, acks_late=True)
 def check_reports(self: Any) -> list[dict[str, Any]]:
-    """Check that every closed hour of this month and the last one is somewhere, to the unit.
+    """Check the invariant: log = accepted + open + parked + unclaimed + carried, to the unit.
+
+    Of this month and the last one, and of closed hours, so that nothing may be unclaimed.
 
     Returns:
-        Per customer, SKU and month what is in no report although its hour is closed.
+        Per customer, SKU and month where it does not hold, or what is in no report.
     """
     system: System = self.app.metering.system
-    now = system.clock.now()
-    closed = now - timedelta(seconds=system.settings.report_lag_seconds) - timedelta(hours=2)
-    months = {month_of(now).label: month_of(now)}
-    last = month_of(month_of(now).start - timedelta(days=1))
-    months[last.label] = last
-    found: list[dict[str, Any]] = []
-    for month in months.values():
-        until = min(month.end, closed)
-        if until <= month.start:
-            continue
-        period = Period(month.label, month.start, until)
-        found += [
-            {
-                "month": month.label,
+    found = []
+    for period in _closed_months(system):
+        for row in system.reporting.reports.sums(period):
+            if not (row.unclaimed or row.off_by):
+                continue
+            told = {
+                "month": period.label,
                 "customer": row.customer,
                 "sku": row.sku,
                 "unclaimed_microcredits": row.unclaimed,
+                "off_by_microcredits": row.off_by,
             }
-            for row in system.reporting.reports.sums(period)
-            if row.unclaimed
-        ]
-    for each in found:
+            found.append(told)
+            _tell(told, row)
+    return found
+
+
+def _closed_months(system: System) -> list[Period]:
+    """This month and the last one, as far as their hours are closed and were looked at since."""
+    now = system.clock.now()
+    closed = now - timedelta(seconds=system.settings.report_lag_seconds) - timedelta(hours=2)
+    this = month_of(now)
+    months = (this, month_of(this.start - timedelta(days=1)))
+    ends = ((month, min(month.end, closed)) for month in months)
+    return [Period(month.label, month.start, end) for month, end in ends if end > month.start]
+
+
+def _tell(told: dict[str, Any], row: Sums) -> None:
+    if row.off_by:
+        log.error(
+            "the reports do not add up to the log",
+            **told,
+            accepted_microcredits=row.accepted,
+            logged_microcredits=row.logged,
+            money="what was accepted is not what the log has: some of it is billed wrongly",
+            remedy="billing report status and billing reconcile provider; please report it",
+        )
+    if row.unclaimed:
         log.error(
             "usage of closed hours is in no report",
-            **each,
+            **told,
             money="it is not billed until it is reported; nothing is lost",
-            remedy="billing report run; is beat running, and is the provider's key right?",
+            remedy="billing report run; is beat running, and is the provider's key right? What "
+            "came late for an hour older than three days is reported within six hours",
         )
-    return found
 
 
 @contextmanager

@@ -39,8 +39,9 @@ PARKED: Final[dict[str, Words]] = {
         "billing customers link CUSTOMER cus_...: then it is sent by itself",
     ),
     Cause.UNMAPPED_CUSTOMER.value: Words(
-        "nobody said who the customer is at the provider",
-        "billing stripe setup, or billing customers link: then it is sent by itself",
+        "the customer is linked to nobody at the provider: not yet, or it was deleted there",
+        "billing stripe setup; for one that was deleted, billing customers link with another: then "
+        "it is sent by itself",
     ),
     Cause.METER_MISSING.value: Words(
         "the provider has no such meter",

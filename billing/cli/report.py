@@ -146,7 +146,7 @@ def _retry_all(system: System, cause: str) -> list[Retried]:
 
 def _print_retried(results: Sequence[Retried]) -> None:
     print_table(
-        "Sent again with the next billing report run",
+        "Whether the next billing report run sends it again",
         [Column("#", numeric=True), Column("retried"), Column("detail")],
         [(str(r.id), "yes" if r.retried else "no", r.detail) for r in results[:_SHOWN]],
         empty="none is parked for that cause",

@@ -9,7 +9,7 @@ import typer
 
 from billing.cli.context import Json, system_of
 from billing.cli.output import print_json
-from billing.cli.report_standing import Status, adds_up, status_of
+from billing.cli.report_standing import Status, status_of
 from billing.cli.report_status_tables import print_status
 from billing.cli.report_tables import carry_document
 
@@ -52,7 +52,7 @@ def _document(found: Status) -> dict[str, object]:
         "months": [
             {
                 "month": each.month,
-                "sums": [{**asdict(one), "adds_up": adds_up(one)} for one in each.sums],
+                "sums": [{**asdict(one), "adds_up": not one.off_by} for one in each.sums],
             }
             for each in found.books
         ],

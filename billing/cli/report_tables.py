@@ -82,7 +82,7 @@ def print_history(history: ReportHistory) -> None:
     """A report with the complete request, its answer, and what else is known of its hour."""
     row = history.report
     print_facts(f"Report {row.id}", _facts(row))
-    if row.state is State.PARKED:
+    if row.state is State.PARKED and row.latest:
         words = words_of_parked(row.cause)
         say(f"{row.cause}: {words.meaning}")
         say(f"  remedy: {words.remedy}")

@@ -57,6 +57,12 @@ class Sums:
     unclaimed: int
     carried: int
 
+    @property
+    def off_by(self) -> int:
+        """What the log has beyond the other five terms; 0 is the invariant."""
+        told = self.accepted + self.open + self.parked + self.unclaimed + self.carried
+        return self.logged - told
+
 
 class Reports(Listing):
     """The outbox of reports.

@@ -11,6 +11,7 @@ import redis
 import stripe_servers
 from pydantic import SecretStr
 from stripe_api import KEY
+from stripe_description import problems_of_requests
 from stripe_servers import StripeServer
 from support import add_customer, add_sku
 from webhook_bench import SECRET, Books, LocalStripe, Shop
@@ -30,9 +31,11 @@ def stripe_server() -> Iterator[StripeServer]:
 
 @pytest.fixture
 def local_stripe(stripe_server: StripeServer) -> Iterator[LocalStripe]:
-    """An empty local Stripe."""
+    """An empty local Stripe. Whatever a test sends there, Stripe's description has to allow."""
     with httpx.Client(base_url=stripe_server.url, trust_env=False, timeout=10) as http:
-        yield LocalStripe(stripe_server, http)
+        local = LocalStripe(stripe_server, http)
+        yield local
+        assert problems_of_requests(local.control.get("requests")) == []
         # What is still to be delivered is not delivered to the next test's API.
         http.post("/_sandbox/reset")
 

@@ -12,6 +12,7 @@ import stripe_servers
 import structlog
 from at_stripe import AtStripe
 from commandline import Billing, environment_of
+from stripe_description import problems_of_requests
 from stripe_servers import StripeServer
 from support import add_customer, add_sku
 
@@ -61,6 +62,8 @@ def stripe_server() -> Iterator[StripeServer]:
 
 @pytest.fixture
 def at_stripe(stripe_server: StripeServer) -> Iterator[AtStripe]:
-    """An empty local Stripe."""
+    """An empty local Stripe. Whatever a test sends there, Stripe's description has to allow."""
     with httpx.Client(base_url=stripe_server.url, trust_env=False, timeout=10) as http:
-        yield AtStripe(stripe_server, http)
+        there = AtStripe(stripe_server, http)
+        yield there
+        assert problems_of_requests(there.control.get("requests")) == []

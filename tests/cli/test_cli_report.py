@@ -227,11 +227,16 @@ def test_what_is_parked_is_told_with_its_remedy(
     assert parked["amount_microcredits"] == 4_000_000
     said = flat(billing.table("report", "status", code=1))
     assert "remedy for unmapped_customer: billing stripe setup" in said
+    assert "was deleted there" in said
     assert "nobody is needed" not in said
+    (first,) = reports(billing)
+    assert "remedy: billing stripe setup" in flat(billing.table("report", "show", str(first["id"])))
     # And it goes out by itself once they are linked.
     billing.run("stripe", "setup")
     assert billing.json("report", "run")["became"] == {"accepted": 1}
     assert billing.json("report", "status")["parked"] == []
+    # What another revision followed needs nothing any more.
+    assert "remedy" not in billing.table("report", "show", str(first["id"]))
 
 
 def test_how_long_a_dead_provider_has_kept_usage_waiting(
@@ -427,7 +432,9 @@ def test_what_cannot_be_sent_again_says_why(
     assert [each["detail"] for each in results] == [
         "it is accepted, not parked", "there is no such report",
     ]  # fmt: skip
-    assert "not parked" in at_ledger.table("report", "retry", number, code=1)
+    said = at_ledger.table("report", "retry", number, code=1)
+    assert "not parked" in said
+    assert not said.startswith("Sent again")
     at_ledger.error("report", "retry", code=2)
     at_ledger.error("report", "retry", "1", "--cause", "by_hand", code=2)
 

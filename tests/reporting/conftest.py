@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from reporting_support import System
 from stripe_bench import METER, LocalStripe
+from stripe_description import problems_of_requests
 from support import NOW
 
 from billing.core.clock import ManualClock
@@ -32,9 +33,11 @@ def stripe_server() -> Iterator[SandboxServer]:
 
 @pytest.fixture
 def local(stripe_server: SandboxServer) -> Iterator[LocalStripe]:
-    """An empty local Stripe."""
+    """An empty local Stripe. Whatever a test sends there, Stripe's description has to allow."""
     with httpx.Client(base_url=stripe_server.url, trust_env=False, timeout=10) as http:
-        yield LocalStripe(stripe_server, http)
+        local = LocalStripe(stripe_server, http)
+        yield local
+        assert problems_of_requests(local.requests()) == []
 
 
 @pytest.fixture

@@ -180,6 +180,31 @@ def test_a_timeout_is_told_from_a_lost_connection(below: Exception | None, kind:
     assert failure_of(raised_from(below)).kind is kind
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "(Caused by NameResolutionError('Temporary failure in name resolution'))",
+            "no answer from api.stripe.com: its name could not be found (is the network up?)",
+        ),
+        (
+            "(Caused by NewConnectionError('[Errno 111] Connection refused'))",
+            "no answer from api.stripe.com: nobody listens there",
+        ),
+        (
+            "('Connection aborted.', RemoteDisconnected('Remote end closed connection'))",
+            "no answer from api.stripe.com: the connection was closed before the answer",
+        ),
+        ("something else", "no answer from api.stripe.com: the connection failed"),
+    ],
+)
+def test_a_lost_connection_is_said_in_a_sentence_and_not_as_a_dump(text: str, said: str) -> None:
+    request = requests.Request("GET", "https://api.stripe.com/v1/x").prepare()
+    below = requests.ConnectionError(text, request=request)
+    assert failure_of(raised_from(below)).message == said
+    assert failure_of(raised_from(None)).message == "no answer"
+
+
 def test_a_missing_key_is_told_though_nothing_was_sent() -> None:
     assert failure_of(stripe.AuthenticationError("No API key")).kind is Kind.NO_KEY
     assert failure_of(stripe.AuthenticationError("Invalid", http_status=401)).kind is Kind.ANSWER

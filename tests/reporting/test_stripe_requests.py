@@ -156,6 +156,16 @@ def test_every_key_is_short_enough_and_no_read_has_one(local: LocalStripe) -> No
         ("POST", EVENTS, {"event_name": "m"}, "payload is missing"),
         ("GET", SUMMARIES, {**DAY, "value_grouping_window": "week"}, "not one of"),
         ("GET", SUMMARIES, {"customer": "cus_1", "start_time": "1"}, "end_time is missing"),
+        ("GET", SUMMARIES, {**DAY, "start_time": str(UNIX_HOUR + 60)}, "not a multiple of 3600"),
+        ("GET", SUMMARIES, {**DAY, "value_grouping_window": "day"}, "not a multiple of 86400"),
+        (
+            "GET",
+            SUMMARIES,
+            {"customer": "cus_1", "start_time": "60", "end_time": "61"},
+            "end_time is 61, not a multiple of 60",
+        ),
+        ("POST", EVENTS, {**EVENT, "payload": {"value": "1E+3"}}, "value is 1E+3, not at most 15"),
+        ("POST", EVENTS, {**EVENT, "payload": {"value": "1" * 16}}, "not at most 15 digits"),
         ("GET", METERS, {"limit": "many"}, "limit is 'many', not of type integer"),
         (
             "POST",

@@ -136,8 +136,10 @@ def test_nobody_at_the_address_is_a_lost_connection() -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     provider = StripeProvider.connect(KEY, url)
-    assert provider.report_usage(report("cus_1")).cause is Cause.CONNECTION_FAILED
-    with pytest.raises(ProviderUnavailable):
+    said = f"no answer from {url.removeprefix('http://')}: nobody listens there"
+    answer = provider.report_usage(report("cus_1"))
+    assert (answer.cause, answer.detail) == (Cause.CONNECTION_FAILED, said)
+    with pytest.raises(ProviderUnavailable, match=said):
         provider.ensure_meters([METER])
 
 

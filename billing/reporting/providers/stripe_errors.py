@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+from urllib.parse import urlsplit
 
 import requests
 import stripe
@@ -107,6 +108,21 @@ STATUSES: Final[Mapping[int, Cause]] = {
 """Statuses that say it all. Others: below 400 and from 500 there is no definite answer; between
 them a definite refusal."""
 
+UNREACHED: Final = (
+    ("nameresolution", "its name could not be found (is the network up?)"),
+    ("name or service not known", "its name could not be found (is the network up?)"),
+    ("getaddrinfo", "its name could not be found (is the network up?)"),
+    ("refused", "nobody listens there"),
+    ("proxy", "the proxy on the way did not let it pass"),
+    ("certificate", "its certificate was not accepted"),
+    ("ssl", "no encrypted connection came about"),
+    ("unreachable", "there is no way there (is the network up?)"),
+    ("closed", "the connection was closed before the answer"),
+    ("reset", "the connection was closed before the answer"),
+    ("aborted", "the connection was closed before the answer"),
+)
+"""Why there was no connection, by a part (in lower case) of the error below; the first fits."""
+
 KINDS: Final[Mapping[Kind, Cause]] = {
     Kind.TIMEOUT: Cause.TIMED_OUT,
     Kind.CONNECTION: Cause.CONNECTION_FAILED,
@@ -144,12 +160,14 @@ def failure_of(error: stripe.StripeError) -> Failure:
     body = error.error
     code = getattr(body, "code", None) or error.code or ""
     param = getattr(body, "param", None) or getattr(error, "param", None) or ""
+    kind = _kind(error)
+    text = _unreached(error) if kind is Kind.CONNECTION else error.user_message
     return Failure(
-        kind=_kind(error),
+        kind=kind,
         status=error.http_status,
         code=code,
         param=param,
-        message=(error.user_message or type(error).__name__)[:MAX_DETAIL],
+        message=(text or type(error).__name__)[:MAX_DETAIL],
         named_limit=RATE_LIMIT_HEADER in headers,
         replayed=headers.get(REPLAYED_HEADER) == "true",
     )
@@ -165,6 +183,17 @@ def _refusal(failure: Failure) -> Cause:
     if failure.code == "resource_missing" and failure.param == "customer":
         return Cause.CUSTOMER_MISSING
     return Cause.INVALID_REQUEST
+
+
+def _unreached(error: stripe.StripeError) -> str:
+    """Why there was no connection, in a sentence: the library's own text is a dump of the error."""
+    below = error.__cause__ or error.__context__
+    if not isinstance(below, requests.RequestException):
+        return error.user_message or ""
+    url = getattr(getattr(below, "request", None), "url", None) or ""
+    text = f"{type(below).__name__} {below}".lower()
+    why = next((words for part, words in UNREACHED if part in text), "the connection failed")
+    return f"no answer from {urlsplit(url).netloc or 'the address'}: {why}"
 
 
 def _kind(error: stripe.StripeError) -> Kind:
