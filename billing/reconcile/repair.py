@@ -20,6 +20,8 @@ from sqlalchemy.engine import Engine
 
 from billing.core.clock import Clock, parse_instant
 from billing.core.ids import lowest_id
+from billing.core.period import month_of
+from billing.log.detaching import is_attached
 from billing.meter.sync import AccountSync
 from billing.quota.hold import Quota
 from billing.quota.mend import Mended, RedisMend, Wrong
@@ -39,6 +41,7 @@ LOGGED_WITHIN: Final = timedelta(seconds=20)
 """How long an event that was published again may take to the log."""
 _POLL_SECONDS: Final = 0.2
 SWEPT_AT_ONCE: Final = 500
+_LEAVING: Final = "its month is being archived: the log has not got all of its lines"
 
 _TRY_LOCK: Final = sa.text("SELECT pg_try_advisory_xact_lock(:key)")
 _ONE_AT_A_TIME: Final = 0x57656967_72657061
@@ -197,7 +200,9 @@ class Repair:
             self._quota.expire(SWEPT_AT_ONCE)
         for finding in findings:
             if finding.remedy is Remedy.ROLL_UP and finding.discrepancy.bucket:
-                self._roll_up(finding.discrepancy)
+                if not self._roll_up(finding.discrepancy):
+                    waits.add(finding.discrepancy)
+                    notes[finding.discrepancy] = _LEAVING
         for customer in _customers(findings, Remedy.SYNC_GRANTS):
             self._sync_grants(customer)
         for customer in _customers(findings, Remedy.REBUILD):
@@ -242,7 +247,8 @@ class Repair:
         notes |= dict.fromkeys(own, f"account rebuilt: {outcome.value}")
         return set()
 
-    def _roll_up(self, discrepancy: Discrepancy) -> None:
+    def _roll_up(self, discrepancy: Discrepancy) -> bool:
+        """Sum a bucket up again; False, and nothing is done, where its month leaves the log."""
         hour_text, sku, outcome, reason = discrepancy.bucket
         hour = parse_instant(hour_text, field="hour")
         parameters: dict[str, Any] = {
@@ -254,12 +260,20 @@ class Repair:
             "lowest": lowest_id(hour),
             "end": lowest_id(hour + timedelta(hours=1)),
         }
-        with self._engine.begin() as connection:
+        month = month_of(hour)
+        with self._engine.connect() as connection, connection.begin() as transaction:
             # A writer that has inserted lines and not yet added them up waits for this row; its
             # lines are not seen by the sum, and it adds them when this has committed.
+            was_there = is_attached(connection, month)
             connection.execute(_LOCK_BUCKET, parameters)
             connection.execute(_ROLL_UP, parameters)
             connection.execute(_DROP_EMPTY, parameters)
+            # Without its lines a month sums up to nothing. It may leave at any moment, so it has to
+            # be there before and after they were summed up.
+            if not (was_there and is_attached(connection, month)):
+                transaction.rollback()
+                return False
+        return True
 
     def _sync_grants(self, customer: str) -> None:
         with self._engine.begin() as connection:

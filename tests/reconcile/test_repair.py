@@ -15,7 +15,8 @@ from small_system import SmallSystem
 from support import NOW, add_customer, add_sku
 
 from billing.core.clock import ManualClock
-from billing.core.period import hour_floor
+from billing.core.period import hour_floor, month_of
+from billing.log.detaching import detach
 from billing.quota.keys import Keys, open_member, shard_of
 from billing.quota.mend import RedisMend
 from billing.reconcile.compare import Discrepancy, Kind
@@ -339,3 +340,25 @@ def test_only_a_repair_that_gives_credits_back_waits_for_what_is_on_its_way(
     way = OnTheWay(in_outbox=in_outbox, in_queue=in_queue)
     assert must_wait(discrepancy(Kind.SETTLED, found=found), way) is waits
     assert not must_wait(discrepancy(Kind.ROLLUP, found=found), way)
+
+
+def test_a_rollup_whose_month_leaves_the_log_is_not_summed_up(bench: Bench) -> None:
+    c = usage_hourly.c
+    with bench.system.engine.begin() as connection:
+        connection.execute(sa.update(usage_hourly).values(quantity=c.quantity + 7))
+        before = connection.execute(sa.select(usage_hourly).order_by(*usage_hourly.c)).all()
+    month = month_of(NOW)
+
+    def leave() -> None:
+        bench.between_readings = lambda: None
+        detach(bench.system.engine, month)
+        # The record of it comes after: a run that reads in between still counts on the lines.
+
+    bench.between_readings = leave
+    found = {f.discrepancy: f for f in bench.mend() if f.discrepancy.bucket}
+    assert found
+    assert {f.state for f in found.values()} == {State.WAITING}
+    assert all("archived" in f.note for f in found.values())
+    with bench.system.engine.connect() as connection:
+        after = connection.execute(sa.select(usage_hourly).order_by(*usage_hourly.c)).all()
+    assert after == before
