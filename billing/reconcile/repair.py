@@ -199,10 +199,10 @@ class Repair:
             # What no sweep could find before is over time, perhaps.
             self._quota.expire(SWEPT_AT_ONCE)
         for finding in findings:
-            if finding.remedy is Remedy.ROLL_UP and finding.discrepancy.bucket:
-                if not self._roll_up(finding.discrepancy):
-                    waits.add(finding.discrepancy)
-                    notes[finding.discrepancy] = _LEAVING
+            bucket = finding.remedy is Remedy.ROLL_UP and finding.discrepancy.bucket
+            if bucket and not self._roll_up(finding.discrepancy):
+                waits.add(finding.discrepancy)
+                notes[finding.discrepancy] = _LEAVING
         for customer in _customers(findings, Remedy.SYNC_GRANTS):
             self._sync_grants(customer)
         for customer in _customers(findings, Remedy.REBUILD):

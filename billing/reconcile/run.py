@@ -93,8 +93,8 @@ class Reconcile:
     ) -> list[Books]:
         """The totals of all time, of one customer or of all.
 
-        Those of the log before ``start`` and of archived months are its rollups', which were compared
-        in their own time: summing every line of every month would cost more each hour.
+        Those of the log before ``start`` and of archived months are its rollups', which were
+        compared in their own time: summing every line of every month would cost more each hour.
         """
         archived = _archived(connection)
         held: dict[str, int] = defaultdict(int)

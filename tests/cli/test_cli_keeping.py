@@ -292,7 +292,7 @@ def test_the_books_of_an_archived_month_are_left_as_they_are(billing: Billing, o
     assert billing.json("reconcile", "--days", "400") == []
     before = billing.json("usage", "acme", "--month", old.label)
     billing.run("archive", "--month", old.label)
-    # Its lines are in a file. A repair that summed up the log would find none, and drop the rollups.
+    # Its lines are in a file: a repair that summed up the log would drop its rollups.
     assert billing.json("reconcile", "--days", "400", "--repair") == []
     assert billing.json("usage", "acme", "--month", old.label) == before
     billing.run("restore", old.label)
