@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -25,9 +26,10 @@ from billing.log.detaching import is_attached
 from billing.meter.sync import AccountSync
 from billing.quota.hold import Quota
 from billing.quota.mend import Mended, RedisMend, Wrong
+from billing.reconcile.as_logged import AsLogged, named
 from billing.reconcile.compare import Discrepancy, Kind
 from billing.reconcile.record import Finding, Record, State
-from billing.reconcile.remedy import OnTheWay, Remedy, cause_of, must_wait, remedy_of
+from billing.reconcile.remedy import Cause, OnTheWay, Remedy, cause_of, must_wait, remedy_of
 from billing.reconcile.run import Reconcile
 from billing.reconcile.shelves import Shelves
 from billing.usage.event import UsageEvent
@@ -41,6 +43,7 @@ LOGGED_WITHIN: Final = timedelta(seconds=20)
 """How long an event that was published again may take to the log."""
 _POLL_SECONDS: Final = 0.2
 SWEPT_AT_ONCE: Final = 500
+_NOT_AS_LOGGED: Final = "its lines are not those that were logged, see billing verify: {}"
 _LEAVING: Final = "its month is being archived: the log has not got all of its lines"
 
 _TRY_LOCK: Final = sa.text("SELECT pg_try_advisory_xact_lock(:key)")
@@ -116,6 +119,7 @@ class Repair:
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self._engine = engine
+        self._as_logged = AsLogged(engine, clock)
         self._quota = quota
         self._reconcile = reconcile
         self._shelves = shelves
@@ -143,11 +147,13 @@ class Repair:
         for event in lost:
             of_customer[event.customer] += event.amount_microcredits
         findings = [
-            Finding(
-                discrepancy=each,
-                cause=cause_of(each, of_customer[each.customer]),
-                remedy=remedy_of(each),
-                state=State.FOUND,
+            self._judged_first(
+                Finding(
+                    discrepancy=each,
+                    cause=cause_of(each, of_customer[each.customer]),
+                    remedy=remedy_of(each),
+                    state=State.FOUND,
+                )
             )
             for each in found
         ]
@@ -160,6 +166,20 @@ class Repair:
         for finding in findings:
             _tell(finding)
         return findings
+
+    def _judged_first(self, finding: Finding) -> Finding:
+        """As it is, but that a rollup is not made to agree with a log that was tampered with."""
+        if finding.remedy is not Remedy.ROLL_UP or not finding.discrepancy.bucket:
+            return finding
+        told = self._as_logged.tampered(parse_instant(finding.discrepancy.bucket[0], field="hour"))
+        if not told:
+            return finding
+        return replace(
+            finding,
+            cause=Cause.LOG_CHANGED,
+            remedy=Remedy.BY_HAND,
+            note=_NOT_AS_LOGGED.format(named(told)),
+        )
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
@@ -181,7 +201,8 @@ class Repair:
             return []
         self._wait(READ_AGAIN.total_seconds())
         again = {event.id for event in self._shelves.missing()}
-        return [event for event in first if event.id in again]
+        # A row that somebody removed was charged and rolled up once: logged anew it would be twice.
+        return self._as_logged.never_logged([event for event in first if event.id in again])
 
     def _repaired(
         self, findings: Sequence[Finding], lost: Sequence[UsageEvent], since: datetime
@@ -298,7 +319,7 @@ class Repair:
             cause=finding.cause,
             remedy=finding.remedy,
             state=state,
-            note=notes.get(finding.discrepancy, ""),
+            note=notes.get(finding.discrepancy, finding.note),
         )
 
 

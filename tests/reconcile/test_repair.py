@@ -362,3 +362,31 @@ def test_a_rollup_whose_month_leaves_the_log_is_not_summed_up(bench: Bench) -> N
     with bench.system.engine.connect() as connection:
         after = connection.execute(sa.select(usage_hourly).order_by(*usage_hourly.c)).all()
     assert after == before
+
+
+@pytest.mark.parametrize("tampered", ["changed", "removed"])
+def test_a_rollup_is_not_made_to_agree_with_a_log_that_was_tampered_with(
+    bench: Bench, tampered: str
+) -> None:
+    statement = {
+        "changed": "UPDATE usage_events SET amount_microcredits = 5 WHERE task_id = 'acme-1'",
+        "removed": "DELETE FROM usage_events WHERE task_id = 'acme-1'",
+    }[tampered]
+    query = sa.select(usage_hourly).order_by(*usage_hourly.c)
+    with bench.system.engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        assert connection.exec_driver_sql(statement).rowcount == 1
+        before = connection.execute(query).all()
+    (found,) = [f for f in bench.mend() if f.discrepancy.bucket]
+    assert (found.cause, found.remedy, found.state) == (
+        Cause.LOG_CHANGED,
+        Remedy.BY_HAND,
+        State.FOUND,
+    )
+    assert f"billing verify: {tampered}" in found.note
+    with bench.system.engine.connect() as connection:
+        # What is billed is still what was used.
+        assert connection.execute(query).all() == before
+    account = bench.system.quota.account("acme")
+    assert account is not None
+    assert account.settled_microcredits == 5 * CREDIT
