@@ -17,18 +17,20 @@ RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels 
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --home-dir /var/lib/weighbridge --create-home weighbridge \
-    && mkdir /var/lib/weighbridge/spool \
-    && chown weighbridge:weighbridge /var/lib/weighbridge/spool
+    && mkdir /var/lib/weighbridge/spool /var/lib/weighbridge/archive \
+    && chown weighbridge:weighbridge /var/lib/weighbridge/spool /var/lib/weighbridge/archive
 COPY --from=build /opt/weighbridge /opt/weighbridge
 WORKDIR /app
 COPY workers/flowerconfig.py flowerconfig.py
 ENV PATH=/opt/weighbridge/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     WEIGHBRIDGE_LOCAL_DIR=/var/lib/weighbridge \
-    WEIGHBRIDGE_SPOOL_DIR=/var/lib/weighbridge/spool
+    WEIGHBRIDGE_SPOOL_DIR=/var/lib/weighbridge/spool \
+    WEIGHBRIDGE_ARCHIVE_DIR=/var/lib/weighbridge/archive
 USER weighbridge
-# Events that could reach neither Redis nor RabbitMQ wait here: keep it over restarts.
-VOLUME /var/lib/weighbridge/spool
+# Events that could reach neither Redis nor RabbitMQ wait in the first, and slips of leased runs: keep it
+# over restarts. The second has archived months, and is then the only place that has them.
+VOLUME ["/var/lib/weighbridge/spool", "/var/lib/weighbridge/archive"]
 # What every part needs: its servers. Parts with a check of their own name it in docker-compose.yml.
 HEALTHCHECK --interval=60s --timeout=30s --start-period=60s --retries=3 CMD ["billing", "doctor"]
 CMD ["billing", "--help"]

@@ -40,6 +40,7 @@ BEAT_JOBS: Final = (
     "billing.sweep_holds",
     "billing.ensure_partitions",
     "billing.check_balances",
+    "billing.seal_log",
     "billing.report_usage",
     "billing.confirm_reports",
     "billing.poll_invoices",

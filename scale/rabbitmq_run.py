@@ -10,7 +10,6 @@ from typing import Any, Final
 import sqlalchemy as sa
 from pydantic import SecretStr
 
-from billing.bootstrap.repair import queue_depth
 from scale.load import CUSTOMER
 from scale.rabbitmq_nodes import RabbitNodes
 from scale.stage import Ground, Say, Stage, wait_for_end, wait_until
@@ -49,8 +48,12 @@ def run(ground: Ground, seconds: float, say: Say) -> dict[str, Any]:
 def _under_load(stage: Stage, nodes: RabbitNodes, seconds: float, say: Say) -> dict[str, Any]:
     queue = stage.settings.usage_queue
     # The consumer declares the queue when it starts.
-    wait_until(lambda: queue_depth(stage.system) is not None, _DECLARED_SECONDS)
-    replicas = nodes.ask(nodes.nodes[0], "rabbitmq-queues", "quorum_status", queue)
+    first = nodes.nodes[0]
+    wait_until(
+        lambda: queue in nodes.ask(first, "rabbitmqctl", "list_queues", "name").split(),
+        _DECLARED_SECONDS,
+    )
+    replicas = nodes.ask(first, "rabbitmq-queues", "quorum_status", queue)
     victim = nodes.leader(queue)
     growth = _Growth(stage)
     growth.start()

@@ -7,8 +7,10 @@ from typing import Any, Final
 
 import structlog
 from celery import shared_task
+from celery.schedules import crontab
 
 from billing.bootstrap import System
+from billing.log.seals import SealingBusyError
 from billing.quota.lease import LEASE_PREFIX
 from workers.reporting_jobs import REPORTING_SCHEDULE
 
@@ -42,6 +44,12 @@ BEAT_SCHEDULE: Final[dict[str, dict[str, Any]]] = {
     "check-balances": {
         "task": "billing.check_balances",
         "schedule": 3600.0,
+        "options": {"expires": 1800},
+    },
+    "seal-log": {
+        "task": "billing.seal_log",
+        # An hour is sealed once it has been over for a quarter of one.
+        "schedule": crontab(minute="21"),
         "options": {"expires": 1800},
     },
     **REPORTING_SCHEDULE,
@@ -91,3 +99,22 @@ def check_balances(self: Any) -> list[dict[str, Any]]:
     since = system.clock.now() - _LOOK_BACK
     findings = system.repair.run(since, repair=system.settings.reconcile_repairs)
     return [finding.as_dict() for finding in findings]
+
+
+@shared_task(bind=True, name="billing.seal_log", ignore_result=True, acks_late=True)
+def seal_log(self: Any) -> dict[str, Any]:
+    """Seal every hour of the log that is over, and what came late to those sealed before.
+
+    Returns:
+        How many seals were made over how many rows, and the newest seal's number.
+    """
+    system: System = self.app.metering.system
+    try:
+        done = system.seal()
+    except SealingBusyError:
+        # Another worker, or somebody by hand: what is due is being sealed.
+        return {"seals": 0, "rows": 0, "head": None}
+    head = done.head.number if done.head else None
+    if done.seals:
+        log.info("the log was sealed", seals=done.seals, rows=done.rows, head=head)
+    return {"seals": done.seals, "rows": done.rows, "head": head}

@@ -10,7 +10,7 @@ import structlog
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-QUIET: Final = frozenset({"/healthz", "/readyz"})
+QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """Asked every few seconds by whoever watches; logged only where the answer is not 200."""
 _MAX_PATH: Final = 200
 _OK: Final = 200

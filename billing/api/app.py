@@ -7,22 +7,26 @@ from typing import Final
 
 import sqlalchemy as sa
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from billing.api.access import AccessLog
+from billing.api.metrics import CONTENT_TYPE, exposition
 from billing.api.webhooks import STRIPE_PATH, Webhooks, webhook_router
 from billing.bootstrap import System
 from billing.reporting.notices.signature import secrets_of
 
-SERVES: Final = (f"POST {STRIPE_PATH}", "GET /healthz", "GET /readyz")
+SERVES: Final = (f"POST {STRIPE_PATH}", "GET /healthz", "GET /readyz", "GET /metrics")
 
 
-def create_app(webhooks: Webhooks, ready: Callable[[], None]) -> FastAPI:
+def create_app(
+    webhooks: Webhooks, ready: Callable[[], None], figures: Callable[[], bytes]
+) -> FastAPI:
     """The application, on what it is given.
 
     Args:
         webhooks: What the webhooks work with.
         ready: Raises where no request can be served now.
+        figures: What is told to whoever watches; see ``billing.api.metrics``.
     """
     # Nothing that describes the paths is served: whoever may call them knows them.
     app = FastAPI(title="Weighbridge", openapi_url=None)
@@ -41,6 +45,10 @@ def create_app(webhooks: Webhooks, ready: Callable[[], None]) -> FastAPI:
             return JSONResponse({"status": "PostgreSQL does not answer"}, status_code=503)
         return JSONResponse({"status": "ready"})
 
+    @app.get("/metrics")
+    def metrics() -> Response:
+        return Response(figures(), media_type=CONTENT_TYPE)
+
     return app
 
 
@@ -56,7 +64,7 @@ def app_of(system: System) -> FastAPI:
         sync=system.sync,
         clock=system.clock,
     )
-    return create_app(webhooks, lambda: _ask(system.engine))
+    return create_app(webhooks, lambda: _ask(system.engine), lambda: exposition(system))
 
 
 def webhook_secrets(system: System) -> tuple[str, ...]:

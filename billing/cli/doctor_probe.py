@@ -18,6 +18,7 @@ from billing import migrations
 from billing.bootstrap import System
 from billing.cli import doctor_rules as rules
 from billing.cli.doctor_cluster import examine_cluster
+from billing.cli.doctor_keeping import examine_keeping, examine_node
 from billing.cli.doctor_replica import examine_replica
 from billing.cli.doctor_reporting_probe import examine_reporting
 from billing.cli.doctor_rules import Finding, Level
@@ -28,6 +29,7 @@ from billing.core.period import month_of, next_month
 from billing.log.intake import broker
 from billing.log.partitions import existing_partitions, partition_name
 from billing.quota.cluster import is_cluster
+from billing.quota.lease import LEASE_PREFIX
 from billing.tables import OWNER_ROLE, READER_ROLE, WRITER_ROLE
 from billing.usage.outbox import OutboxUnavailable
 from billing.usage.topology import dead_queue
@@ -44,6 +46,7 @@ def examine(system: System) -> list[Finding]:
         *examine_replica(system),
         *_redis(system),
         *_rabbitmq(system),
+        *examine_node(system),
     ]
 
 
@@ -85,6 +88,7 @@ def _schema(system: System, connection: sa.Connection) -> Iterator[Finding]:
     yield rules.partitions(missing, ahead, this_month=this_month.label)
     yield rules.dead_letters(sum(system.dead_letters.counts().values()), None)
     if current == migrations.head():
+        yield from examine_keeping(system, connection)
         yield from examine_reporting(system, connection)
 
 
@@ -164,7 +168,8 @@ def _holds(system: System, now: datetime) -> Finding:
     latest = now - timedelta(seconds=rules.HOLD_SWEEP_SECONDS)
     overdue = [hold for hold in holds if from_ms(hold.expires_at_ms) < latest]
     locked = format_credits(sum(hold.held_microcredits for hold in overdue))
-    return rules.overdue_holds(len(overdue), len(holds), locked)
+    leases = sum(hold.task_id.startswith(LEASE_PREFIX) for hold in holds)
+    return rules.overdue_holds(len(overdue), len(holds), locked, leases=leases)
 
 
 def _rabbitmq(system: System) -> Iterator[Finding]:

@@ -304,11 +304,14 @@ def outbox(length: int, oldest_seconds: float | None, unreadable: int) -> Findin
     return fine(check, found)
 
 
-def overdue_holds(overdue: int, open_holds: int, locked_credits: str) -> Finding:
-    """Holds that outlived their time and a sweep."""
+def overdue_holds(
+    overdue: int, open_holds: int, locked_credits: str, *, leases: int = 0
+) -> Finding:
+    """Holds that outlived their time and a sweep; ``leases`` of the open ones are processes'."""
     check = "Holds"
     if not overdue:
-        return fine(check, f"{open_holds:,} open, none overdue")
+        leased = f" ({leases:,} leases)" if leases else ""
+        return fine(check, f"{open_holds:,} open{leased}, none overdue")
     return Finding(
         check=check,
         level=Level.WARN,

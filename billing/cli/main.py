@@ -19,6 +19,7 @@ from billing.cli.context import Session
 from billing.cli.doctor import doctor
 from billing.cli.explain import explain
 from billing.cli.failures import CleanGroup
+from billing.cli.metrics import metrics
 from billing.cli.migrate import migrate
 from billing.cli.output import say
 from billing.cli.processes import consumer, relay
@@ -37,6 +38,7 @@ app = typer.Typer(
 
 app.command()(migrate)
 app.command()(doctor)
+app.command()(metrics)
 app.add_typer(customers.app, name="customers")
 app.add_typer(skus.app, name="skus")
 app.add_typer(credits_commands.app, name="credits")

@@ -148,6 +148,7 @@ def show(context: typer.Context, sku: _SkuId, json: Json = False) -> None:
             ("units held", found.hold_quantity),
             ("price (credits)", format_credits(found.unit_price_at(now)) if found.prices else None),
             ("next price", _coming(found, now)),
+            ("admission", found.admission.value),
             ("failed tasks", found.failure_policy.value),
             ("denied tasks", found.denial_policy.value),
             ("Redis away", _away(found)),

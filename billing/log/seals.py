@@ -48,6 +48,13 @@ _TAKE: Final = sa.text(
     )
     """
 )
+# Of an hour that was sealed before, what came late waits since it was logged.
+_SINCE: Final = sa.text(
+    """
+    SELECT min(greatest(hour + interval '1 hour', logged_at)) FROM log_manifests
+    WHERE hour + interval '1 hour' <= :now
+    """
+)
 _TAKEN: Final = sa.text("DELETE FROM log_manifests WHERE id = ANY(:ids)")
 _WAITING: Final = sa.text("SELECT ids, hashes FROM log_manifests WHERE hour = :hour ORDER BY id")
 
@@ -184,6 +191,17 @@ def newest_seal(connection: Connection) -> Seal | None:
     query = sa.select(log_seals).order_by(log_seals.c.number.desc()).limit(1)
     row = connection.execute(query).one_or_none()
     return None if row is None else _seal_of(row)
+
+
+def unsealed_since(connection: Connection, now: datetime) -> datetime | None:
+    """Since when the oldest of what is to be sealed waits; None where nothing does.
+
+    Args:
+        connection: Any that may read.
+        now: The present instant; the hour that it is in is not to be sealed yet.
+    """
+    since: datetime | None = connection.execute(_SINCE, {"now": now}).scalar_one()
+    return since
 
 
 def read_seals(

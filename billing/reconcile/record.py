@@ -113,6 +113,8 @@ _LIST: Final = sa.text(
     """
 )
 _OPEN: Final = sa.text("SELECT kind, count(*) FROM discrepancies WHERE ended_at IS NULL GROUP BY 1")
+_EVER: Final = sa.text("SELECT kind, count(*) FROM discrepancies GROUP BY 1")
+_OLDEST: Final = sa.text("SELECT min(first_seen_at) FROM discrepancies WHERE ended_at IS NULL")
 
 
 class Record:
@@ -153,6 +155,17 @@ class Record:
         """How many there are now, by kind: a metric."""
         with self._engine.connect() as connection:
             return {Kind(kind): count for kind, count in connection.execute(_OPEN)}
+
+    def ever(self) -> dict[Kind, int]:
+        """How many there ever were, by kind: a metric that only grows."""
+        with self._engine.connect() as connection:
+            return {Kind(kind): count for kind, count in connection.execute(_EVER)}
+
+    def oldest_open(self) -> datetime | None:
+        """When the oldest open one was first seen; None where none is open."""
+        with self._engine.connect() as connection:
+            first: datetime | None = connection.execute(_OLDEST).scalar_one()
+        return first
 
 
 def _parameters(finding: Finding, now: datetime) -> dict[str, object]:

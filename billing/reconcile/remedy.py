@@ -39,6 +39,8 @@ class Cause(StrEnum):
     """Redis counted what the log never got."""
     EDITED = "edited"
     """Nothing that Weighbridge does leaves this: somebody changed it by hand."""
+    LOG_CHANGED = "log_changed"
+    """Rows of the hour are not those that were logged; the rollup may well be right."""
     HOLD_LEFT = "hold_left"
     """A hold outlived its task and every sweep."""
 

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -20,12 +21,15 @@ from sqlalchemy.engine import Engine
 
 from billing.core.clock import Clock, parse_instant
 from billing.core.ids import lowest_id
+from billing.core.period import month_of
+from billing.log.detaching import is_attached
 from billing.meter.sync import AccountSync
 from billing.quota.hold import Quota
 from billing.quota.mend import Mended, RedisMend, Wrong
+from billing.reconcile.as_logged import AsLogged, named
 from billing.reconcile.compare import Discrepancy, Kind
 from billing.reconcile.record import Finding, Record, State
-from billing.reconcile.remedy import OnTheWay, Remedy, cause_of, must_wait, remedy_of
+from billing.reconcile.remedy import Cause, OnTheWay, Remedy, cause_of, must_wait, remedy_of
 from billing.reconcile.run import Reconcile
 from billing.reconcile.shelves import Shelves
 from billing.usage.event import UsageEvent
@@ -39,6 +43,8 @@ LOGGED_WITHIN: Final = timedelta(seconds=20)
 """How long an event that was published again may take to the log."""
 _POLL_SECONDS: Final = 0.2
 SWEPT_AT_ONCE: Final = 500
+_NOT_AS_LOGGED: Final = "its lines are not those that were logged, see billing verify: {}"
+_LEAVING: Final = "its month is being archived: the log has not got all of its lines"
 
 _TRY_LOCK: Final = sa.text("SELECT pg_try_advisory_xact_lock(:key)")
 _ONE_AT_A_TIME: Final = 0x57656967_72657061
@@ -113,6 +119,7 @@ class Repair:
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self._engine = engine
+        self._as_logged = AsLogged(engine, clock)
         self._quota = quota
         self._reconcile = reconcile
         self._shelves = shelves
@@ -140,11 +147,13 @@ class Repair:
         for event in lost:
             of_customer[event.customer] += event.amount_microcredits
         findings = [
-            Finding(
-                discrepancy=each,
-                cause=cause_of(each, of_customer[each.customer]),
-                remedy=remedy_of(each),
-                state=State.FOUND,
+            self._judged_first(
+                Finding(
+                    discrepancy=each,
+                    cause=cause_of(each, of_customer[each.customer]),
+                    remedy=remedy_of(each),
+                    state=State.FOUND,
+                )
             )
             for each in found
         ]
@@ -157,6 +166,20 @@ class Repair:
         for finding in findings:
             _tell(finding)
         return findings
+
+    def _judged_first(self, finding: Finding) -> Finding:
+        """As it is, but that a rollup is not made to agree with a log that was tampered with."""
+        if finding.remedy is not Remedy.ROLL_UP or not finding.discrepancy.bucket:
+            return finding
+        told = self._as_logged.tampered(parse_instant(finding.discrepancy.bucket[0], field="hour"))
+        if not told:
+            return finding
+        return replace(
+            finding,
+            cause=Cause.LOG_CHANGED,
+            remedy=Remedy.BY_HAND,
+            note=_NOT_AS_LOGGED.format(named(told)),
+        )
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
@@ -178,7 +201,8 @@ class Repair:
             return []
         self._wait(READ_AGAIN.total_seconds())
         again = {event.id for event in self._shelves.missing()}
-        return [event for event in first if event.id in again]
+        # A row that somebody removed was charged and rolled up once: logged anew it would be twice.
+        return self._as_logged.never_logged([event for event in first if event.id in again])
 
     def _repaired(
         self, findings: Sequence[Finding], lost: Sequence[UsageEvent], since: datetime
@@ -196,8 +220,10 @@ class Repair:
             # What no sweep could find before is over time, perhaps.
             self._quota.expire(SWEPT_AT_ONCE)
         for finding in findings:
-            if finding.remedy is Remedy.ROLL_UP and finding.discrepancy.bucket:
-                self._roll_up(finding.discrepancy)
+            bucket = finding.remedy is Remedy.ROLL_UP and finding.discrepancy.bucket
+            if bucket and not self._roll_up(finding.discrepancy):
+                waits.add(finding.discrepancy)
+                notes[finding.discrepancy] = _LEAVING
         for customer in _customers(findings, Remedy.SYNC_GRANTS):
             self._sync_grants(customer)
         for customer in _customers(findings, Remedy.REBUILD):
@@ -242,7 +268,8 @@ class Repair:
         notes |= dict.fromkeys(own, f"account rebuilt: {outcome.value}")
         return set()
 
-    def _roll_up(self, discrepancy: Discrepancy) -> None:
+    def _roll_up(self, discrepancy: Discrepancy) -> bool:
+        """Sum a bucket up again; False, and nothing is done, where its month leaves the log."""
         hour_text, sku, outcome, reason = discrepancy.bucket
         hour = parse_instant(hour_text, field="hour")
         parameters: dict[str, Any] = {
@@ -254,12 +281,20 @@ class Repair:
             "lowest": lowest_id(hour),
             "end": lowest_id(hour + timedelta(hours=1)),
         }
-        with self._engine.begin() as connection:
+        month = month_of(hour)
+        with self._engine.connect() as connection, connection.begin() as transaction:
             # A writer that has inserted lines and not yet added them up waits for this row; its
             # lines are not seen by the sum, and it adds them when this has committed.
+            was_there = is_attached(connection, month)
             connection.execute(_LOCK_BUCKET, parameters)
             connection.execute(_ROLL_UP, parameters)
             connection.execute(_DROP_EMPTY, parameters)
+            # Without its lines a month sums up to nothing. It may leave at any moment, so it has to
+            # be there before and after they were summed up.
+            if not (was_there and is_attached(connection, month)):
+                transaction.rollback()
+                return False
+        return True
 
     def _sync_grants(self, customer: str) -> None:
         with self._engine.begin() as connection:
@@ -284,7 +319,7 @@ class Repair:
             cause=finding.cause,
             remedy=finding.remedy,
             state=state,
-            note=notes.get(finding.discrepancy, ""),
+            note=notes.get(finding.discrepancy, finding.note),
         )
 
 

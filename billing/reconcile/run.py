@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from datetime import datetime, timedelta
+from uuid import UUID
 
 import sqlalchemy as sa
 
 from billing.core.clock import Clock, format_instant, from_ms, to_ms
 from billing.core.ids import lowest_id
-from billing.core.period import hour_floor
+from billing.core.period import Period, hour_floor
+from billing.log.archives import archives
 from billing.quota.hold import HoldView, Quota
 from billing.reconcile.compare import Books, Discrepancy, Kind, compare, compare_rollups
 from billing.tables import customers, grants, quota_fences, usage_events, usage_hourly
@@ -53,6 +55,8 @@ class Reconcile:
     def run(self, since: datetime) -> list[Discrepancy]:
         """Compare the sides: totals over all time, single lines and buckets from ``since`` on.
 
+        Months that were archived count by their rollups: their lines are not in the log any more.
+
         Meaningful when drained: what is between outbox and log shows as a difference that the next
         run no longer finds.
 
@@ -89,9 +93,10 @@ class Reconcile:
     ) -> list[Books]:
         """The totals of all time, of one customer or of all.
 
-        Those of the log before ``start`` are its rollups', which were compared in their own time:
-        summing every line of every month would cost more each hour.
+        Those of the log before ``start`` and of archived months are its rollups', which were
+        compared in their own time: summing every line of every month would cost more each hour.
         """
+        archived = _archived(connection)
         held: dict[str, int] = defaultdict(int)
         for hold in holds:
             held[hold.customer] += hold.held_microcredits
@@ -104,8 +109,17 @@ class Reconcile:
             return _sums(connection, whose, amount, *own, *which)
 
         granted = sums(g.customer_id, g.amount_microcredits)
-        recent = sums(e.customer_id, e.amount_microcredits, e.id >= lowest_id(start))
-        before = sums(h.customer_id, h.amount_microcredits, h.hour < start)
+        recent = sums(
+            e.customer_id,
+            e.amount_microcredits,
+            e.id >= lowest_id(start),
+            *(sa.not_(_lies_in(e.id, each)) for each in archived),
+        )
+        before = sums(
+            h.customer_id,
+            h.amount_microcredits,
+            sa.or_(h.hour < start, *(_hours_of(h.hour, each) for each in archived)),
+        )
         rolled = sums(h.customer_id, h.amount_microcredits)
         fenced = sums(f.customer_id, f.granted_microcredits)
         books = []
@@ -143,7 +157,8 @@ class Reconcile:
             )
             for row in connection.execute(sa.select(usage_hourly).where(h.hour >= start))
         }  # fmt: skip
-        return logged, rolled
+        archived = _archived(connection)
+        return _but_of(archived, logged), _but_of(archived, rolled)
 
     def _duplicates(self, connection: sa.Connection, since: datetime) -> list[Discrepancy]:
         e = usage_events.c
@@ -206,3 +221,28 @@ def _sums(
 ) -> dict[str, int]:
     query = sa.select(customer, sa.func.sum(amount)).where(*which).group_by(customer)
     return {name: int(total) for name, total in connection.execute(query)}
+
+
+def _archived(connection: sa.Connection) -> list[Period]:
+    """The UTC months whose lines are in files."""
+    return [each.month for each in archives(connection) if each.in_files]
+
+
+def _lies_in(identifier: sa.Column[UUID], month: Period) -> sa.ColumnElement[bool]:
+    return sa.and_(identifier >= lowest_id(month.start), identifier < lowest_id(month.end))
+
+
+def _hours_of(hour: sa.Column[datetime], month: Period) -> sa.ColumnElement[bool]:
+    return sa.and_(hour >= month.start, hour < month.end)
+
+
+def _but_of(archived: list[Period], buckets: Buckets) -> Buckets:
+    """Without those of archived months."""
+    if not archived:
+        return buckets
+    spans = [(format_instant(each.start), format_instant(each.end)) for each in archived]
+    return {
+        bucket: figures
+        for bucket, figures in buckets.items()
+        if not any(start <= bucket[1] < end for start, end in spans)
+    }

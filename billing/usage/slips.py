@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -252,6 +253,22 @@ class SlipBook:
                 if stack.enter_context(held(path))
             ]
             yield [_read(path) for path in found]
+
+    def left(self, before: datetime) -> int:
+        """How many segments of dead processes nobody has taken since ``before``; only looks.
+
+        A living process's flock is never free, so holding one for a moment disturbs nobody but a
+        relay, which comes again.
+        """
+        count = 0
+        for path in self.directory.glob(f"*{SUFFIX}"):
+            with held(path) as is_free, suppress(FileNotFoundError):
+                count += is_free and path.stat().st_mtime < before.timestamp()
+        return count
+
+    def unreadable(self) -> int:
+        """How many segments were put aside because something in them is no slip."""
+        return sum(1 for _ in self.directory.glob(f"*{UNREADABLE_SUFFIX}"))
 
     def _write_group(self, page: _Page, group: _Group) -> None:
         try:

@@ -174,7 +174,12 @@ def test_it_says_what_it_serves_and_logs_requests_without_their_content(
     log = program.log()
     [started] = [line for line in log if line["event"] == "api started"]
     assert started["url"] == program.url
-    assert started["serves"] == ["POST /webhooks/stripe", "GET /healthz", "GET /readyz"]
+    assert started["serves"] == [
+        "POST /webhooks/stripe",
+        "GET /healthz",
+        "GET /readyz",
+        "GET /metrics",
+    ]
     assert (started["webhook_secrets"], started["mode"]) == (1, "test")
     [request] = [line for line in log if line["event"] == "request"]
     assert (request["method"], request["path"]) == ("POST", WEBHOOK)

@@ -226,7 +226,7 @@ def test_an_error_of_our_own_is_a_500_without_its_words():
         raise ZeroDivisionError("a secret of the inside")
 
     hooks = Webhooks(secrets=[SECRET], receive=broken, sync=print, clock=SystemClock())
-    with ApiServer(create_app(hooks, lambda: None), "127.0.0.1", 0) as server:
+    with ApiServer(create_app(hooks, lambda: None, lambda: b""), "127.0.0.1", 0) as server:
         with capture_logs() as logs:
             answer = httpx.post(
                 server.url + WEBHOOK, content=b"{}", headers=signed(b"{}"), trust_env=False

@@ -39,7 +39,8 @@ def test_healthy_servers_pass_every_check(billing: Billing, system: System):
     assert set(found) == {
         "PostgreSQL", "Clock of PostgreSQL", "Roles", "Schema", "Partitions", "Dead letters",
         "Provider", "Last reporting run", "Reports", "Unknown reports", "Parked reports",
-        "Oldest usage not taken",
+        "Oldest usage not taken", "Books", "Seals", "Archives",
+        "Spool of this node", "Slips of this node",
         redis_name, f"Clock of {redis_name}", "Redis eviction", "Redis persistence",
         "Redis database", "Outbox", "Holds", "RabbitMQ", "Usage queue",
     }  # fmt: skip

@@ -288,6 +288,18 @@ def test_a_month_goes_to_a_file_and_comes_back_and_nobody_sees_a_difference(
     assert asked(billing, old) == before
 
 
+def test_the_books_of_an_archived_month_are_left_as_they_are(billing: Billing, old: Period):
+    assert billing.json("reconcile", "--days", "400") == []
+    before = billing.json("usage", "acme", "--month", old.label)
+    billing.run("archive", "--month", old.label)
+    # Its lines are in a file: a repair that summed up the log would drop its rollups.
+    assert billing.json("reconcile", "--days", "400", "--repair") == []
+    assert billing.json("usage", "acme", "--month", old.label) == before
+    billing.run("restore", old.label)
+    assert billing.json("reconcile", "--days", "400", "--repair") == []
+    assert billing.json("usage", "acme", "--month", old.label) == before
+
+
 def test_every_month_before_one_is_archived_once(billing: Billing, old: Period):
     after = month_of(old.end).label
     assert [each["month"] for each in billing.json("archive", "--before", after)] == [old.label]

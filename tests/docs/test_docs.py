@@ -131,7 +131,8 @@ def test_every_command_has_its_place_in_the_reference():
     assert top == {
         *("migrate", "doctor", "customers", "skus", "credits", "usage", "receipt", "explain"),
         *("dead", "holds", "consumer", "relay", "local", "up"),
-        *("report", "reconcile", "stripe", "stripe-sandbox", "api"),
+        *("report", "reconcile", "stripe", "stripe-sandbox", "api", "metrics"),
+        *("archive", "restore", "verify", "seals", "proof"),
     }
 
 

@@ -15,7 +15,8 @@ from small_system import SmallSystem
 from support import NOW, add_customer, add_sku
 
 from billing.core.clock import ManualClock
-from billing.core.period import hour_floor
+from billing.core.period import hour_floor, month_of
+from billing.log.detaching import detach
 from billing.quota.keys import Keys, open_member, shard_of
 from billing.quota.mend import RedisMend
 from billing.reconcile.compare import Discrepancy, Kind
@@ -339,3 +340,53 @@ def test_only_a_repair_that_gives_credits_back_waits_for_what_is_on_its_way(
     way = OnTheWay(in_outbox=in_outbox, in_queue=in_queue)
     assert must_wait(discrepancy(Kind.SETTLED, found=found), way) is waits
     assert not must_wait(discrepancy(Kind.ROLLUP, found=found), way)
+
+
+def test_a_rollup_whose_month_leaves_the_log_is_not_summed_up(bench: Bench) -> None:
+    c = usage_hourly.c
+    with bench.system.engine.begin() as connection:
+        connection.execute(sa.update(usage_hourly).values(quantity=c.quantity + 7))
+        before = connection.execute(sa.select(usage_hourly).order_by(*usage_hourly.c)).all()
+    month = month_of(NOW)
+
+    def leave() -> None:
+        bench.between_readings = lambda: None
+        detach(bench.system.engine, month)
+        # The record of it comes after: a run that reads in between still counts on the lines.
+
+    bench.between_readings = leave
+    found = {f.discrepancy: f for f in bench.mend() if f.discrepancy.bucket}
+    assert found
+    assert {f.state for f in found.values()} == {State.WAITING}
+    assert all("archived" in f.note for f in found.values())
+    with bench.system.engine.connect() as connection:
+        after = connection.execute(sa.select(usage_hourly).order_by(*usage_hourly.c)).all()
+    assert after == before
+
+
+@pytest.mark.parametrize("tampered", ["changed", "removed"])
+def test_a_rollup_is_not_made_to_agree_with_a_log_that_was_tampered_with(
+    bench: Bench, tampered: str
+) -> None:
+    statement = {
+        "changed": "UPDATE usage_events SET amount_microcredits = 5 WHERE task_id = 'acme-1'",
+        "removed": "DELETE FROM usage_events WHERE task_id = 'acme-1'",
+    }[tampered]
+    query = sa.select(usage_hourly).order_by(*usage_hourly.c)
+    with bench.system.engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        assert connection.exec_driver_sql(statement).rowcount == 1
+        before = connection.execute(query).all()
+    (found,) = [f for f in bench.mend() if f.discrepancy.bucket]
+    assert (found.cause, found.remedy, found.state) == (
+        Cause.LOG_CHANGED,
+        Remedy.BY_HAND,
+        State.FOUND,
+    )
+    assert f"billing verify: {tampered}" in found.note
+    with bench.system.engine.connect() as connection:
+        # What is billed is still what was used.
+        assert connection.execute(query).all() == before
+    account = bench.system.quota.account("acme")
+    assert account is not None
+    assert account.settled_microcredits == 5 * CREDIT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,10 +13,11 @@ import sqlalchemy as sa
 from celery import Celery
 from celery.beat import Scheduler
 from celery.schedules import crontab
-from support import add_customer, add_sku
+from support import add_customer, add_sku, make_event
 
 from billing.bootstrap import System
 from billing.log.partitions import existing_partitions
+from billing.log.seals import SEALING_KEY, alone
 from billing.meter.run import TaskFacts
 from billing.quota.hold import HoldRequest, HoldState, ReserveOutcome
 from billing.quota.keys import SHARDS, shard_of
@@ -343,3 +344,45 @@ def test_late_usage_that_redis_was_not_told_arrives_with_the_check(bench: Bench)
     account = bench.system.quota.account("acme")
     assert account is not None
     assert account.settled_microcredits == CREDIT
+
+
+# -- seal_log ----------------------------------------------------------------------------------
+
+
+def log_an_hour_that_is_over(bench: Bench, *task_ids: str) -> None:
+    earlier = bench.system.clock.now() - timedelta(hours=2)
+    events = [make_event(task_id=each, metered_at=earlier, sku="page") for each in task_ids]
+    written = bench.system.writer.write([event.to_wire() for event in events])
+    assert written.inserted == len(task_ids)
+
+
+def test_an_hour_that_is_over_is_sealed_once_however_often_the_job_fires(bench: Bench):
+    log_an_hour_that_is_over(bench, "one", "two")
+    bench.bill("of this hour")
+    bench.log()
+
+    done = [bench.fire("seal_log"), bench.fire("seal_log")]
+
+    assert done == [{"seals": 1, "rows": 2, "head": 1}, {"seals": 0, "rows": 0, "head": 1}]
+    log_an_hour_that_is_over(bench, "late")
+    assert bench.fire("seal_log") == {"seals": 1, "rows": 1, "head": 2}
+
+
+def test_jobs_at_once_make_one_chain(bench: Bench):
+    log_an_hour_that_is_over(bench, *(f"task{n}" for n in range(10)))
+
+    done = bench.fire_at_once("seal_log")
+
+    assert sum(each["rows"] for each in done) == 10
+    assert [each.number for each, _ in bench.system.keeping.seals()] == [1]
+    assert list(bench.system.keeping.verifier.chain(None)) == []
+
+
+def test_a_job_that_finds_another_one_sealing_leaves_it_to_that(bench: Bench):
+    log_an_hour_that_is_over(bench, "one")
+
+    with alone(bench.system.engine, SEALING_KEY) as mine:
+        assert mine
+        assert bench.fire("seal_log") == {"seals": 0, "rows": 0, "head": None}
+
+    assert bench.fire("seal_log")["rows"] == 1

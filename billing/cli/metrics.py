@@ -1,0 +1,18 @@
+"""``billing metrics``: the figures of ``GET /metrics``, for who does not run the API."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from billing.api.metrics import exposition
+from billing.cli.context import system_of
+
+
+def metrics(context: typer.Context) -> None:
+    """Print figures for whoever watches, in Prometheus' text format.
+
+    The same as GET /metrics of billing api; for node_exporter's textfile collector, or to look.
+    """
+    sys.stdout.write(exposition(system_of(context)).decode())

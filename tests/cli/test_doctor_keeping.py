@@ -1,0 +1,152 @@
+"""The doctor on the books, the seals, the archives and this node's disk."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import redis
+from commandline import Billing
+from support import make_event
+
+from billing.bootstrap import System
+from billing.cli.doctor_keeping import (
+    ARCHIVED_WITHIN,
+    LEFT_SECONDS,
+    SEALED_WITHIN_SECONDS,
+    archives,
+    books,
+    examine_keeping,
+    examine_node,
+    seals,
+    slips,
+    spool,
+)
+from billing.cli.doctor_rules import Finding, Level, overdue_holds
+from billing.core.period import month_of
+from billing.log import archives as records
+from billing.log.archives import ArchiveState
+from billing.reconcile.compare import Kind
+from billing.settings import Settings
+from billing.usage.slips import Slip
+
+OK, WARN, FAIL = Level.OK, Level.WARN, Level.FAIL
+
+
+def judged(finding: Finding) -> Level:
+    assert finding.found
+    assert bool(finding.meaning) == bool(finding.remedy) == (finding.level is not OK)
+    return finding.level
+
+
+@pytest.mark.parametrize(
+    ("finding", "level"),
+    [
+        (books({}), OK),
+        (books({Kind.SETTLED: 1, Kind.ROLLUP: 2}), WARN),
+        (seals(None, None), OK),
+        (seals(7, SEALED_WITHIN_SECONDS), OK),
+        (seals(7, SEALED_WITHIN_SECONDS + 1), WARN),
+        (archives(0, [], []), OK),
+        (archives(2, [], ["2025-12"]), WARN),
+        (archives(2, ["usage_events_2025_12.parquet"], ["2025-12"]), FAIL),
+        (spool(0, 0.0), OK),
+        (spool(1, LEFT_SECONDS), OK),
+        (spool(1, LEFT_SECONDS + 1), WARN),
+        (slips(0, 0), OK),
+        (slips(1, 0), WARN),
+        (slips(1, 1), FAIL),
+        (overdue_holds(0, 3, "0", leases=1), OK),
+    ],
+)
+def test_the_verdicts(finding: Finding, level: Level):
+    assert judged(finding) is level
+
+
+def test_what_is_open_is_told_by_kind():
+    assert books({Kind.SETTLED: 1, Kind.ROLLUP: 2}).found == "3 open: 2 rollup, 1 settled"
+    assert "3 open (1 leases)" in overdue_holds(0, 3, "0", leases=1).found
+
+
+def examined(system: System) -> dict[str, Finding]:
+    with system.engine.connect() as connection:
+        found = [*examine_keeping(system, connection), *examine_node(system)]
+    return {each.check: each for each in found}
+
+
+@pytest.mark.postgres
+@pytest.mark.redis
+def test_a_discrepancy_that_was_found_is_told_until_it_is_repaired(
+    billing: Billing, system: System, acme: str, redis_client: redis.Redis
+):
+    system.account_sync.rebuild(acme, force=True)
+    redis_client.hincrby(system.keys.account(acme), "settled", 5)
+    billing.run("reconcile", code=1)
+    assert examined(system)["Books"].level is WARN
+    billing.run("reconcile", "--repair")
+    assert examined(system)["Books"].level is OK
+
+
+@pytest.mark.postgres
+@pytest.mark.redis
+def test_an_hour_that_nobody_sealed_is_told(billing: Billing, system: System, acme: str):
+    event = make_event(metered_at=datetime.now(UTC) - timedelta(hours=5), customer=acme)
+    system.writer.write([event.to_wire()])
+    # What came a moment ago to an hour of long ago is late, not forgotten.
+    assert examined(system)["Seals"].level is OK
+    with system.engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        connection.exec_driver_sql("UPDATE log_manifests SET logged_at = now() - interval '4 hour'")
+    found = examined(system)["Seals"]
+    assert found.level is WARN
+    assert "an hour waits for 4.0 h" in found.found
+    billing.run("seals", "now")
+    assert examined(system)["Seals"].found == "newest is 1"
+
+
+@pytest.mark.postgres
+@pytest.mark.redis
+def test_an_archive_whose_file_is_not_here_is_told(settings: Settings, tmp_path: Path):
+    with System(settings.model_copy(update={"archive_dir": tmp_path / "archive"})) as system:
+        now, file = system.clock.now(), tmp_path / "archive" / "usage_events_2020_01.parquet"
+        month = month_of(datetime(2020, 1, 1, tzinfo=UTC))
+        with system.engine.begin() as connection:
+            records.begin(connection, month, now - ARCHIVED_WITHIN - timedelta(minutes=1))
+        found = examined(system)["Archives"]
+        assert (found.level, found.found) == (WARN, "begun and not ended: 2020-01")
+        file.parent.mkdir()
+        file.write_bytes(b"12345")
+        with system.engine.begin() as connection:
+            records.record(
+                connection, month, ArchiveState.DROPPED, file=file.name, file_bytes=5,
+                file_sha256=b"", seals_file=file.name, seals_bytes=5, seals_sha256=b"", rows=0,
+                quantity=0, amount_microcredits=0, shortfall_microcredits=0, cost_micros=0,
+                seals_root=b"",
+            )  # fmt: skip
+        assert examined(system)["Archives"].found == "1 months"
+        file.write_bytes(b"1234")
+        found = examined(system)["Archives"]
+        assert found.level is FAIL
+        assert file.name in found.found
+
+
+@pytest.mark.postgres
+@pytest.mark.redis
+def test_what_dead_processes_left_on_this_node_is_told(system: System, acme: str):
+    system.spool.append([make_event(customer=acme)])
+    system.slips.append(Slip(lease_id="lease:1", customer=acme).to_line())
+    (spooled,) = system.spool.segments()
+    (slip,) = system.slips.directory.iterdir()
+    long_ago = (datetime.now(UTC) - timedelta(hours=1)).timestamp()
+    for path in (spooled, slip):
+        os.utime(path, (long_ago, long_ago))
+    found = examined(system)
+    assert found["Spool of this node"].level is WARN
+    # Its process lives: what it has not told yet is its own affair.
+    assert found["Slips of this node"].level is OK
+    system.slips.close()
+    assert examined(system)["Slips of this node"].found == "1 files left by dead processes"
+    slip.rename(slip.with_suffix(".unreadable"))
+    assert examined(system)["Slips of this node"].level is FAIL
