@@ -11,10 +11,12 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from queue import Empty, SimpleQueue
 
 from billing.core.clock import Clock
 from billing.core.failpoints import reach
@@ -25,7 +27,7 @@ from billing.reporting.pace import TokenBucket
 from billing.reporting.provider import Cause, Meter, Provider, ProviderUnavailable, Verdict
 from billing.reporting.report import State, after_answer, backoff
 from billing.reporting.settlement import Difference
-from billing.reporting.store import Claimed, Destination, Metered, Reports
+from billing.reporting.store import Answered, Claimed, Destination, Metered, Reports
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,24 +218,34 @@ class Reporter:
         stop: threading.Event,
         pool: ThreadPoolExecutor,
     ) -> None:
-        def send(claimed: Claimed) -> tuple[State, Cause, str] | None:
+        def send(claimed: Claimed) -> Answered | None:
             return None if stop.is_set() else self._send(provider, claimed, stop)
 
         if self._pace.senders == 1:
-            results = [send(claimed) for claimed in batch]
+            groups: Iterable[list[Answered | None]] = ([send(claimed)] for claimed in batch)
         else:
-            results = list(pool.map(send, batch))
-        unsent = [claimed for claimed, result in zip(batch, results, strict=True) if result is None]
-        self._reports.release(unsent)
-        for state, cause, detail in filter(None, results):
-            done.became[state] += 1
-            done.causes[cause] += 1
-            if stop.is_set() and state in (State.PENDING, State.UNKNOWN):
-                done.stopped.setdefault(provider.name, f"{cause}: {detail}")
+            groups = _finished(pool, send, batch)
+        sent = set()
+        for group in groups:
+            answered = [one for one in group if one is not None]
+            # What has come meanwhile is noted together: a commit waits for the disk.
+            self._reports.answer_all(answered)
+            for one in answered:
+                reach("report.after_answer")
+                sent.add(one.claimed.id)
+                self._count(provider, one, done, stop)
+        self._reports.release([claimed for claimed in batch if claimed.id not in sent])
 
-    def _send(
-        self, provider: Provider, claimed: Claimed, stop: threading.Event
-    ) -> tuple[State, Cause, str]:
+    def _count(
+        self, provider: Provider, one: Answered, done: Advance, stop: threading.Event
+    ) -> None:
+        state, cause = one.outcome.state, one.answer.cause
+        done.became[state] += 1
+        done.causes[cause] += 1
+        if stop.is_set() and state in (State.PENDING, State.UNKNOWN):
+            done.stopped.setdefault(provider.name, f"{cause}: {one.answer.detail}")
+
+    def _send(self, provider: Provider, claimed: Claimed, stop: threading.Event) -> Answered:
         self._tokens[provider.name].take()
         reach("report.before_send")
         answer = provider.report_usage(claimed.report)
@@ -244,9 +256,34 @@ class Reporter:
         now = self._clock.now()
         wait = outcome.state is State.UNKNOWN
         next_at = now + backoff(claimed.attempts, self._jitter()) if wait else now
-        self._reports.answer(
-            claimed, outcome, answer,
-            now=now, next_at=next_at, confirm_at=now + self._pace.confirm_after,
-        )  # fmt: skip
-        reach("report.after_answer")
-        return outcome.state, answer.cause, answer.detail
+        return Answered(claimed, outcome, answer, now, next_at, now + self._pace.confirm_after)
+
+
+def _finished(
+    pool: ThreadPoolExecutor, send: Callable[[Claimed], Answered | None], batch: Sequence[Claimed]
+) -> Iterator[list[Answered | None]]:
+    """What the senders have done, as it comes: at least one at a time, and all that is there.
+
+    What a sender raised comes out once everybody else's answers have been given.
+    """
+    finished: SimpleQueue[Answered | BaseException | None] = SimpleQueue()
+
+    def one(claimed: Claimed) -> None:
+        try:
+            finished.put(send(claimed))
+        except BaseException as error:  # noqa: BLE001 - raised by the reader
+            finished.put(error)
+
+    for claimed in batch:
+        pool.submit(one, claimed)
+    left, raised = len(batch), None
+    while left:
+        group = [finished.get()]
+        with suppress(Empty):
+            while True:
+                group.append(finished.get_nowait())
+        left -= len(group)
+        raised = next((each for each in group if isinstance(each, BaseException)), raised)
+        yield [each for each in group if not isinstance(each, BaseException)]
+    if raised is not None:
+        raise raised

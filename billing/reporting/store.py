@@ -64,6 +64,27 @@ class Sums:
         return self.logged - told
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What became of a claimed report; the fields are those of ``Reports.answer``."""
+
+    claimed: Claimed
+    outcome: Outcome
+    answer: Answer
+    now: datetime
+    next_at: datetime
+    confirm_at: datetime
+
+    def parameters(self) -> dict[str, object]:
+        """As the statement takes them."""
+        return {
+            "id": self.claimed.id, "claim": self.claimed.claim,
+            "state": self.outcome.state.value, "doubtful": self.outcome.doubtful,
+            "cause": self.answer.cause.value, "detail": self.answer.detail[:500],
+            "now": self.now, "next_at": self.next_at, "confirm_at": self.confirm_at,
+        }  # fmt: skip
+
+
 class Reports(Listing):
     """The outbox of reports.
 
@@ -173,14 +194,18 @@ class Reports(Listing):
             False where the claim was lost meanwhile: then nothing is changed, and whoever has it
             sends the same figure under the same identifier.
         """
-        parameters = {
-            "id": claimed.id, "claim": claimed.claim, "state": outcome.state.value,
-            "doubtful": outcome.doubtful, "cause": answer.cause.value,
-            "detail": answer.detail[:500], "now": now, "next_at": next_at,
-            "confirm_at": confirm_at,
-        }  # fmt: skip
+        answered = Answered(claimed, outcome, answer, now, next_at, confirm_at)
         with self._engine.begin() as connection:
-            return connection.execute(queries.ANSWER, parameters).rowcount == 1
+            return connection.execute(queries.ANSWER, answered.parameters()).rowcount == 1
+
+    def answer_all(self, answered: Sequence[Answered]) -> None:
+        """Note what became of several claimed reports, in one transaction; see ``answer``."""
+        if not answered:
+            return
+        # In one order, so that two reporters never wait for each other in a circle.
+        ordered = sorted(answered, key=lambda one: one.claimed.id)
+        with self._engine.begin() as connection:
+            connection.execute(queries.ANSWER, [one.parameters() for one in ordered])
 
     def release(self, claimed: Sequence[Claimed]) -> None:
         """Give back reports that were claimed and not sent."""
