@@ -60,7 +60,8 @@ SUITES: Final[dict[str, Suite]] = {
     reporting.NAME: reporting.run,
 }
 ON_REQUEST: Final[dict[str, Suite]] = {soak.NAME: soak.run}
-"""Only measured when named: they take their time."""
+"""Only measured when named: they take their time. Before the others: what they tell is about memory,
+whatever else the machine does."""
 CHECKED: Final = (quota.NAME, leases.NAME, ingest.NAME, consume.NAME, overhead.NAME)
 NEED_RABBITMQ: Final = frozenset({transport.NAME, consume.NAME, overhead.NAME, soak.NAME})
 RESULTS: Final = "latest.json"
@@ -148,7 +149,7 @@ def _measure(
             status.update(f"{suite}: {what}")
 
         with Ground(folder / "work", given, partial(say, "servers")) as ground:
-            suites = {**SUITES, **ON_REQUEST}
+            suites = {**ON_REQUEST, **SUITES}
             for name in _names(asked):
                 if name in NEED_RABBITMQ and not ground.on_rabbitmq:
                     notes.append(f"{name}: NOT MEASURED, there is no RabbitMQ.")
@@ -169,7 +170,7 @@ def _measure(
 
 def _names(asked: argparse.Namespace) -> list[str]:
     """The suites to measure, in their order; a page is not whole without those on request."""
-    suites = {**SUITES, **ON_REQUEST}
+    suites = {**ON_REQUEST, **SUITES}
     wanted = asked.suite or (suites if asked.page else SUITES)
     return [name for name in suites if name in wanted]
 
@@ -202,7 +203,7 @@ def _write_page(figures: Sequence[Figure], context: Context, notes: Sequence[str
 def _methods() -> dict[str, str]:
     """What each suite says of itself, as Markdown."""
     told = {}
-    for name, suite in {**SUITES, **ON_REQUEST}.items():
+    for name, suite in {**ON_REQUEST, **SUITES}.items():
         text = inspect.cleandoc(sys.modules[suite.__module__].__doc__ or "")
         text = text.removeprefix(f"Suite {name}: ").replace("``", "`")
         told[name] = text[:1].upper() + text[1:]
