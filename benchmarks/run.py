@@ -60,8 +60,8 @@ SUITES: Final[dict[str, Suite]] = {
     reporting.NAME: reporting.run,
 }
 ON_REQUEST: Final[dict[str, Suite]] = {soak.NAME: soak.run}
-"""Only measured when named: they take their time. Before the others: what they tell is about memory,
-whatever else the machine does."""
+"""Only measured when named: they take their time. First: they tell of memory, whatever else the
+machine does meanwhile."""
 CHECKED: Final = (quota.NAME, leases.NAME, ingest.NAME, consume.NAME, overhead.NAME)
 NEED_RABBITMQ: Final = frozenset({transport.NAME, consume.NAME, overhead.NAME, soak.NAME})
 RESULTS: Final = "latest.json"

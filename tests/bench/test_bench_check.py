@@ -169,8 +169,8 @@ def test_soak_is_only_measured_when_named() -> None:
     ("arguments", "names"),
     [
         ([], list(run.SUITES)),
-        (["--page"], [*run.SUITES, "soak"]),
-        (["--suite", "soak", "--suite", "quota"], ["quota", "soak"]),
+        (["--page"], ["soak", *run.SUITES]),
+        (["--suite", "soak", "--suite", "quota"], ["soak", "quota"]),
         (["--page", "--suite", "quota"], ["quota"]),
     ],
 )
