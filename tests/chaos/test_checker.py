@@ -76,6 +76,11 @@ WELL: dict[str, dict[str, Any]] = {
         "notes": [note(Word.ENDED, "page=1"), note(Word.FAILED, "WorkerLostError")],
         "rows": [],
     },
+    "a leased run, as any other": {"notes": [note(Word.LEASED), *RAN]},
+    "a leased child that was lost: no line, and nothing charged": {
+        "notes": [note(Word.LEASED), note(Word.FAILED, "TimeLimitExceeded", run="-")],
+        "rows": [],
+    },
     "a second telling, kept": {"letters": [Letter(reason="conflict", task_id="t1", line="page")]},
     "another one, from a wrong clock": {
         "letters": [Letter(reason="in_the_future", task_id="t1", line="page")]
@@ -90,6 +95,18 @@ def test_what_may_be(change: dict[str, Any]):
 
 PLANTED: dict[str, tuple[Rule, dict[str, Any]]] = {
     "settled and not logged": (Rule.LOST, {"rows": []}),
+    "a leased run that was acknowledged and is not logged": (
+        Rule.LOST,
+        {"notes": [note(Word.LEASED), *RAN], "rows": []},
+    ),
+    "a failure in a body, and no line of it": (
+        Rule.SILENT,
+        {"notes": [note(Word.FAILED, "ValueError")], "rows": []},
+    ),
+    "a leased one, too": (
+        Rule.SILENT,
+        {"notes": [note(Word.LEASED), note(Word.FAILED, "ValueError")], "rows": []},
+    ),
     "one of two SKUs not logged": (
         Rule.LOST,
         {"notes": [note(Word.ENDED, "extra=2,page=1"), note(Word.SETTLED)]},
