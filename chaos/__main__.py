@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -102,9 +103,12 @@ def _run(asked: argparse.Namespace, console: Console) -> int:
 
     folder = (Settings().local_dir / "chaos").resolve()
     until = began + 60 * asked.minutes if asked.minutes else math.inf
+    kinds = [spec.kind for spec in _chosen(asked)]
+    if asked.short:
+        kinds = [replace(kind, hits=1) for kind in kinds]
     schedule = turns(
         seed,
-        [spec.kind for spec in _chosen(asked)],
+        kinds,
         rounds=asked.rounds,
         quick=asked.quick or asked.short,
         hits=asked.hits,
