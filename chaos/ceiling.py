@@ -64,6 +64,8 @@ class Ceiling:
         """The most leases that one customer had at an instant."""
         self.found: list[Above] = []
         self.excused: list[Above] = []
+        self.watched_to_the_end = False
+        """Told by ``stop``: nothing ended the watch before."""
         self.tail_lost = False
         """Redis has lost its newest data: until a repair, its accounts may be behind the log."""
 
@@ -73,6 +75,7 @@ class Ceiling:
 
     def stop(self) -> None:
         """Look no more."""
+        self.watched_to_the_end = self._thread.is_alive()
         self._stop.set()
         self._thread.join(10)
 

@@ -111,7 +111,7 @@ def run(
     result.broken = [
         *_of_turns(result.told),
         *(Broken(rule=Rule.CEILING, detail=str(each)) for each in ceiling.found),
-        *_leases_shown(result),
+        *_shown(result, ceiling),
         *check(result.collected.evidence),
     ]
     result.seconds = time.monotonic() - began
@@ -183,11 +183,14 @@ def _of_turns(told: Iterable[Told]) -> list[Broken]:
     return found
 
 
-def _leases_shown(result: Result) -> list[Broken]:
-    """A run in which nothing was admitted from a lease has shown nothing of leases."""
-    if result.collected is not None and result.collected.leased_runs:
-        return []
-    return [Broken(rule=Rule.NOT_SHOWN, detail="no run was admitted from a lease")]
+def _shown(result: Result, ceiling: Ceiling) -> list[Broken]:
+    """What a run must have had to show anything: runs from leases, and a watch on the ceiling."""
+    missing = []
+    if result.collected is None or not result.collected.leased_runs:
+        missing.append("no run was admitted from a lease")
+    if not ceiling.looked or not ceiling.watched_to_the_end:
+        missing.append("the ceiling was not watched to the end")
+    return [Broken(rule=Rule.NOT_SHOWN, detail=each) for each in missing]
 
 
 def _line(told: Told) -> str:

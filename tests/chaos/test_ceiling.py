@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import pytest
-from support import NOW
+from support import NOW, eventually
 
 from billing.core.clock import to_ms
 from billing.core.errors import QuotaUnavailable
@@ -80,3 +80,13 @@ def test_a_store_that_is_away_tells_nothing():
     ceiling = watch(account(settled=101, held=0), is_away=True)
     ceiling.look()
     assert (ceiling.looked, ceiling.found) == (0, [])
+
+
+def test_a_watch_that_ended_early_is_told():
+    ceiling = watch(account(settled=0, held=0))
+    ceiling.start()
+    eventually(lambda: ceiling.looked > 0, message="it looks")
+    ceiling.stop()
+    assert ceiling.watched_to_the_end
+    ceiling.stop()
+    assert not ceiling.watched_to_the_end
