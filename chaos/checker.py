@@ -92,6 +92,8 @@ class Evidence:
 
     ``sent``: tasks whose submission the broker confirmed. ``prices``: microcredits of one unit by
     SKU. ``balances``: granted less logged, by customer. ``books``: what reconcile found, in words.
+    ``forgotten``: settled microcredits that a Redis without its newest data no longer knew of, by
+    customer; so much, and not one more, could be spent once again until the books were repaired.
     """
 
     sent: Iterable[str]
@@ -102,6 +104,7 @@ class Evidence:
     books: Sequence[str] = ()
     letters: Sequence[Letter] = ()
     balances: Mapping[str, int] = field(default_factory=dict)
+    forgotten: Mapping[str, int] = field(default_factory=dict)
     unreported: Sequence[str] = ()
 
 
@@ -124,7 +127,7 @@ def check(evidence: Evidence) -> list[Broken]:
     found += [
         Broken(rule=Rule.UPSIDE_DOWN, detail=f"{customer}: {left} microcredits")
         for customer, left in sorted(evidence.balances.items())
-        if left < 0
+        if left < -evidence.forgotten.get(customer, 0)
     ]
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -115,14 +115,7 @@ def collect(ground: Ground, sent: Sequence[str], *, tail_lost: bool) -> Collecte
     _await_holds(ground)
     quiet(ground)
     system = ground.system
-    found = system.reconcile.run(ground.since())
-    excused = [each for each in found if tail_lost and each.kind in _TAIL_KINDS]
-    books = [_told(each) for each in found if each not in excused]
-    repaired = Counter(each.kind.value for each in excused)
-    if excused:
-        system.repair.run(ground.since(), repair=True)
-        left = system.reconcile.run(ground.since())
-        books += [f"after the repair: {_told(each)}" for each in left]
+    books, repaired, forgotten = _compared(ground, tail_lost=tail_lost)
     rows = _rows(ground)
     letters = _letters(ground)
     notes = truth.read(ground.truth_file)
@@ -135,6 +128,7 @@ def collect(ground: Ground, sent: Sequence[str], *, tail_lost: bool) -> Collecte
         books=books + ground.broken + _unreadable(ground),
         letters=letters,
         balances=_balances(ground),
+        forgotten=forgotten,
         unreported=_unreported(ground),
     )
     ran = [note for note in notes if note.word in _TRIFLES]
@@ -149,6 +143,34 @@ def collect(ground: Ground, sent: Sequence[str], *, tail_lost: bool) -> Collecte
         repaired=repaired,
         drain_seconds=time.monotonic() - began,
     )
+
+
+def _compared(ground: Ground, *, tail_lost: bool) -> tuple[list[str], Counter[str], dict[str, int]]:
+    """What does not agree, what was repaired after a lost tail, and what that had forgotten."""
+    system = ground.system
+    found = system.reconcile.run(ground.since())
+    excused = [each for each in found if tail_lost and each.kind in _TAIL_KINDS]
+    books = [_told(each) for each in found if each not in excused]
+    forgotten = _forgotten(excused)
+    if excused:
+        system.repair.run(ground.since(), repair=True)
+        left = system.reconcile.run(ground.since())
+        books += [f"after the repair: {_told(each)}" for each in left if not _owed(each, forgotten)]
+    return books, Counter(each.kind.value for each in excused), forgotten
+
+
+def _forgotten(excused: Iterable[Discrepancy]) -> dict[str, int]:
+    """Microcredits that the log has and that Redis, having lost its newest data, did not know."""
+    return {
+        each.customer: each.expected - each.found
+        for each in excused
+        if each.kind is Kind.SETTLED and each.expected > each.found
+    }
+
+
+def _owed(each: Discrepancy, forgotten: Mapping[str, int]) -> bool:
+    """Below zero, now that it is known again, by no more than what could be spent twice."""
+    return each.kind is Kind.NEGATIVE and -each.found <= forgotten.get(each.customer, 0)
 
 
 def _stuck_leases(ground: Ground) -> list[str]:

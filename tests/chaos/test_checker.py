@@ -81,6 +81,10 @@ WELL: dict[str, dict[str, Any]] = {
         "notes": [note(Word.LEASED), note(Word.FAILED, "TimeLimitExceeded", run="-")],
         "rows": [],
     },
+    "spent once more, of what a lost tail of Redis had forgotten": {
+        "balances": {"acme": -100},
+        "forgotten": {"acme": 100},
+    },
     "a second telling, kept": {"letters": [Letter(reason="conflict", task_id="t1", line="page")]},
     "another one, from a wrong clock": {
         "letters": [Letter(reason="in_the_future", task_id="t1", line="page")]
@@ -143,6 +147,14 @@ PLANTED: dict[str, tuple[Rule, dict[str, Any]]] = {
         {"letters": [Letter(reason="conflict", task_id="t9", line="page")]},
     ),
     "more settled than granted": (Rule.UPSIDE_DOWN, {"balances": {"acme": -1}}),
+    "more spent than a lost tail had forgotten": (
+        Rule.UPSIDE_DOWN,
+        {"balances": {"acme": -101}, "forgotten": {"acme": 100}},
+    ),
+    "what another customer's tail had forgotten": (
+        Rule.UPSIDE_DOWN,
+        {"balances": {"acme": -1}, "forgotten": {"other": 100}},
+    ),
     "usage in no report": (Rule.UNREPORTED, {"unreported": ["acme page"]}),
 }
 
