@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -38,20 +39,34 @@ _SEEDS: Final = 2**31
 _QUICK_FAULTS: Final = (
     "child@everywhere",
     "worker-killed",
+    "child@leases-everywhere",
+    "worker@leases-everywhere",
     "relay@everywhere",
+    "relay@left.after_settle",
     "consumer@everywhere",
     "hard-limit",
+    "leased-hard-limit",
     "rabbitmq-killed",
     "redis-flushed",
     "redis-killed",
-    "postgres-killed-mid-insert",
+    "postgres-killed-mid-copy",
     "postgres-killed-unacknowledged",
     "network-cut",
     "network-half-open",
     "delivered-repeatedly",
     "jobs-killed",
 )
-"""The quick form: each main part is killed once or more, within two minutes."""
+"""The quick form: each main part is killed once or more, within some minutes."""
+_SHORT_FAULTS: Final = (
+    "child@flush.after",
+    "worker@flush.before",
+    "relay@relay.after_publish",
+    "consumer@consumer.after_commit",
+    "rabbitmq-killed",
+    "redis-flushed",
+    "postgres-killed-mid-copy",
+)
+"""The short form, for every change: one death of each part, those of leaseholders among them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,11 +103,14 @@ def _run(asked: argparse.Namespace, console: Console) -> int:
 
     folder = (Settings().local_dir / "chaos").resolve()
     until = began + 60 * asked.minutes if asked.minutes else math.inf
+    kinds = [spec.kind for spec in _chosen(asked)]
+    if asked.short:
+        kinds = [replace(kind, hits=1) for kind in kinds]
     schedule = turns(
         seed,
-        [spec.kind for spec in _chosen(asked)],
+        kinds,
         rounds=asked.rounds,
-        quick=asked.quick,
+        quick=asked.quick or asked.short,
         hits=asked.hits,
     )
     with _alone(folder):
@@ -116,6 +134,8 @@ def _run(asked: argparse.Namespace, console: Console) -> int:
 def _chosen(asked: argparse.Namespace) -> list[Spec]:
     if asked.fault:
         return [SPECS[name] for name in asked.fault]
+    if asked.short:
+        return [SPECS[name] for name in _SHORT_FAULTS]
     if asked.quick:
         return [SPECS[name] for name in _QUICK_FAULTS]
     return list(SPECS.values())
@@ -124,7 +144,10 @@ def _chosen(asked: argparse.Namespace) -> list[Spec]:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     parser.add_argument("--seed", type=int, help="replays a schedule; by default a new one")
-    parser.add_argument("--quick", action="store_true", help="the short form, about two minutes")
+    parser.add_argument("--quick", action="store_true", help="each main fault, some minutes")
+    parser.add_argument(
+        "--short", action="store_true", help="a death of each part, for CI: about two minutes"
+    )
     parser.add_argument("--rounds", type=int, default=1, help="how often all the faults (1)")
     parser.add_argument("--minutes", type=float, help="begin no fault after so many minutes")
     parser.add_argument(

@@ -6,16 +6,14 @@ Loaded by the workers (``chaos.celery_app``) and by the driver that submits.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import random
 import secrets
 import signal
 import threading
-import time
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from celery import Celery, signals
 
@@ -23,29 +21,18 @@ from billing.bootstrap import System
 from billing.core.clock import SystemClock
 from billing.settings import Settings
 from chaos import truth
+from chaos.bodies import RUN, Told, register
 from chaos.truth import NONE, Note, Word
 from workers.app import configuration
-from workers.context import usage
 from workers.errors import QuotaExceeded
-from workers.metered import MeteredTask
 from workers.metering import Metering
+from workers.schedule import BEAT_SCHEDULE
 
-TIME_LIMIT_SECONDS: Final = 5
 LOST_WAIT_SECONDS: Final = 1.0
 """How long Celery waits for a last word of a child that died; 10 s by default."""
-_RUN: Final = "_chaos_run"
-_BURN_ROUNDS: Final = 60_000_000
 
-BEAT_JOBS: Final = (
-    "billing.sweep_holds",
-    "billing.ensure_partitions",
-    "billing.check_balances",
-    "billing.seal_log",
-    "billing.report_usage",
-    "billing.confirm_reports",
-    "billing.poll_invoices",
-    "billing.check_reports",
-)
+BEAT_JOBS: Final = tuple(dict.fromkeys(entry["task"] for entry in BEAT_SCHEDULE.values()))
+"""Every job of the shipped schedule; a new one there is killed here, too."""
 _BEAT_SECONDS: Final = 7.0
 _BALANCES: Final = "billing.check_balances"
 _BALANCES_SECONDS: Final = 20.0
@@ -61,42 +48,6 @@ class OffsetClock(SystemClock):
     def now(self) -> datetime:
         """What the wrong clock shows."""
         return super().now() + self._by
-
-
-class Told(MeteredTask):
-    """A metered task that notes its runs in the run's file of truth."""
-
-    abstract = True
-    default_retry_delay = 1
-    # A child that dies is retried under the same id; the nemesis kills many.
-    max_retries = 50
-
-    def note(self, word: Word, detail: str = NONE) -> None:
-        """Write down what this run came to."""
-        request: Any = self.request
-        run = getattr(request, _RUN, NONE)
-        truth.write(cast("Any", self.app).chaos_truth, Note(word, str(request.id), run, detail))
-
-    def use(self, word: Word, **used: int) -> None:
-        """Record usage with Weighbridge and in the file of truth: the last act of a body."""
-        own = self.sku
-        for sku, quantity in used.items():
-            if sku == own:
-                if quantity != 1 or own not in _FIXED:
-                    usage.record(quantity=quantity)
-            else:
-                usage.record(quantity=quantity, sku=sku)
-        self.note(word, truth.told(used))
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As metered; a return means that the run is settled."""
-        result = super().__call__(*args, **kwargs)
-        if not self.request.called_directly:
-            self.note(Word.SETTLED)
-        return result
-
-
-_FIXED: Final = frozenset({"page", "later"})
 
 
 def make_app(settings: Settings, truth_file: Path, *, clock_offset_seconds: float = 0.0) -> Celery:
@@ -121,63 +72,15 @@ def make_app(settings: Settings, truth_file: Path, *, clock_offset_seconds: floa
         }
         for name in BEAT_JOBS
     }
-    app.conf.task_annotations = {name: {"time_limit": 120} for name in BEAT_JOBS}
+    # Killed with its child, a job comes back after three minutes by default: longer than a drain.
+    job = {"time_limit": 120, "default_retry_delay": 1}
+    app.conf.task_annotations = dict.fromkeys(BEAT_JOBS, job)
     app.chaos_truth = truth_file
     Metering(app, settings, lambda given: System(given, clock=OffsetClock(clock_offset_seconds)))
-    _tasks(app)
-    _ends(app)
+    register(app)
     _tell(app)
+    _tell_of_beat(app)
     return app  # type: ignore[no-any-return]  # Celery has no types
-
-
-def _tasks(app: Any) -> None:
-    @app.task(shared=False, base=Told, sku="page", name="chaos.page", bind=True)
-    def page(self: Any, seconds: float = 0.0, *_: Any) -> str:
-        time.sleep(seconds)
-        usage.record(cost_micros=100)
-        self.use(Word.ENDED, page=1)
-        return "done"
-
-    @app.task(shared=False, base=Told, sku="pages", name="chaos.pages", bind=True)
-    def pages(self: Any, count: int, extra: int = 0) -> int:
-        self.use(Word.ENDED, pages=count, **({"extra": extra} if extra else {}))
-        return count
-
-    @app.task(shared=False, base=Told, sku="later", name="chaos.later", bind=True)
-    def later(self: Any) -> str:
-        self.use(Word.ENDED, later=1)
-        return "done"
-
-    @app.task(shared=False, base=Told, sku="page", name="chaos.again", bind=True)
-    def again(self: Any) -> str:
-        if not self.request.retries:
-            raise self.retry(countdown=0.2)
-        self.use(Word.ENDED, page=1)
-        return "done"
-
-
-def _ends(app: Any) -> None:
-    @app.task(shared=False, base=Told, sku="page", name="chaos.fails", bind=True)
-    def fails(self: Any) -> None:  # noqa: ARG001 - bound, as all are
-        raise ValueError("as planned")
-
-    @app.task(shared=False, base=Told, sku="tried", name="chaos.tried", bind=True)
-    def tried(self: Any, count: int) -> None:
-        self.use(Word.USED, tried=count)
-        raise ValueError("as planned, and charged")
-
-    @app.task(shared=False, base=Told, sku="page", name="chaos.loops", bind=True)
-    def loops(self: Any) -> None:
-        deadline = time.monotonic() + 2 * TIME_LIMIT_SECONDS
-        while time.monotonic() < deadline:
-            time.sleep(0.01)
-        self.use(Word.ENDED, page=1)
-
-    @app.task(shared=False, base=Told, sku="page", name="chaos.burns", bind=True)
-    def burns(self: Any) -> None:
-        # One call into C that no signal handler can interrupt.
-        hashlib.pbkdf2_hmac("sha256", b"p", b"s", _BURN_ROUNDS)
-        self.use(Word.ENDED, page=1)
 
 
 def _tell(app: Any) -> None:
@@ -185,7 +88,7 @@ def _tell(app: Any) -> None:
     file: Path = app.chaos_truth
 
     def on_start(task: Any = None, **_: Any) -> None:
-        setattr(task.request, _RUN, secrets.token_hex(6))
+        setattr(task.request, RUN, secrets.token_hex(6))
         _perhaps_die(task.name, file.parent)
 
     def on_success(sender: Any = None, **_: Any) -> None:
@@ -194,7 +97,7 @@ def _tell(app: Any) -> None:
 
     def on_failure(sender: Any = None, task_id: str = "", exception: Any = None, **_: Any) -> None:
         if isinstance(sender, Told):
-            run = getattr(sender.request, _RUN, NONE)
+            run = getattr(sender.request, RUN, NONE)
             denied = isinstance(exception, QuotaExceeded)
             word = Word.DENIED if denied else Word.FAILED
             truth.write(file, Note(word, task_id, run, type(exception).__name__))
@@ -205,25 +108,51 @@ def _tell(app: Any) -> None:
     signals.task_failure.connect(on_failure, weak=False)
 
 
-def mark_for_death(folder: Path, job: str) -> Path:
-    """Whoever next runs this job of beat's dies in it; the file that says so, gone once it has."""
-    marked = folder / f"kill-{job}"
+def _tell_of_beat(app: Any) -> None:
+    """The death of beat itself, right before and right after it has sent a marked job."""
+    folder: Path = app.chaos_truth.parent
+
+    def on_beat(**_: Any) -> None:
+        # Only in beat: the driver sends jobs, too, and has to live.
+        signals.before_task_publish.connect(before, weak=False)
+        signals.after_task_publish.connect(after, weak=False)
+
+    def before(sender: Any = None, **_: Any) -> None:
+        _die_if_marked(folder, SENDING + str(sender))
+
+    def after(sender: Any = None, **_: Any) -> None:
+        _die_if_marked(folder, SENT + str(sender))
+
+    signals.beat_init.connect(on_beat, weak=False)
+
+
+SENDING: Final = "sending:"
+"""Before a job's name: beat dies when it is about to send it."""
+SENT: Final = "sent:"
+"""Before a job's name: beat dies when it has just sent it."""
+
+
+def mark_for_death(folder: Path, place: str) -> Path:
+    """Whoever next comes to a place dies there; the file that says so, gone once it has.
+
+    Args:
+        folder: Of the run.
+        place: A job of beat's, for whoever runs it; for beat itself with ``SENDING`` or ``SENT``
+            before it.
+    """
+    marked = folder / f"kill-{place}"
     marked.touch()
     return marked
 
 
 def deaths(folder: Path) -> list[str]:
-    """The jobs in which a process died."""
+    """The places at which a process died."""
     file = folder / "job-deaths"
     return file.read_text().split() if file.exists() else []
 
 
 def _perhaps_die(job: str, folder: Path) -> None:
-    if job not in BEAT_JOBS:
-        return
-    try:
-        (folder / f"kill-{job}").unlink()
-    except FileNotFoundError:
+    if job not in BEAT_JOBS or not _is_marked(folder, job):
         return
     # At any instant of the job: at its very beginning, or some milliseconds into it.
     delay = random.choice((0.0, 0.002, 0.01, 0.03))  # noqa: S311 - not a secret
@@ -233,9 +162,23 @@ def _perhaps_die(job: str, folder: Path) -> None:
         _die(folder, job)
 
 
-def _die(folder: Path, job: str) -> None:
+def _die_if_marked(folder: Path, place: str) -> None:
+    if _is_marked(folder, place):
+        _die(folder, place)
+
+
+def _is_marked(folder: Path, place: str) -> bool:
+    """Whether somebody is to die there; the mark is taken away by the asking."""
+    try:
+        (folder / f"kill-{place}").unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _die(folder: Path, place: str) -> None:
     with contextlib.suppress(OSError), (folder / "job-deaths").open("a") as file:
-        file.write(f"{job}\n")
+        file.write(f"{place}\n")
         file.flush()
         os.fsync(file.fileno())
     os.kill(os.getpid(), signal.SIGKILL)

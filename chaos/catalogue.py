@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
 from billing.bootstrap import System
-from billing.catalog.sku import DenialPolicy, FailurePolicy, Pricing
+from billing.catalog.sku import AdmissionPolicy, DenialPolicy, FailurePolicy, Pricing
 from billing.core.credits import MICROCREDITS_PER_CREDIT
 
 LONG_AGO: Final = datetime(2020, 1, 1, tzinfo=UTC)
@@ -23,6 +23,7 @@ class SkuPlan:
     hold: int = 1
     failure: FailurePolicy = FailurePolicy.RELEASE
     denial: DenialPolicy = DenialPolicy.FAIL
+    admission: AdmissionPolicy = AdmissionPolicy.EXACT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,17 +43,30 @@ SKUS: Final = (
     SkuPlan(id="later", price=MICROCREDITS_PER_CREDIT, denial=DenialPolicy.DEFER),
     SkuPlan(id="tried", price=250_000, measured=True, hold=4, failure=FailurePolicy.CHARGE),
 )
-PRICES: Final = {sku.id: sku.price for sku in SKUS}
-CHARGED_ON_FAILURE: Final = frozenset(s.id for s in SKUS if s.failure is FailurePolicy.CHARGE)
+_TWINS: Final = ("page", "pages", "tried")
+LEASED_PREFIX: Final = "leased-"
+"""Begins the id of a SKU that is another one's twin, but leased."""
+LEASED: Final = tuple(
+    replace(sku, id=LEASED_PREFIX + sku.id, admission=AdmissionPolicy.LEASED)
+    for sku in SKUS
+    if sku.id in _TWINS
+)
+PRICES: Final = {sku.id: sku.price for sku in (*SKUS, *LEASED)}
+FIXED: Final = frozenset(sku.id for sku in (*SKUS, *LEASED) if not sku.measured)
 
 _MUCH: Final = 1_000_000
 PROBE: Final = "probe"
-TIGHT: Final = ("tight-1", "tight-2")
+LESSEES: Final = ("lessee-1", "lessee-2", "lessee-tight", "lessee-budgeted")
+"""Who the leased SKUs are sold to: few, so that each process has several tasks of one at a time."""
+TIGHT: Final = ("tight-1", "tight-2", "lessee-tight")
 """They run out of credits under the load, and get a few more now and then."""
 ZONED: Final = ("berlin", "chatham", "havana")
 CUSTOMERS: Final = (
     *(CustomerPlan(id=f"rich-{n}", credits=_MUCH) for n in range(4)),
     *(CustomerPlan(id=name, credits=40) for name in TIGHT),
+    CustomerPlan(id="lessee-1", credits=_MUCH),
+    CustomerPlan(id="lessee-2", credits=_MUCH),
+    CustomerPlan(id="lessee-budgeted", credits=_MUCH, budget=400),
     CustomerPlan(id="budgeted", credits=_MUCH, budget=60),
     CustomerPlan(id="berlin", credits=_MUCH, zone="Europe/Berlin"),
     CustomerPlan(id="chatham", credits=_MUCH, zone="Pacific/Chatham"),
@@ -63,7 +77,7 @@ CUSTOMERS: Final = (
 
 def put(system: System) -> None:
     """Add all of it, as an operator would."""
-    for sku in SKUS:
+    for sku in (*SKUS, *LEASED):
         system.catalog.add(
             sku.id,
             unit="page",
@@ -73,6 +87,7 @@ def put(system: System) -> None:
             hold_quantity=sku.hold,
             failure_policy=sku.failure,
             denial_policy=sku.denial,
+            admission=sku.admission,
         )
     for customer in CUSTOMERS:
         system.accounts.add(customer.id, customer.id, time_zone=customer.zone)

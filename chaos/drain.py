@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
 import sqlalchemy as sa
 
 from billing.core.period import Period
+from billing.quota.lease import LEASE_PREFIX
 from billing.reconcile.compare import Discrepancy, Kind
+from billing.usage.slips import SUFFIX, UNREADABLE_SUFFIX
 from chaos import truth
 from chaos.catalogue import PRICES
 from chaos.checker import Evidence, Letter, Row
@@ -23,6 +26,8 @@ from chaos.truth import Word
 
 _QUIET_SECONDS: Final = 90.0
 _HOLDS_SECONDS: Final = HOLD_TTL_SECONDS + 30.0
+_LEASES_SECONDS: Final = 10.0
+"""Two windows, a tick, the relay's second: and room for a busy machine. A hold lasts far longer."""
 _STABLE_SECONDS: Final = 1.5
 _POLL_SECONDS: Final = 0.1
 _SWEPT_AT_ONCE: Final = 500
@@ -41,19 +46,21 @@ class Collected:
     bodies_run: int
     rows: int
     denials: int
+    leased_runs: int
     letters: Counter[str]
     repaired: Counter[str] = field(default_factory=Counter)
     drain_seconds: float = 0.0
 
 
 def quiet(ground: Ground, seconds: float = _QUIET_SECONDS) -> None:
-    """Wait until the task queue, outbox, spools and usage queue are empty and the log stands still.
+    """Wait until queues, outbox, spools and slips are empty and the log stands still.
 
     Raises:
         ChaosError: They are not, in time; says what is left.
     """
     deadline = time.monotonic() + seconds
     since, last = time.monotonic(), -1
+    queued: dict[str, int] = {}
     while True:
         waiting = _waiting(ground)
         rows = ground.log_rows()
@@ -62,10 +69,10 @@ def quiet(ground: Ground, seconds: float = _QUIET_SECONDS) -> None:
         elif time.monotonic() - since > _STABLE_SECONDS:
             if not (queued := _queued(ground)):
                 return
-            waiting |= queued
             since = time.monotonic()
         if time.monotonic() > deadline:
-            raise ChaosError(f"not drained within {seconds:g} s: {waiting}, {rows} rows")
+            told = f"{waiting | queued}, {rows} rows"
+            raise ChaosError(f"not drained within {seconds:g} s: {told}")
         time.sleep(_POLL_SECONDS)
 
 
@@ -77,7 +84,13 @@ def _waiting(ground: Ground) -> dict[str, int]:
     spooled = sum(
         len(list((ground.spool_of(node) / "spool").glob("*.jsonl"))) for node in (*NODES, "driver")
     )
-    return {"outbox": outbox, "spool": spooled}
+    return {"outbox": outbox, "spool": spooled, "slips": len(_segments(ground))}
+
+
+def _segments(ground: Ground, suffix: str = SUFFIX) -> list[Path]:
+    """Files of slips, of living processes and of dead ones; idle ones have none."""
+    nodes = (*NODES, "driver")
+    return [path for node in nodes for path in (ground.spool_of(node) / "slips").glob(f"*{suffix}")]
 
 
 def _queued(ground: Ground) -> dict[str, int]:
@@ -97,17 +110,12 @@ def collect(ground: Ground, sent: Sequence[str], *, tail_lost: bool) -> Collecte
     """
     began = time.monotonic()
     quiet(ground)
+    # Nobody runs anything: each lease is given back by its holder, or by the relay for a dead one.
+    stuck = [] if tail_lost else _stuck_leases(ground)
     _await_holds(ground)
     quiet(ground)
     system = ground.system
-    found = system.reconcile.run(ground.since())
-    excused = [each for each in found if tail_lost and each.kind in _TAIL_KINDS]
-    books = [_told(each) for each in found if each not in excused]
-    repaired = Counter(each.kind.value for each in excused)
-    if excused:
-        system.repair.run(ground.since(), repair=True)
-        left = system.reconcile.run(ground.since())
-        books += [f"after the repair: {_told(each)}" for each in left]
+    books, repaired, forgotten = _compared(ground, tail_lost=tail_lost)
     rows = _rows(ground)
     letters = _letters(ground)
     notes = truth.read(ground.truth_file)
@@ -116,10 +124,11 @@ def collect(ground: Ground, sent: Sequence[str], *, tail_lost: bool) -> Collecte
         notes=notes,
         rows=rows,
         prices=PRICES,
-        open_holds=[f"{h.customer} {h.task_id}" for h in system.quota.open_holds()],
-        books=books + ground.broken,
+        open_holds=stuck + [f"{h.customer} {h.task_id}" for h in system.quota.open_holds()],
+        books=books + ground.broken + _unreadable(ground),
         letters=letters,
         balances=_balances(ground),
+        forgotten=forgotten,
         unreported=_unreported(ground),
     )
     ran = [note for note in notes if note.word in _TRIFLES]
@@ -129,10 +138,54 @@ def collect(ground: Ground, sent: Sequence[str], *, tail_lost: bool) -> Collecte
         bodies_run=len(ran),
         rows=len(rows),
         denials=sum(1 for row in rows if row.outcome == "denied"),
+        leased_runs=sum(1 for note in notes if note.word is Word.LEASED),
         letters=Counter(letter.reason for letter in letters),
         repaired=repaired,
         drain_seconds=time.monotonic() - began,
     )
+
+
+def _compared(ground: Ground, *, tail_lost: bool) -> tuple[list[str], Counter[str], dict[str, int]]:
+    """What does not agree, what was repaired after a lost tail, and what that had forgotten."""
+    system = ground.system
+    found = system.reconcile.run(ground.since())
+    excused = [each for each in found if tail_lost and each.kind in _TAIL_KINDS]
+    books = [_told(each) for each in found if each not in excused]
+    forgotten = _forgotten(excused)
+    if excused:
+        system.repair.run(ground.since(), repair=True)
+        left = system.reconcile.run(ground.since())
+        books += [f"after the repair: {_told(each)}" for each in left if not _owed(each, forgotten)]
+    return books, Counter(each.kind.value for each in excused), forgotten
+
+
+def _forgotten(excused: Iterable[Discrepancy]) -> dict[str, int]:
+    """Microcredits that the log has and that Redis, having lost its newest data, did not know."""
+    return {
+        each.customer: each.expected - each.found
+        for each in excused
+        if each.kind is Kind.SETTLED and each.expected > each.found
+    }
+
+
+def _owed(each: Discrepancy, forgotten: Mapping[str, int]) -> bool:
+    """Below zero, now that it is known again, by no more than what could be spent twice."""
+    return each.kind is Kind.NEGATIVE and -each.found <= forgotten.get(each.customer, 0)
+
+
+def _stuck_leases(ground: Ground) -> list[str]:
+    """Leases that nobody gives back, though their time is not over yet."""
+    deadline = time.monotonic() + _LEASES_SECONDS
+    while True:
+        holds = ground.system.quota.open_holds()
+        left = [hold for hold in holds if hold.task_id.startswith(LEASE_PREFIX)]
+        if not left or time.monotonic() > deadline:
+            return [f"{hold.customer} {hold.task_id}: not given back" for hold in left]
+        time.sleep(_POLL_SECONDS)
+
+
+def _unreadable(ground: Ground) -> list[str]:
+    return [f"unreadable slips: {path.name}" for path in _segments(ground, UNREADABLE_SUFFIX)]
 
 
 def _await_holds(ground: Ground) -> None:

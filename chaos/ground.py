@@ -29,7 +29,8 @@ from billing.local.launch import Say
 from billing.local.process import interrupts_deferred
 from billing.settings import Settings
 from chaos import catalogue
-from chaos.app import TIME_LIMIT_SECONDS, make_app
+from chaos.app import make_app
+from chaos.bodies import TIME_LIMIT_SECONDS
 from chaos.processes import Program, Supervisor
 from chaos.servers import CONSUME, POSTGRES, RABBITMQ, REDIS, WATCH, WORK, Servers
 
@@ -126,6 +127,8 @@ class Ground:
                 "task_soft_time_limit_seconds": TIME_LIMIT_SECONDS,
                 "hold_ttl_seconds": HOLD_TTL_SECONDS,
                 "quarantine_seconds": 2,
+                # Less than the quarantine, and short, so that leases are asked for and given back.
+                "lease_seconds": 1,
                 "defer_seconds": 1,
                 "max_deferrals": 8,
                 "publish_timeout_seconds": 3,

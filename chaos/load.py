@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from celery import chain, group
 from celery.result import GroupResult
 
 from billing.core.credits import MICROCREDITS_PER_CREDIT
-from chaos.catalogue import CUSTOMERS, PROBE, TIGHT
+from chaos.bodies import EXACT
+from chaos.catalogue import TIGHT
 from chaos.ground import Ground
+from chaos.kinds import choose_one
 from workers.context import HEADER, BillingHeader, bill_to
 
 _SEND: Final[dict[str, Any]] = {"retry": False}
@@ -61,6 +62,8 @@ class Load:
         """Gives the ETA of the next submission; None: now."""
         self.metered_by: timedelta | None = None
         """How far the submitter's clock is off; stamps, without moving when a task runs."""
+        self.leased_only = False
+        """Submit only what is leased: for faults of that way alone."""
 
     def start(self) -> None:
         """Begin."""
@@ -80,8 +83,15 @@ class Load:
         self._paused.clear()
 
     def send(self, kind: str, customer: str, *args: Any, **options: Any) -> str | None:
-        """Submit one task; its id, None where the broker did not take it."""
-        task = self._ground.app.tasks[f"chaos.{kind}"]
+        """Submit one task; its id, None where the broker did not take it.
+
+        Args:
+            kind: Name of a body of ``chaos.bodies``, ``leased.`` before it for its leased twin.
+            customer: Who pays.
+            args: The body's.
+            options: Celery's.
+        """
+        task = self._ground.app.tasks[EXACT + kind]
         return self._publish(kind, customer, task.s(*args).set(**options))
 
     def _run(self) -> None:
@@ -102,9 +112,7 @@ class Load:
             self._count -= 1
             self._stop.wait(_BEHIND_SECONDS)
             return
-        customer = choose.choice([c.id for c in CUSTOMERS if c.id != PROBE])
-        kind = choose.choices(list(_KINDS), [weight for weight, _ in _KINDS.values()])[0]
-        _, make = _KINDS[kind]
+        name, kind, customer = choose_one(choose, leased_only=self.leased_only)
         options: dict[str, Any] = {}
         eta = self.due()
         if eta is not None:
@@ -112,9 +120,9 @@ class Load:
         elif self.metered_by is not None:
             at = self._ground.system.clock.now() + self.metered_by
             options["headers"] = {HEADER: BillingHeader(customer, at).to_message()}
-        signature = make(self._ground.app.tasks, choose)
+        signature = kind.make(self._ground.app.tasks, choose)
         signature.set(**options)
-        self._publish(kind, customer, signature)
+        self._publish(name, customer, signature)
 
     def _publish(self, kind: str, customer: str, signature: Any) -> str | None:
         try:
@@ -158,28 +166,3 @@ def _ids(result: Any) -> list[str]:
     while result.parent is not None:
         result = result.parent
     return [result.id]
-
-
-Make = Callable[[Any, random.Random], Any]
-
-
-def _chain(tasks: Any, choose: random.Random) -> Any:
-    first, second = tasks["chaos.page"].si(0.005), tasks["chaos.pages"].si(choose.randint(1, 4))
-    return chain(first, second, tasks["chaos.page"].si(0.0))
-
-
-def _group(tasks: Any, choose: random.Random) -> Any:
-    return group(tasks["chaos.page"].si(choose.random() / 50) for _ in range(3))
-
-
-_KINDS: Final[dict[str, tuple[int, Make]]] = {
-    "page": (40, lambda tasks, choose: tasks["chaos.page"].s(choose.random() / 20)),
-    "pages": (20, lambda tasks, choose: tasks["chaos.pages"].s(choose.randint(1, 7))),
-    "extra": (8, lambda tasks, choose: tasks["chaos.pages"].s(2, choose.randint(1, 3))),
-    "later": (8, lambda tasks, _: tasks["chaos.later"].s()),
-    "again": (4, lambda tasks, _: tasks["chaos.again"].s()),
-    "fails": (5, lambda tasks, _: tasks["chaos.fails"].s()),
-    "tried": (5, lambda tasks, choose: tasks["chaos.tried"].s(choose.randint(1, 4))),
-    "chain": (5, _chain),
-    "group": (5, _group),
-}

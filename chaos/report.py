@@ -61,6 +61,9 @@ def figures(result: Result) -> dict[str, Any]:
         "events_lost": result.count(Rule.LOST),
         "charged_twice": result.count(Rule.TWICE),
         "holds_leaked": result.count(Rule.LEAKED),
+        "above_the_ceiling": result.count(Rule.CEILING),
+        "accounts_looked_at": result.ceiling_looks,
+        "most_leases_of_a_customer": result.most_leases,
         "tasks_submitted": result.submitted,
         "submissions_refused": result.refused,
         "hung_workers_restarted": result.hung,
@@ -69,6 +72,7 @@ def figures(result: Result) -> dict[str, Any]:
         found |= {
             "tasks_run": collected.tasks_run,
             "bodies_run": collected.bodies_run,
+            "runs_from_leases": collected.leased_runs,
             "lines_logged": collected.rows,
             "denials": collected.denials,
             "dead_letters": dict(collected.letters),

@@ -11,6 +11,7 @@ from typing import Final
 
 from billing.local.launch import Say
 from chaos.catalogue import PROBE
+from chaos.ceiling import Ceiling
 from chaos.checker import Broken, Rule, check
 from chaos.drain import Collected, collect
 from chaos.faults.base import Fault
@@ -47,6 +48,8 @@ class Result:
     submitted: int = 0
     refused: int = 0
     hung: int = 0
+    ceiling_looks: int = 0
+    most_leases: int = 0
     seconds: float = 0.0
 
     def count(self, rule: Rule) -> int:
@@ -81,8 +84,9 @@ def run(
     began = time.monotonic()
     result = Result(seed=seed)
     with Ground(folder, say, keep=keep) as ground:
-        load = Load(ground, seed, per_second)
+        load, ceiling = Load(ground, seed, per_second), Ceiling(ground.system.quota)
         load.start()
+        ceiling.start()
         try:
             time.sleep(_WARM_UP_SECONDS)
             for turn in schedule:
@@ -90,6 +94,7 @@ def run(
                     break
                 time.sleep(turn.gap_seconds)
                 say(f"{turn.number:3} {turn.fault} …")
+                ceiling.tail_lost |= turn.fault in _TAIL_LOSING
                 told = _take(ground, load, turn)
                 result.told.append(told)
                 say(_line(told))
@@ -97,12 +102,18 @@ def run(
             load.stop()
         say("drain")
         ground.supervisor.await_ready(*PROGRAMS)
-        tail_lost = any(told.turn.fault in _TAIL_LOSING for told in result.told)
         sent = [each.task_id for each in load.sent]
-        result.collected = collect(ground, sent, tail_lost=tail_lost)
+        result.collected = collect(ground, sent, tail_lost=ceiling.tail_lost)
+        ceiling.stop()
         result.submitted, result.refused = len(sent), load.refused
         result.hung = len(ground.supervisor.hung)
-    result.broken = [*_of_turns(result.told), *check(result.collected.evidence)]
+    result.ceiling_looks, result.most_leases = ceiling.looked, ceiling.most_leases
+    result.broken = [
+        *_of_turns(result.told),
+        *(Broken(rule=Rule.CEILING, detail=str(each)) for each in ceiling.found),
+        *_shown(result, ceiling),
+        *check(result.collected.evidence),
+    ]
     result.seconds = time.monotonic() - began
     return result
 
@@ -170,6 +181,16 @@ def _of_turns(told: Iterable[Told]) -> list[Broken]:
         if each.recovery_seconds is None:
             found.append(Broken(rule=Rule.NOT_RECOVERED, detail=name))
     return found
+
+
+def _shown(result: Result, ceiling: Ceiling) -> list[Broken]:
+    """What a run must have had to show anything: runs from leases, and a watch on the ceiling."""
+    missing = []
+    if result.collected is None or not result.collected.leased_runs:
+        missing.append("no run was admitted from a lease")
+    if not ceiling.looked or not ceiling.watched_to_the_end:
+        missing.append("the ceiling was not watched to the end")
+    return [Broken(rule=Rule.NOT_SHOWN, detail=each) for each in missing]
 
 
 def _line(told: Told) -> str:

@@ -22,6 +22,8 @@ class Word(StrEnum):
     """The body reached its end; the detail is what it used, ``SKU=QUANTITY`` by commas."""
     USED = "used"
     """The body is about to fail, having used this: to be charged where the SKU says so."""
+    LEASED = "leased"
+    """This run was admitted from a lease."""
     SETTLED = "settled"
     """Weighbridge said that this run is settled: from here on it must be in the log."""
     SUCCEEDED = "succeeded"

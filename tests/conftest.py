@@ -49,6 +49,13 @@ PROGRAMS = (
 MARK_OF = {"rabbitmq_url": "rabbitmq", "redis_url": "redis", "postgres_url": "postgres"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How far the model of a task's life looks; see ``tests/meter/test_pipeline_machine.py``."""
+    parser.addoption(
+        "--model-steps", type=int, default=5_000, help="steps of the life-cycle model (5000)"
+    )
+
+
 def pytest_configure() -> None:
     """A run in the background of a shell ignores Ctrl-C, and so would every program it starts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

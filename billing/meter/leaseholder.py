@@ -243,7 +243,9 @@ class Leaseholder:
             if lease is None or not lease.admit(amount, now):
                 return None
             demand.last_used = now
-        return Ticket(lease, amount, self._dropped)
+        ticket = Ticket(lease, amount, self._dropped)
+        reach("lease.admitted")
+        return ticket
 
     def _ask_first(self, customer: str, sku: str, amount: int) -> Ticket | None:
         now = self._seconds()
@@ -278,6 +280,7 @@ class Leaseholder:
                 return
             asked_at = self._seconds()
             demand.lease, demand.returned = lease, False
+            reach("lease.before")
             grant = self._store.lease(request)
             reach("lease.after")
             with self._lock:
@@ -315,6 +318,7 @@ class Leaseholder:
             request = lease.request(0, 0, self._ttl_seconds)
             lease.admits_until = 0.0
         grant = self._store.lease(request)
+        reach("lease.returned")
         with self._lock:
             lease.granted(grant, 0.0)
         is_over = request.keep_microcredits == 0

@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from billing.core.errors import WeighbridgeError
+from billing.core.failpoints import reach
 from billing.meter.telling import BATCH_RUNS, Keeps, decided_or_asked
 from billing.quota.hold import ReleaseCause
 from billing.quota.lease import LeasedBatch, LeasedRun, LeaseStore
@@ -63,9 +64,11 @@ class LeftSlips:
 
     def _settle(self, segments: Sequence[LeftSegment]) -> int:
         told = 0
+        reach("left.before_settle")
         # Of all segments first: a lease must not be given back while one of them has runs of it.
         for batch in _batches(slip for segment in segments for slip in segment.slips):
             (answer,) = self._store.settle_leased([batch])
+            reach("left.after_settle")
             if isinstance(answer, WeighbridgeError):
                 raise answer
             self._journal.append(decided_or_asked(batch, answer))
@@ -73,6 +76,7 @@ class LeftSlips:
         leases = {lease for segment in segments for lease in segment.leases}
         for customer, lease_id in sorted(leases):
             self._store.release(customer, lease_id, ReleaseCause.WORKER_LOST, None)
+        reach("left.after_release")
         for segment in segments:
             segment.finish()
         if told or leases:

@@ -70,6 +70,7 @@ class Teller:
         Raises:
             OSError: The disk refused; nothing will be told.
         """
+        reach("slip.before")
         self._write(ticket, run)
         reach("flush.before")
         with self._lock:

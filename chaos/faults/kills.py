@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Final
 
 import redis
@@ -25,46 +26,65 @@ CONSUMER_POINTS: Final = (
     "consumer.before_commit",
     "consumer.after_commit",
 )
+_OF_EACH_RUN: Final = frozenset({"lease.admitted", "slip.before", "flush.before"})
+"""Met by every leased run. Some come before the deadly one: acknowledged, and told to nobody yet,
+they are what a death here can lose."""
 _SECONDS_PER_HIT: Final = 12.0
 _CHILD_SECONDS_PER_HIT: Final = 3.0
 
 
-class KilledAt(Fault):
-    """A program is run with a fail point armed, again and again, until it died often enough."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Who dies: one or several programs, ``whole`` with all their children.
 
-    def __init__(
-        self, ground: Ground, load: Load, turn: Turn, *, program: str, point: str, whole: bool
-    ) -> None:
+    ``leased``: the load is of leased SKUs alone meanwhile.
+    """
+
+    programs: tuple[str, ...]
+    whole: bool = True
+    leased: bool = False
+
+
+class KilledAt(Fault):
+    """Programs run with a fail point armed, again and again, until they died often enough."""
+
+    def __init__(self, ground: Ground, load: Load, turn: Turn, *, place: Place, point: str) -> None:
         super().__init__(ground, load, turn)
-        self._program, self._point, self._whole = program, point, whole
+        self._place, self._point = place, point
         self._before = 0
 
     def inject(self) -> None:
         """Arm it."""
         self._before = self._counted()
-        count = self.random.randint(2, 6) if self._program == WORKER_B else 1 + self._is_consumer
-        specification = f"{self._point}={count}{'!' if self._whole else ''}"
-        self.ground.start(self._program, failpoints=specification)
+        self.load.leased_only = self._place.leased
+        mark = "!" if self._place.whole else ""
+        for program in self._place.programs:
+            self.ground.start(program, failpoints=f"{self._point}={self._count(program)}{mark}")
 
     def during(self) -> None:
         """Until there were enough deaths, or it has taken too long."""
-        each = _SECONDS_PER_HIT if self._whole else _CHILD_SECONDS_PER_HIT
+        each = _SECONDS_PER_HIT if self._place.whole else _CHILD_SECONDS_PER_HIT
         self.happens(self._is_done, 30 + each * self.turn.hits)
 
     def heal(self) -> None:
-        """From here on it runs as it is shipped."""
-        self.ground.calm(self._program, self._point)
+        """From here on they run as they are shipped."""
+        self.load.leased_only = False
+        for program in self._place.programs:
+            self.ground.calm(program, self._point)
 
     def hits(self) -> int:
         """Deaths at the point, each recorded on disk before it."""
         return self._counted() - self._before
 
-    @property
-    def _is_consumer(self) -> bool:
-        return self._program == CONSUMER_2
+    def _count(self, program: str) -> int:
+        if program in (WORKER_A, WORKER_B):
+            rare = self._place.leased and self._point not in _OF_EACH_RUN
+            return self.random.randint(*((1, 2) if rare else (4, 9)))
+        return 1 + (program == CONSUMER_2)
 
     def _is_done(self) -> bool:
-        _let_claim(self.ground, self._program)
+        for program in self._place.programs:
+            let_claim(self.ground, program)
         return self.hits() >= self.turn.hits
 
     def _counted(self) -> int:
@@ -76,32 +96,29 @@ class KilledEverywhere(Fault):
     """A program dies once at each of several points, in one life after the other."""
 
     def __init__(
-        self,
-        ground: Ground,
-        load: Load,
-        turn: Turn,
-        *,
-        program: str,
-        points: Sequence[str],
-        whole: bool,
+        self, ground: Ground, load: Load, turn: Turn, *, place: Place, points: Sequence[str]
     ) -> None:
         super().__init__(ground, load, turn)
-        self._program, self._points, self._whole = program, points, whole
+        self._place, self._points = place, points
+        (self._program,) = place.programs
         self._found: set[str] = set()
 
     def inject(self) -> None:
         """Arm all of them; what has fired does not fire again."""
-        mark = "!" if self._whole else ""
+        self.load.leased_only = self._place.leased
+        mark = "!" if self._place.whole else ""
         points = [f"{point}={self.random.randint(1, 3)}{mark}" for point in self._points]
         self.ground.start(self._program, failpoints=",".join(points))
         self.ground.keep_record.add(self._program)
 
     def during(self) -> None:
         """Until all have fired, or it has taken too long."""
-        self.happens(self._is_done, 60)
+        each = _SECONDS_PER_HIT if self._place.whole else _CHILD_SECONDS_PER_HIT
+        self.happens(self._is_done, 30 + each * len(self._points))
 
     def heal(self) -> None:
         """From its next life on it runs as it is shipped; in this one nothing is left to fire."""
+        self.load.leased_only = False
         # Asked now: the next life's beginning clears the record.
         self.hits()
         self.ground.keep_record.discard(self._program)
@@ -114,7 +131,7 @@ class KilledEverywhere(Fault):
         return len(self._found)
 
     def _is_done(self) -> bool:
-        _let_claim(self.ground, self._program)
+        let_claim(self.ground, self._program)
         return self.hits() == len(self._points)
 
 
@@ -192,7 +209,7 @@ class HardLimit(Fault):
             return int(connection.execute(query, {"ids": self._ids}).scalar_one())
 
 
-def _let_claim(ground: Ground, program: str) -> None:
+def let_claim(ground: Ground, program: str) -> None:
     """Take all leases of the outbox away, so that a relay that was started again gets shards.
 
     A dead relay's leases last ten seconds, and the other relay is then there first. Leases only
@@ -205,17 +222,15 @@ def _let_claim(ground: Ground, program: str) -> None:
             )
 
 
-def _at(program: str, point: str, *, whole: bool) -> Callable[[Ground, Load, Turn], Fault]:
-    return lambda ground, load, turn: KilledAt(
-        ground, load, turn, program=program, point=point, whole=whole
-    )
+def at(place: Place, point: str) -> Callable[[Ground, Load, Turn], Fault]:
+    """Makes deaths at one point."""
+    return lambda ground, load, turn: KilledAt(ground, load, turn, place=place, point=point)
 
 
-def _everywhere(
-    program: str, points: Sequence[str], *, whole: bool
-) -> Callable[[Ground, Load, Turn], Fault]:
+def everywhere(place: Place, points: Sequence[str]) -> Callable[[Ground, Load, Turn], Fault]:
+    """Makes a death at each of several points."""
     return lambda ground, load, turn: KilledEverywhere(
-        ground, load, turn, program=program, points=points, whole=whole
+        ground, load, turn, place=place, points=points
     )
 
 
@@ -226,30 +241,23 @@ def _anytime(program: str, *, child: bool = False) -> Callable[[Ground, Load, Tu
 
 
 def specs() -> list[Spec]:
-    """Every kill that can be asked for."""
+    """Every kill that can be asked for, but for those of leases."""
     found = []
-    for point in TASK_POINTS:
-        kind = Kind(name=f"child@{point}", hits=2, many=True)
-        about = f"a child dies at {point}"
-        found.append(Spec(kind, about, _at(WORKER_B, point, whole=False)))
-        kind = Kind(name=f"worker@{point}", many=True)
-        about = f"a worker with all its children dies at {point}"
-        found.append(Spec(kind, about, _at(WORKER_B, point, whole=True)))
-    for point in RELAY_POINTS:
-        kind = Kind(name=f"relay@{point}", hits=2, many=True)
-        found.append(Spec(kind, f"a relay dies at {point}", _at(RELAY_B, point, whole=True)))
-    for point in CONSUMER_POINTS:
-        kind = Kind(name=f"consumer@{point}", hits=2, many=True)
-        found.append(Spec(kind, f"a consumer dies at {point}", _at(CONSUMER_2, point, whole=True)))
-    for name, program, points, whole in (
-        ("child", WORKER_B, TASK_POINTS, False),
-        ("worker", WORKER_B, TASK_POINTS, True),
-        ("relay", RELAY_B, RELAY_POINTS, True),
-        ("consumer", CONSUMER_2, CONSUMER_POINTS, True),
+    workers = (WORKER_A, WORKER_B)
+    for who, about, place, points in (
+        ("child", "a child", Place(workers, whole=False), TASK_POINTS),
+        ("worker", "a worker with all its children", Place(workers), TASK_POINTS),
+        ("relay", "a relay", Place((RELAY_B,)), RELAY_POINTS),
+        ("consumer", "a consumer", Place((CONSUMER_2,)), CONSUMER_POINTS),
     ):
-        kind = Kind(name=f"{name}@everywhere", hits=len(points))
-        about = f"a {name} dies at each of its points, one after the other"
-        found.append(Spec(kind, about, _everywhere(program, points, whole=whole)))
+        hits = 1 if who == "worker" else 2
+        for point in points:
+            kind = Kind(name=f"{who}@{point}", hits=hits, many=True)
+            found.append(Spec(kind, f"{about} dies at {point}", at(place, point)))
+        kind = Kind(name=f"{who}@everywhere", hits=len(points))
+        alone = replace(place, programs=place.programs[-1:])
+        each = f"a {who} dies at each of its points, one after the other"
+        found.append(Spec(kind, each, everywhere(alone, points)))
     found += [
         Spec(
             Kind(name="child-killed", hits=2, many=True),

@@ -7,54 +7,84 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 import psycopg
 import sqlalchemy as sa
 
+from billing.core.ids import event_id
 from billing.local.access import server_user
+from billing.log.rows import COLUMNS
+from billing.usage.event import usage_line
+from chaos.catalogue import PROBE
 from chaos.errors import ChaosError
 from chaos.faults.base import Fault, Heard, Spec
 from chaos.ground import CONSUMER_1, CONSUMER_2
 from chaos.proxy import Mode
 from chaos.schedule import Kind
 from chaos.servers import CONSUME, POSTGRES, RABBITMQ
+from workers.context import HEADER, BillingHeader
 
 _SECONDS: Final = 15.0
-_INSERTING: Final = sa.text(
-    "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND wait_event_type = 'Lock'"
-    " AND query LIKE '%INSERT INTO usage_events%'"
+_COPIED: Final = sa.text(
+    "SELECT coalesce(max(progress.bytes_processed), 0) FROM pg_stat_progress_copy AS progress"
+    " JOIN pg_stat_activity AS activity USING (pid) WHERE activity.wait_event = 'transactionid'"
 )
+_IN_THE_WAY: Final = f"""
+    INSERT INTO usage_events (id, {", ".join(name for name in COLUMNS if name != "id")})
+    SELECT %s, {", ".join(name for name in COLUMNS if name != "id")} FROM usage_events LIMIT 1
+"""  # noqa: S608 - made of the names of columns only
+_ATTEMPTS: Final = 3
 _STATEMENT_TIMEOUT: Final = "canceling statement due to statement timeout"
 _DISK_FULL: Final = "No space left on device"
 
 
-class KilledMidInsert(Fault):
-    """SIGKILL while the INSERT of a batch is under way."""
+class KilledMidCopy(Fault):
+    """SIGKILL while COPY is storing a batch: its rows are in the table, and half indexed."""
 
     def inject(self) -> None:
-        """Hold the log's table until an INSERT waits in the middle of its batch, then kill."""
-        self._caught = 0
-        url = self.ground.servers.direct_url(POSTGRES)
-        with psycopg.connect(url) as blocker:
-            blocker.execute("LOCK TABLE usage_events IN SHARE MODE")
+        """Make COPY wait in the middle of its rows, then kill.
 
-            def inserting() -> bool:
-                with self.ground.system.engine.connect() as connection:
-                    self._caught = int(connection.execute(_INSERTING).scalar_one())
-                return self._caught > 0
-
-            self.until(inserting, _SECONDS, "a batch being inserted")
-            self.ground.servers.kill(POSTGRES)
-            with suppress(psycopg.Error):
-                blocker.rollback()
+        It waits at a row whose id somebody else has just stored, and not yet committed. Which id
+        that is follows from the task, which is therefore chosen first.
+        """
+        self._copied = 0
+        self.until(lambda: self.ground.log_rows() > 0, _SECONDS, "a row")
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                # Who met a taken id leaves COPY alone for a while; a new process does not.
+                self.ground.start_and_await(CONSUMER_1, CONSUMER_2)
+            if self._killed():
+                return
+        raise ChaosError("no COPY was met in the middle of its rows")
 
     def heal(self) -> None:
         """Start it: it recovers from its write-ahead log."""
-        self.ground.servers.start_one(POSTGRES)
+        if not self.ground.servers.alive(POSTGRES):
+            self.ground.servers.start_one(POSTGRES)
 
     def hits(self) -> int:
-        """Batches that were under way."""
-        return self._caught
+        """Bytes that COPY had taken in. It counts rows only when the whole batch is stored."""
+        return self._copied
+
+    def _killed(self) -> bool:
+        task, at = str(uuid4()), self.ground.system.clock.now()
+        with psycopg.connect(self.ground.servers.direct_url(POSTGRES)) as blocker:
+            taken = event_id(task, usage_line("page"), at)
+            blocker.execute(_IN_THE_WAY.encode(), (taken,))
+            header = {HEADER: BillingHeader(PROBE, at).to_message()}
+            self.load.send("page", PROBE, task_id=task, headers=header)
+            met = self.happens(self._is_copying, _SECONDS)
+            if met:
+                self.ground.servers.kill(POSTGRES)
+            with suppress(psycopg.Error):
+                blocker.rollback()
+        return met
+
+    def _is_copying(self) -> bool:
+        with self.ground.system.engine.connect() as connection:
+            self._copied = int(connection.execute(_COPIED).scalar_one())
+        return self._copied > 0
 
 
 class KilledUnacknowledged(Fault):
@@ -180,9 +210,9 @@ def specs() -> list[Spec]:
     """Every fault of PostgreSQL."""
     return [
         Spec(
-            Kind(name="postgres-killed-mid-insert", seconds=(0.5, 3.0)),
-            "PostgreSQL is killed while a batch is being inserted",
-            KilledMidInsert,
+            Kind(name="postgres-killed-mid-copy", seconds=(0.5, 3.0)),
+            "PostgreSQL is killed while COPY is storing a batch",
+            KilledMidCopy,
         ),
         Spec(
             Kind(name="postgres-killed-unacknowledged", seconds=(0.5, 3.0)),

@@ -4,11 +4,33 @@ from __future__ import annotations
 
 from typing import Final
 
-from chaos.faults import beats, clocks, deliveries, disk, kills, network, postgres, rabbit, redis
+from chaos.faults import (
+    beats,
+    clocks,
+    deliveries,
+    disk,
+    kills,
+    leases,
+    network,
+    postgres,
+    rabbit,
+    redis,
+)
 from chaos.faults.base import Spec
 
 SPECS: Final[dict[str, Spec]] = {
     spec.kind.name: spec
-    for family in (kills, rabbit, redis, postgres, network, deliveries, beats, disk, clocks)
+    for family in (
+        kills,
+        leases,
+        rabbit,
+        redis,
+        postgres,
+        network,
+        deliveries,
+        beats,
+        disk,
+        clocks,
+    )
     for spec in family.specs()
 }

@@ -76,6 +76,15 @@ WELL: dict[str, dict[str, Any]] = {
         "notes": [note(Word.ENDED, "page=1"), note(Word.FAILED, "WorkerLostError")],
         "rows": [],
     },
+    "a leased run, as any other": {"notes": [note(Word.LEASED), *RAN]},
+    "a leased child that was lost: no line, and nothing charged": {
+        "notes": [note(Word.LEASED), note(Word.FAILED, "TimeLimitExceeded", run="-")],
+        "rows": [],
+    },
+    "spent once more, of what a lost tail of Redis had forgotten": {
+        "balances": {"acme": -100},
+        "forgotten": {"acme": 100},
+    },
     "a second telling, kept": {"letters": [Letter(reason="conflict", task_id="t1", line="page")]},
     "another one, from a wrong clock": {
         "letters": [Letter(reason="in_the_future", task_id="t1", line="page")]
@@ -90,6 +99,18 @@ def test_what_may_be(change: dict[str, Any]):
 
 PLANTED: dict[str, tuple[Rule, dict[str, Any]]] = {
     "settled and not logged": (Rule.LOST, {"rows": []}),
+    "a leased run that was acknowledged and is not logged": (
+        Rule.LOST,
+        {"notes": [note(Word.LEASED), *RAN], "rows": []},
+    ),
+    "a failure in a body, and no line of it": (
+        Rule.SILENT,
+        {"notes": [note(Word.FAILED, "ValueError")], "rows": []},
+    ),
+    "a leased one, too": (
+        Rule.SILENT,
+        {"notes": [note(Word.LEASED), note(Word.FAILED, "ValueError")], "rows": []},
+    ),
     "one of two SKUs not logged": (
         Rule.LOST,
         {"notes": [note(Word.ENDED, "extra=2,page=1"), note(Word.SETTLED)]},
@@ -126,6 +147,14 @@ PLANTED: dict[str, tuple[Rule, dict[str, Any]]] = {
         {"letters": [Letter(reason="conflict", task_id="t9", line="page")]},
     ),
     "more settled than granted": (Rule.UPSIDE_DOWN, {"balances": {"acme": -1}}),
+    "more spent than a lost tail had forgotten": (
+        Rule.UPSIDE_DOWN,
+        {"balances": {"acme": -101}, "forgotten": {"acme": 100}},
+    ),
+    "what another customer's tail had forgotten": (
+        Rule.UPSIDE_DOWN,
+        {"balances": {"acme": -1}, "forgotten": {"other": 100}},
+    ),
     "usage in no report": (Rule.UNREPORTED, {"unreported": ["acme page"]}),
 }
 

@@ -60,7 +60,17 @@ def test_leased_tasks_are_billed_once_and_hardly_any_asks_redis(live: Live):
 
 
 @pytest.mark.parametrize(
-    "point", ["lease.after=1", "body.after=9", "flush.before=9", "settle.after=9", "flush.after=1"]
+    "point",
+    [
+        "lease.before=1",
+        "lease.after=1",
+        "lease.admitted=9",
+        "body.after=9",
+        "slip.before=9",
+        "flush.before=9",
+        "settle.after=9",
+        "flush.after=1",
+    ],
 )
 def test_a_child_killed_anywhere_leaves_no_task_unbilled_nor_billed_twice(live: Live, point: str):
     with live.worker(WEIGHBRIDGE_FAILPOINTS=point):
@@ -104,6 +114,34 @@ def test_what_a_killed_worker_left_is_settled_by_a_relay_alone(live: Live):
     eventually(found, timeout=20, message="the slips are settled")
     assert live.settled_and_held()[0] > before
     assert leases_of(live) == []
+
+
+def test_a_child_killed_when_it_has_given_back_leaves_no_lease(live: Live):
+    with live.worker(WEIGHBRIDGE_FAILPOINTS="lease.returned=1"):
+        results = submit(live)
+        live.await_done(results)
+        eventually(live.reached, timeout=30, message="a child is killed")
+        await_settled(live, TASKS)
+        # The answer was lost with the child; the relay of the node gives back what it had.
+        eventually(lambda: not leases_of(live), timeout=20, message="no lease is left")
+    assert_every_task_is_billed_once(live, results)
+
+
+@pytest.mark.parametrize("point", ["left.before_settle", "left.after_settle", "left.after_release"])
+def test_a_relay_killed_settling_what_was_left_leaves_it_to_the_next_one(live: Live, point: str):
+    worker = live.start_worker(WEIGHBRIDGE_FAILPOINTS="flush.before=9!")
+    results = submit(live)
+    eventually(live.reached, timeout=60, message="the worker is killed")
+    worker.process.wait(20)
+    relay = ("-m", "billing.cli", "relay")
+    with live.process(*relay, WEIGHBRIDGE_FAILPOINTS=f"{point}=1") as process:
+        process.wait(30)
+    assert live.reached() == ["flush.before", point]
+    assert list((live.settings.spool_dir / "slips").glob("*.slips"))
+    with live.worker():
+        live.await_done(results)
+        await_settled(live, TASKS)
+    assert_every_task_is_billed_once(live, results)
 
 
 @pytest.mark.parametrize("pool", ["threads", "gevent", "solo"])
