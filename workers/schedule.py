@@ -12,6 +12,7 @@ from celery.schedules import crontab
 from billing.bootstrap import System
 from billing.log.seals import SealingBusyError
 from billing.quota.lease import LEASE_PREFIX
+from billing.usage.outbox import OutboxUnavailable
 from workers.reporting_jobs import REPORTING_SCHEDULE
 
 log = structlog.get_logger(__name__)
@@ -45,6 +46,11 @@ BEAT_SCHEDULE: Final[dict[str, dict[str, Any]]] = {
         "task": "billing.check_balances",
         "schedule": 3600.0,
         "options": {"expires": 1800},
+    },
+    "check-after-loss": {
+        "task": "billing.check_after_loss",
+        "schedule": 20.0,
+        "options": {"expires": 15},
     },
     "seal-log": {
         "task": "billing.seal_log",
@@ -94,11 +100,28 @@ def check_balances(self: Any) -> list[dict[str, Any]]:
     Returns:
         What was found, JSON-friendly, with what became of it.
     """
+    return _check_books(self.app.metering.system)
+
+
+@shared_task(bind=True, name="billing.check_after_loss", ignore_result=True, acks_late=True)
+def check_after_loss(self: Any) -> list[dict[str, Any]]:
+    """Check the books out of turn where Redis restarted, was replaced or lost data a moment ago.
+
+    Returns:
+        As ``check_balances``; nothing where there was no reason to look.
+    """
     system: System = self.app.metering.system
-    system.account_sync.sync_many(customer.id for customer in system.accounts.list())
-    since = system.clock.now() - _LOOK_BACK
-    findings = system.repair.run(since, repair=system.settings.reconcile_repairs)
-    return [finding.as_dict() for finding in findings]
+    try:
+        if not system.loss_watch.is_due():
+            return []
+    except OutboxUnavailable:
+        # What it was like is seen once it is back.
+        return []
+    log.warning(
+        "redis restarted or lost data: the books are checked",
+        money="balances may have forgotten their newest settlements; they are rebuilt from the log",
+    )
+    return _check_books(system)
 
 
 @shared_task(bind=True, name="billing.seal_log", ignore_result=True, acks_late=True)
@@ -118,3 +141,10 @@ def seal_log(self: Any) -> dict[str, Any]:
     if done.seals:
         log.info("the log was sealed", seals=done.seals, rows=done.rows, head=head)
     return {"seals": done.seals, "rows": done.rows, "head": head}
+
+
+def _check_books(system: System) -> list[dict[str, Any]]:
+    system.account_sync.sync_many(customer.id for customer in system.accounts.list())
+    since = system.clock.now() - _LOOK_BACK
+    findings = system.repair.run(since, repair=system.settings.reconcile_repairs)
+    return [finding.as_dict() for finding in findings]

@@ -54,6 +54,7 @@ from billing.quota.cluster import ClusterClient, is_cluster
 from billing.quota.hold import LoadOutcome, Quota
 from billing.quota.keys import Keys
 from billing.quota.redis_quota import RedisQuota
+from billing.reconcile.after_loss import LossWatch
 from billing.reconcile.repair import Repair
 from billing.reconcile.run import Reconcile
 from billing.settings import Settings
@@ -453,6 +454,12 @@ class System:
     def reconcile(self) -> Reconcile:
         """Checks every invariant."""
         return Reconcile(self.engine, self.quota, self.clock)
+
+    @cached_property
+    def loss_watch(self) -> LossWatch:
+        """Says when the books are to be checked out of turn, as this node has seen Redis."""
+        file = self.settings.spool_dir / "books" / "generation"
+        return LossWatch(self.outbox.generation, file, self.clock)
 
     @cached_property
     def repair(self) -> Repair:

@@ -237,6 +237,32 @@ def test_nothing_is_told_of_a_healthy_system(bench: Bench):
     assert bench.fire_at_once("check_balances") == [[]] * AT_ONCE
 
 
+def test_a_redis_that_forgot_its_newest_settlements_is_not_left_to_the_hour(bench: Bench):
+    account = bench.system.keys.account("acme")
+    bench.bill("first")
+    bench.log()
+    assert bench.fire("check_after_loss") == []
+    remembered = bench.client.hgetall(account)
+    bench.bill("second")
+    bench.log()
+    bench.client.delete(account)
+    bench.client.hset(account, mapping=remembered)
+
+    assert bench.fire("check_after_loss") == [], "the same life of Redis: left to the hourly check"
+    # Its name for this life of its data goes with the newest second; a restart does the same.
+    bench.client.delete(f"{bench.system.settings.redis_prefix}:relay:marker")
+    told = [found for run in bench.fire_at_once("check_after_loss") for found in run]
+
+    assert {(found["kind"], found["customer"]) for found in told} == {
+        ("settled", "acme"),
+        ("available", "acme"),
+    }
+    after = bench.system.quota.account("acme")
+    assert after is not None
+    assert after.settled_microcredits == 2 * CREDIT
+    assert bench.fire("check_after_loss") == []
+
+
 def plant(engine: sa.Engine) -> None:
     """A rollup that is not the sum of its lines."""
     with engine.begin() as connection:
