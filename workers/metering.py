@@ -49,6 +49,8 @@ class Metering:
         self._pid = 0
         self._system: System | None = None
         app.metering = self  # type: ignore[attr-defined]  # where a task finds it
+        if app.events_cls == Celery.events_cls:
+            app.events_cls = "workers.events:UnconfirmedEvents"
         app.steps["worker"].add(StartupCheckStep)
         app.steps["worker"].add(RelayStep)
         # weak=False: nobody else keeps these.
