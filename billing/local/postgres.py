@@ -25,7 +25,7 @@ _SETTINGS: Final = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "max_connections": "200",
-    "shared_buffers": "64MB",
+    "shared_buffers": "256MB",
     "timezone": "UTC",
 }
 _NOT_DURABLE: Final = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}

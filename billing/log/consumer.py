@@ -38,6 +38,9 @@ _IDLE_SECONDS: Final = 1.0
 _TICK_SECONDS: Final = 0.2
 _POLL_SECONDS: Final = 0.01
 _DRAIN_AT_ONCE: Final = 200
+_SCREEN_AT_ONCE: Final = 200
+"""Events screened before it is looked whether the batch in the database is done: a few ms."""
+
 _FRESH_SECONDS: Final = 10.0
 """How long a write may take before what was screened meanwhile is screened again."""
 
@@ -241,19 +244,24 @@ class _Session:
 
     def _take_in(self) -> None:
         came = self._intake.receive(timeout=self._patience(), most=_DRAIN_AT_ONCE)
-        self._unpack()
+        screened = self._unpack()
         now = time.monotonic()
         if self._waiting_since is None and (self._parcels or self._intake.dead):
             self._waiting_since = now
         if came or self._waiting_since is not None:
             self._last_delivery = now
-        if not came and self._work is not None and not self._work.again_at:
+        if not came and not screened and self._work is not None and not self._work.again_at:
             wait([self._work.future], timeout=_POLL_SECONDS)
 
-    def _unpack(self) -> None:
-        """Screen what the next two batches may need; the rest waits as it came, which is small."""
+    def _unpack(self) -> int:
+        """Screen some of what the next two batches may need; the rest waits as it came, packed.
+
+        Returns:
+            How many messages.
+        """
         # Deliveries can come at any exchange of frames, the first ones before `receive` is called.
-        usage, room = self._intake.usage, 2 * self._consumer.batch - self._events
+        usage = self._intake.usage
+        room = min(self._room, _SCREEN_AT_ONCE)
         fresh: list[tuple[Delivery, list[bytes]]] = []
         while usage and room > 0:
             delivery = usage.popleft()
@@ -264,6 +272,12 @@ class _Session:
         for delivery, bodies in fresh:
             self._parcels.append(_Parcel(delivery, bodies, [*islice(screened, len(bodies))]))
             self._events += len(bodies)
+        return len(fresh)
+
+    @property
+    def _room(self) -> int:
+        """How many more events are screened before the batches in hand are written."""
+        return max(0, 2 * self._consumer.batch - self._events)
 
     @property
     def _is_full(self) -> bool:
@@ -272,6 +286,8 @@ class _Session:
 
     def _patience(self) -> float:
         """How long to wait for the next delivery: not at all while there is other work."""
+        if self._intake.usage and self._room:
+            return 0.0
         if self._work is not None:
             return _TICK_SECONDS if self._work.again_at else 0.0
         if self._waiting_since is None:
