@@ -142,7 +142,7 @@ def page(
         "",
         "Caveats:",
         "",
-        *(f"- {note}" for note in notes if not any(_is_of(note, each) for each in suites)),
+        *(f"- {note}" for note in notes if not any(is_of(note, each) for each in suites)),
         "",
     ]
     if missed:
@@ -155,11 +155,11 @@ def page(
     for suite, own in suites_of(figures):
         lines += [f"## {suite}", "", methods.get(suite, ""), ""]
         lines += [f"![{suite}](benchmarks-{suite}.svg)", "", *_table(own), ""]
-        lines += [f"- {note}" for note in notes if _is_of(note, suite)] + [""]
+        lines += [f"- {note}" for note in notes if is_of(note, suite)] + [""]
     return "\n".join(lines)
 
 
-def _is_of(note: str, suite: str) -> bool:
+def is_of(note: str, suite: str) -> bool:
     """Whether a caveat is of one suite; such begin with its name."""
     return note.startswith((f"{suite}:", f"{suite},"))
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -208,12 +208,43 @@ def records(figures: Iterable[Figure]) -> list[dict[str, object]]:
             "against": figure.against,
             "target": figure.goal.told(figure.unit) if figure.goal else None,
             "met": figure.met,
+            "goal": asdict(figure.goal) if figure.goal else None,
             "repetitions": figure.repetitions,
             "value_range": [_stored(figure.value.low), _stored(figure.value.high)],
             "baseline_range": [_stored(figure.baseline.low), _stored(figure.baseline.high)],
             "ratio_range": [_stored(figure.ratio.low), _stored(figure.ratio.high)],
         }
         for figure in figures
+    ]
+
+
+def from_records(told: Iterable[Mapping[str, Any]]) -> list[Figure]:
+    """The figures of ``records``, to the digits that these keep.
+
+    Args:
+        told: As read from a file of an earlier run.
+
+    Raises:
+        KeyError: They are of a version that told less.
+    """
+
+    def stored(record: Mapping[str, Any], name: str) -> Spread:
+        low, high = record[f"{name}_range"]
+        return Spread(record[name], low, high)
+
+    return [
+        Figure(
+            suite=record["suite"],
+            name=record["name"],
+            unit=record["unit"],
+            against=record["against"],
+            repetitions=record["repetitions"],
+            value=stored(record, "value"),
+            baseline=stored(record, "baseline"),
+            ratio=stored(record, "ratio"),
+            goal=Goal(**record["goal"]) if record["goal"] else None,
+        )
+        for record in told
     ]
 
 

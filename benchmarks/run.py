@@ -42,8 +42,16 @@ from benchmarks.check import both_times, fallen, unchecked
 from benchmarks.effort import CHECK, FULL, QUICK, Effort, Outcome
 from benchmarks.errors import BenchError
 from benchmarks.ground import Ground, Say
-from benchmarks.page import page, plot, suites_of
-from benchmarks.report import Context, Figure, as_json, caveats, records, table
+from benchmarks.page import is_of, page, plot, suites_of
+from benchmarks.report import (
+    Context,
+    Figure,
+    as_json,
+    caveats,
+    from_records,
+    records,
+    table,
+)
 from billing.core.errors import WeighbridgeError
 from billing.settings import Settings
 
@@ -188,8 +196,12 @@ def _write(folder: Path, figures: Sequence[Figure], context: Context, notes: Seq
 
 
 def _write_page(figures: Sequence[Figure], context: Context, notes: Sequence[str]) -> None:
-    """The page of this run, its plots, and its figures for machines."""
+    """The page of this run, its plots, and its figures for machines.
+
+    Suites that were not measured this time keep the figures that the page had.
+    """
     _RESULTS.mkdir(parents=True, exist_ok=True)
+    figures, notes = with_earlier(figures, notes, _RESULTS)
     about = {**asdict(context), "caveats": list(notes)}
     (_RESULTS / RESULTS).write_text(as_json(figures), "utf-8")
     (_RESULTS / CONTEXT).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
@@ -198,6 +210,35 @@ def _write_page(figures: Sequence[Figure], context: Context, notes: Sequence[str
     today = f"{datetime.now(UTC):%Y-%m-%d}"
     text = page(figures, context, notes, today, _methods())
     (_DOCS / "benchmarks.md").write_text(text, "utf-8")
+
+
+def with_earlier(
+    figures: Sequence[Figure], notes: Sequence[str], folder: Path
+) -> tuple[list[Figure], list[str]]:
+    """These figures and notes, and those of the other suites that a folder of results has.
+
+    Args:
+        figures: Of this run.
+        notes: Its caveats.
+        folder: Of the page before; it may be empty.
+    """
+    order = [*ON_REQUEST, *SUITES]
+    measured = {figure.suite for figure in figures}
+    try:
+        before = from_records(json.loads((folder / RESULTS).read_text("utf-8")))
+        told: list[str] = json.loads((folder / CONTEXT).read_text("utf-8"))["caveats"]
+    except FileNotFoundError:
+        return list(figures), list(notes)
+    kept = [each for each in before if each.suite not in measured and each.suite in order]
+    names = [name for name in order if name in {each.suite for each in kept}]
+    if not names:
+        return list(figures), list(notes)
+    of_kept = [note for note in told if any(is_of(note, name) for name in names)]
+    said = f"Of an earlier run on this machine: {', '.join(names)}. Its load is not told here."
+    return (
+        sorted([*figures, *kept], key=lambda each: order.index(each.suite)),
+        [*notes, *of_kept, said],
+    )
 
 
 def _methods() -> dict[str, str]:

@@ -234,6 +234,12 @@ def test_the_json_is_a_list_of_figures_with_medians_and_ranges() -> None:
             "against": "PING p50",
             "target": "ratio ≤ 2",
             "met": True,
+            "goal": {
+                "ratio_at_least": None,
+                "ratio_at_most": 2,
+                "value_at_least": None,
+                "value_at_most": None,
+            },
             "repetitions": 5,
             "value_range": [8.0, 12.0],
             "baseline_range": [3.0, 10.0],
