@@ -239,7 +239,7 @@ class _Log:
                 sa.text(
                     "UPDATE usage_reports SET state = 'pending', claim = NULL, lease_until = NULL,"
                     " confirm_at = NULL, answered_at = NULL WHERE id IN"
-                    " (SELECT id FROM usage_reports ORDER BY customer_id, hour, id LIMIT :count)"
+                    " (SELECT id FROM usage_reports ORDER BY hour, customer_id, id LIMIT :count)"
                 ),
                 {"count": count},
             )
