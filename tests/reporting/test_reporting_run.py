@@ -18,7 +18,7 @@ from billing.reporting.due import EVERY, Depth
 from billing.reporting.pace import TokenBucket
 from billing.reporting.provider import Answer, Cause, Meter, ProviderUnavailable
 from billing.reporting.report import State, after_answer
-from billing.reporting.store import CustomerIds, Destination, Metered
+from billing.reporting.store import Answered, CustomerIds, Destination, Metered
 
 LEASE = timedelta(minutes=5)
 
@@ -130,6 +130,10 @@ def test_a_reporter_that_lost_its_claim_changes_nothing(system: System) -> None:
     assert system.reports.answer(fast, accepted, taken, now=later, next_at=later, confirm_at=later)
     assert not system.reports.answer(
         fast, parked, refused, now=later, next_at=later, confirm_at=later
+    )
+    # As a run notes them, several together.
+    system.reports.answer_all(
+        [Answered(lost, parked, refused, later, later, later) for lost in (slow, fast)]
     )
     assert [state for _, state, _ in system.states()] == ["accepted"]
 
