@@ -21,7 +21,7 @@ from typing import Final
 from billing.core.errors import WeighbridgeError
 
 POLL_SECONDS: Final = 0.05
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM)
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_SECONDS: Final = 20.0
 """How long a server may take to stop before it is killed; RabbitMQ needs about five."""
 _LOG_TAIL_CHARACTERS: Final = 1500
@@ -208,10 +208,11 @@ def _wait_until(condition: Callable[[], bool], timeout_seconds: float) -> bool:
 
 @contextlib.contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Hold back SIGINT and SIGTERM until the end of the block, then let them act.
+    """Hold back SIGINT, SIGTERM and SIGHUP until the end of the block, then let them act.
 
-    For the moment between starting a process and writing down its pid, and for stopping. In any
-    thread but the main one signals do not arrive, and nothing is done.
+    For the moment between starting a process and writing down its pid, for stopping, and for what
+    must not be left half done. In any thread but the main one signals do not arrive, and nothing
+    is done.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

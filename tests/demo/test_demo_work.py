@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 from billing.core.clock import ManualClock
 from workers.demo import work
 from workers.demo.errors import DemoError
+from workers.demo.interrupts import Interrupts
 from workers.demo.scenario import Batch, Way, capture
 from workers.demo.submission import Submitted, Ticket
 from workers.demo.work import Work
@@ -111,6 +113,24 @@ def test_a_wave_is_submitted_when_the_one_before_it_is_done(workshop: Workshop):
     job.run([batch("corvus", 1, wave=2), batch("corvus", 7)])
     assert done_before == [7]
     assert Counter(each.wave for each in workshop.submitted) == {1: 7, 2: 1}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_batch_goes_out_whole_before_an_interrupt_is_heard(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+):
+    plain = workshop.submit
+
+    def interrupted(app: object, submitted: Batch, clock: object) -> Submitted:
+        signal.raise_signal(number)
+        return plain(app, submitted, clock)
+
+    monkeypatch.setattr(work, "submit", interrupted)
+    job = work_in(workshop)
+    with Interrupts().handled(), pytest.raises(KeyboardInterrupt):
+        job.run([batch("atlas", 3)])
+    assert len(workshop.submitted) == 1
+    assert len(job.results.tickets) == len(workshop.submitted[0].calls)
 
 
 def test_the_processes_are_watched_meanwhile(workshop: Workshop):

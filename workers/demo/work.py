@@ -10,6 +10,7 @@ from typing import Final
 from celery import Celery
 
 from billing.bootstrap import System
+from billing.local.process import interrupts_deferred
 from workers.demo.bars import Bars
 from workers.demo.books import events_logged
 from workers.demo.children import Children
@@ -71,7 +72,7 @@ class Work:
         """
         for wave in waves(planned):
             for batch in interleaved(wave):
-                self.results.expect(submit(self._app, batch, self._system.clock))
+                self._submit(batch)
                 self._look()
             while self.results.pending:
                 self._look(pause=_POLL_SECONDS)
@@ -79,6 +80,12 @@ class Work:
         # Once more, so that the bars end with the last figures.
         self._next_look = 0.0
         self._look()
+
+    def _submit(self, batch: Batch) -> None:
+        # Ctrl-C waits until the batch is out. Raised between two halves of a frame it would have
+        # Kombu close a channel on which the broker can answer nothing any more: for ever.
+        with interrupts_deferred():
+            self.results.expect(submit(self._app, batch, self._system.clock))
 
     def _drain(self) -> None:
         deadline = time.monotonic() + _DRAIN_SECONDS
