@@ -17,6 +17,7 @@ from billing.meter.meter import Meter
 from billing.quota.hold import ReleaseCause
 from billing.settings import Settings
 from workers.context import HEADER, BillingHeader, current_customer, running_header
+from workers.events import FlushEventsStep
 from workers.relay import RelayStep
 from workers.request import release
 from workers.startup import StartupCheckStep
@@ -51,6 +52,7 @@ class Metering:
         app.metering = self  # type: ignore[attr-defined]  # where a task finds it
         if app.events_cls == Celery.events_cls:
             app.events_cls = "workers.events:UnconfirmedEvents"
+            app.steps["consumer"].add(FlushEventsStep)
         app.steps["worker"].add(StartupCheckStep)
         app.steps["worker"].add(RelayStep)
         # weak=False: nobody else keeps these.

@@ -1,16 +1,20 @@
-"""Task events are sent without confirms, and tasks with them."""
+"""Task events are sent without confirms and several in a message, and tasks with confirms."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery.worker.consumer import Consumer
 from support import eventually
 
 from billing.settings import Settings
+from workers import events
 from workers.app import make_app
+from workers.events import GATHER_EVENTS, GATHER_SECONDS, FlushEventsStep
 from workers.metering import Metering
 
 pytestmark = pytest.mark.rabbitmq
@@ -58,3 +62,144 @@ def test_an_app_with_events_of_its_own_keeps_them(settings: Settings) -> None:
     app = Celery("shop", events="shop.events:Mine", set_as_current=False)
     Metering(app, settings)
     assert app.events_cls == "shop.events:Mine"
+    assert FlushEventsStep not in app.steps["consumer"]
+
+
+class Hub:
+    """Stands for the event loop: calls are made when the test says so."""
+
+    def __init__(self) -> None:
+        self.later: list[tuple[float, Callable[[], object]]] = []
+
+    def call_later(self, seconds: float, call: Callable[[], object]) -> None:
+        self.later.append((seconds, call))
+
+    def turn(self) -> None:
+        calls, self.later = self.later, []
+        for _, call in calls:
+            call()
+
+
+class LoopingConsumer:
+    """Of a worker with an event loop, as far as its dispatcher knows it."""
+
+    def __init__(self) -> None:
+        self.hub = Hub()
+
+    def on_send_event_buffered(self) -> None:
+        raise AssertionError("Celery's way: a flush at every turn of the loop")
+
+
+class Reader:
+    """Reads what arrives for whoever watches task events."""
+
+    def __init__(self, app: Celery, connection: Any) -> None:
+        self._queue = app.events.Receiver(connection, routing_key="task.#").queue(
+            connection.default_channel
+        )
+        self._queue.declare()
+
+    def message(self) -> list[str]:
+        """The names of the tasks in the next message."""
+        message = eventually(lambda: self._queue.get(no_ack=True))
+        return [event["uuid"] for event in message.payload]
+
+    def is_empty(self) -> bool:
+        return bool(self._queue.queue_declare(passive=True).message_count == 0)
+
+
+@pytest.fixture
+def consumer() -> LoopingConsumer:
+    return LoopingConsumer()
+
+
+@pytest.fixture
+def dispatcher(app: Celery, consumer: LoopingConsumer) -> Iterator[Any]:
+    connection = app.connection_for_write()
+    with new_dispatcher(app, connection, consumer) as dispatcher:
+        yield dispatcher
+    connection.close()
+
+
+def new_dispatcher(app: Celery, connection: Any, consumer: LoopingConsumer) -> Any:
+    return app.events.Dispatcher(
+        connection,
+        hostname="node",
+        buffer_group=["task"],
+        on_send_buffered=consumer.on_send_event_buffered,
+    )
+
+
+@pytest.fixture
+def reader(app: Celery) -> Iterator[Reader]:
+    with app.connection_for_read() as reading:
+        yield Reader(app, reading)
+
+
+def test_task_events_wait_a_moment_for_each_other(
+    dispatcher: Any, consumer: LoopingConsumer, reader: Reader
+) -> None:
+    for name in "abc":
+        dispatcher.send("task-started", uuid=name)
+    assert [seconds for seconds, _ in consumer.hub.later] == [GATHER_SECONDS]
+    assert reader.is_empty()
+    consumer.hub.turn()
+    assert reader.message() == ["a", "b", "c"]
+    assert reader.is_empty()
+
+
+def test_many_do_not_wait(dispatcher: Any, reader: Reader) -> None:
+    for number in range(GATHER_EVENTS):
+        dispatcher.send("task-started", uuid=str(number))
+    assert len(reader.message()) == GATHER_EVENTS
+
+
+def test_the_next_moment_begins_when_the_last_is_over(
+    dispatcher: Any, consumer: LoopingConsumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(events.time, "monotonic", lambda: now[0])
+    dispatcher.send("task-started", uuid="a")
+    now[0] += GATHER_SECONDS / 2
+    dispatcher.send("task-started", uuid="b")
+    assert len(consumer.hub.later) == 1
+    # Also where the loop forgot the call, as it does when a connection is lost.
+    consumer.hub.later.clear()
+    now[0] += GATHER_SECONDS
+    dispatcher.send("task-started", uuid="c")
+    assert len(consumer.hub.later) == 1
+
+
+def test_what_a_lost_connection_did_not_take_goes_over_the_next_one(
+    app: Celery, dispatcher: Any, consumer: LoopingConsumer, reader: Reader
+) -> None:
+    dispatcher.send("task-started", uuid="a")
+    connection = app.connection_for_write()
+    with new_dispatcher(app, connection, consumer) as following:
+        following.extend_buffer(dispatcher)
+        following.flush()
+        assert reader.message() == ["a"]
+    connection.close()
+
+
+def test_what_has_gathered_is_sent_before_the_connection_is_closed(
+    dispatcher: Any, reader: Reader
+) -> None:
+    parent = SimpleNamespace(event_dispatcher=dispatcher)
+    dispatcher.send("task-succeeded", uuid="a")
+    FlushEventsStep(parent).stop(parent)
+    assert reader.message() == ["a"]
+
+
+def test_a_worker_without_events_has_nothing_to_send() -> None:
+    parent = SimpleNamespace(event_dispatcher=None)
+    FlushEventsStep(parent).stop(parent)
+
+
+def test_a_worker_flushes_before_it_closes_its_events(app: Celery) -> None:
+    # Not by making a worker, which changes Celery for the whole process.
+    blueprint = Consumer.Blueprint(steps=app.steps["consumer"])
+    blueprint.steps = blueprint.claim_steps()
+    order = [step.__name__ for step in blueprint._finalize_steps(blueprint.steps)]
+    # Steps are stopped in the reverse order.
+    assert order.index("Events") < order.index("FlushEventsStep")
