@@ -24,6 +24,8 @@ from billing.log.writer import BatchResult
 from billing.settings import Settings
 
 POLL_SECONDS: Final = 0.005
+_RUNNING_POLL_SECONDS: Final = 0.05
+"""Rarely: this thread, too, takes turns with those of the consumer."""
 LONGEST_SECONDS: Final = 600.0
 """A process whose driver was killed ends by itself."""
 
@@ -109,7 +111,7 @@ def main() -> None:
             while _wanted(folder) > number and time.monotonic() < deadline:
                 if not running.is_alive():
                     raise BenchError("the consumer ended by itself")
-                time.sleep(POLL_SECONDS)
+                time.sleep(_RUNNING_POLL_SECONDS)
             stop.set()
             running.join()
 

@@ -1,11 +1,17 @@
-"""Suite overhead: tasks a second of a metered no-op, against the same no-op without a meter.
+"""Suite overhead: tasks a second of a metered no-op, against the same no-op without Weighbridge.
 
-Once each task asks Redis, and once its SKU is leased. One prefork worker runs all, of two processes
-and then another of eight, late acknowledgement, with the shipped configuration and its relay. A
-round's messages are all in the queue before the worker may take the first, so that submitting is no
-part of it. A metered task counts when its body ran; its acknowledgement comes after the settlement,
-which has put the event into the outbox, or if leased on the disk. The relay works meanwhile; what
-is left when the last task is done is told by the second figure, and counted in the processor time.
+Once each task asks Redis, and once its SKU is leased. A prefork worker runs them, of two processes
+and then another of eight, late acknowledgement, with the shipped configuration and its relay. What
+they are held against runs in a worker of as many processes whose app has no Weighbridge in it, with
+the same configuration but for publisher confirms, which Celery does not have by itself. So what
+Weighbridge changes for every task of an app (how task events are sent) counts on its side; beside
+it, the same is held against an unmetered task of the very worker that meters.
+
+A round's messages are all in the queue before the worker may take the first, so that submitting is
+no part of it. A metered task counts when its body ran; its acknowledgement comes after the
+settlement, which has put the event into the outbox, or if leased on the disk. The relay works
+meanwhile; what is left when the last task is done is told by the second figure, and counted in the
+processor time.
 
 Latency is that of tasks that run alone: from before a task is sent until the worker has
 acknowledged it, so that hold and settlement are both within.
@@ -17,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -30,7 +37,15 @@ from benchmarks.effort import Effort, Outcome
 from benchmarks.errors import BenchError
 from benchmarks.events import PRICE_MICROCREDITS, add_customers
 from benchmarks.ground import Ground, Say
-from benchmarks.overhead_app import LANES, make_bench_app, queue_of, task_of, ticks_of
+from benchmarks.overhead_app import (
+    BARE,
+    BILLED,
+    LANES,
+    make_bench_app,
+    queue_of,
+    task_of,
+    ticks_of,
+)
 from benchmarks.overhead_request import FORMAT, acks_of
 from benchmarks.report import Figure, Goal, compare, percentile
 from billing.bootstrap import System
@@ -57,6 +72,8 @@ _GOALS: Final = {
     "leased": Goal(ratio_at_least=0.85),
 }
 _TAIL: Final = 2000
+_WITHOUT: Final = "the same without Weighbridge"
+_UNMETERED: Final = "unmetered, same worker"
 _NOTE: Final = (
     "overhead: prefork, {processes} processes, acks_late, prefetch 1 and task events as "
     "shipped; exactly the credits of {tasks} metered tasks were settled, and the event of each is "
@@ -77,21 +94,35 @@ class Round:
     cpu_us: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    node: str
+    process: Process
+    log: Path
+
+    def tail(self) -> str:
+        """The end of its log."""
+        return self.log.read_text("utf-8", "replace")[-_TAIL:]
+
+
 @dataclass(slots=True)
 class _Line:
-    """One worker and the two lanes of tasks through it."""
+    """Two workers, without Weighbridge and with it, and the lanes of tasks through them."""
 
     app: Celery
     system: System
     customers: list[str]
-    node: str
-    process: Process
-    log: Path
+    bare: _Worker
+    metering: _Worker
     submitted: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LANES, 0))
 
     @property
     def settings(self) -> Settings:
         return self.system.settings
+
+    def worker(self, lane: str) -> _Worker:
+        """That of a lane."""
+        return self.bare if lane == BARE else self.metering
 
     def round(self, lane: str, tasks: int) -> Round:
         """Fill the lane's queue, let the worker empty it, and wait until all is relayed."""
@@ -100,12 +131,13 @@ class _Line:
         first, last = done + ceil(tasks * _UNTIMED), done + tasks
         self.submitted[lane] = last
         ticks = ticks_of(self.settings, lane)
-        used = cpu.of_family(self.process.pid)
+        worker = self.worker(lane)
+        used = cpu.of_family(worker.process.pid)
         self._control("add_consumer", lane)
         began = self.wait(lambda: _size(ticks) >= first, "the first tasks")
         ended = self.wait(lambda: _size(ticks) >= last, "the last task")
         relayed = self.wait(self._is_relayed, "everything settled, and an empty outbox")
-        used = cpu.of_family(self.process.pid) - used
+        used = cpu.of_family(worker.process.pid) - used
         self._control("cancel_consumer", lane)
         counted, seconds = last - first, ended - began
         return Round(counted / seconds, counted / (relayed - began), seconds, used / tasks * 1e6)
@@ -118,7 +150,7 @@ class _Line:
         self._control("add_consumer", lane)
         for number in range(tasks):
             size = _size(acks) + FORMAT.size
-            payer = {} if lane == "plain" else {"customer": self.customers[number % _CUSTOMERS]}
+            payer = self._payer(lane, number)
             sent = time.monotonic_ns()
             task.apply_async(queue=queue, **payer)
             self.wait(
@@ -143,13 +175,14 @@ class _Line:
         """The instant at which something was done.
 
         Raises:
-            BenchError: The worker has ended, or the time is up; with the end of its log.
+            BenchError: A worker has ended, or the time is up; with the ends of their logs.
         """
+        workers = (self.bare, self.metering)
         deadline = time.monotonic() + seconds
         while not done():
-            if time.monotonic() > deadline or not self.process.alive:
-                tail = self.log.read_text("utf-8", "replace")[-_TAIL:]
-                raise BenchError(f"waited for {what}; the worker's log ends with:\n{tail}")
+            if time.monotonic() > deadline or not all(each.process.alive for each in workers):
+                tails = "\n\n".join(f"{each.log} ends with:\n{each.tail()}" for each in workers)
+                raise BenchError(f"waited for {what}; {tails}")
             time.sleep(poll_seconds)
         return time.monotonic()
 
@@ -159,7 +192,7 @@ class _Line:
         Raises:
             BenchError: The figures would be of something else.
         """
-        due = self.submitted["metered"] + self.submitted["leased"]
+        due = self.due()
         expected = due * PRICE_MICROCREDITS
         self.wait(lambda: not self.system.quota.open_holds(), "the last settlement")
         accounts = [self.system.quota.account(customer) for customer in self.customers]
@@ -170,6 +203,10 @@ class _Line:
         found = len(self._events_in_queue())
         if found != due:
             raise BenchError(f"{found} events are in the usage queue, not {due}")
+
+    def due(self) -> int:
+        """How many events there are to be."""
+        return sum(self.submitted[lane] for lane in BILLED)
 
     def _events_in_queue(self) -> set[UUID]:
         """The ids in the queue, which is empty afterwards; a relay may send an event twice."""
@@ -186,16 +223,14 @@ class _Line:
     def _is_relayed(self) -> bool:
         accounts = [self.system.quota.account(customer) for customer in self.customers]
         settled = sum(account.settled_microcredits for account in accounts if account)
-        due = self.submitted["metered"] + self.submitted["leased"]
         # What is not settled yet is on the worker's disk, and not in the outbox.
-        return settled >= due * PRICE_MICROCREDITS and self.system.outbox.length() == 0
+        return settled >= self.due() * PRICE_MICROCREDITS and self.system.outbox.length() == 0
 
     def _fill(self, lane: str, tasks: int) -> None:
         task, queue = task_of(self.app, lane), queue_of(self.settings, lane)
         with self.app.producer_or_acquire() as producer:
             for number in range(tasks):
-                payer = {"customer": self.customers[number % _CUSTOMERS]} if lane != "plain" else {}
-                task.apply_async(queue=queue, producer=producer, **payer)
+                task.apply_async(queue=queue, producer=producer, **self._payer(lane, number))
             channel: Any = producer.connection.default_channel
 
             def waiting() -> bool:
@@ -203,13 +238,16 @@ class _Line:
 
             self.wait(waiting, "the messages to be in their queue")
 
+    def _payer(self, lane: str, number: int) -> dict[str, str]:
+        return {"customer": self.customers[number % _CUSTOMERS]} if lane in BILLED else {}
+
     def _control(self, verb: str, lane: str) -> None:
         control: Any = self.app.control
-        queue = queue_of(self.settings, lane)
+        queue, node = queue_of(self.settings, lane), self.worker(lane).node
         answers = getattr(control, verb)(
-            queue, destination=[self.node], reply=True, timeout=_ROUND_SECONDS, limit=1
+            queue, destination=[node], reply=True, timeout=_ROUND_SECONDS, limit=1
         )
-        if not answers or "ok" not in answers[0].get(self.node, {}):
+        if not answers or "ok" not in answers[0].get(node, {}):
             raise BenchError(f"{verb} {queue}: the worker answered {answers!r:.300}")
 
 
@@ -221,11 +259,11 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
     """
     outcome = Outcome([])
     for processes in effort.concurrency:
-        say(f"starting a worker of {processes} processes")
+        say(f"starting two workers of {processes} processes")
         line = _start(ground, processes)
         rounds, alone = _rounds(line, effort, say)
         line.check_books()
-        end([line.process])
+        end([line.bare.process, line.metering.process])
         outcome.figures.extend(_figures(processes, rounds, alone))
         outcome.notes.extend(_notes(line, processes, rounds, alone, effort))
     return outcome
@@ -257,28 +295,39 @@ def _figures(
     processes: int, rounds: dict[str, list[Round]], alone: dict[str, list[list[float]]]
 ) -> list[Figure]:
     figures = []
-    for lane in LANES[1:]:
-        pairs = list(zip(rounds[lane], rounds["plain"], strict=True))
-        waits = list(zip(alone[lane], alone["plain"], strict=True))
-        relayed = [(ours.confirmed, plain.rate) for ours, plain in pairs]
+    for lane in BILLED:
+        ours, bare, plain = rounds[lane], rounds[BARE], rounds["plain"]
+        waits = list(zip(alone[lane], alone[BARE], strict=True))
         measured = [
-            ("no-op", "tasks/s", [(ours.rate, plain.rate) for ours, plain in pairs], _GOALS[lane]),
-            ("until all is in RabbitMQ", "tasks/s", relayed, None),
-            ("processor time", "µs/task", [(o.cpu_us, p.cpu_us) for o, p in pairs], None),
+            ("no-op", "tasks/s", _WITHOUT, _paired(ours, bare, "rate"), _GOALS[lane]),
+            ("until all is in RabbitMQ", "tasks/s", _WITHOUT, _confirmed(ours, bare), None),
+            ("no-op, same worker", "tasks/s", _UNMETERED, _paired(ours, plain, "rate"), None),
+            ("processor time", "µs/task", _WITHOUT, _paired(ours, bare, "cpu_us"), None),
         ]
         measured += [
             (
                 f"latency p{percent}",
                 "ms",
-                [(percentile(ours, percent), percentile(plain, percent)) for ours, plain in waits],
+                _WITHOUT,
+                [(percentile(ours, percent), percentile(bare, percent)) for ours, bare in waits],
                 None,
             )
             for percent in _PERCENTILES
         ]
-        for what, unit, values, goal in measured:
+        for what, unit, baseline, values, goal in measured:
             name = f"{lane} x{processes}: {what}"
-            figures.append(compare(NAME, name, unit, "the same, unmetered", values, goal))
+            figures.append(compare(NAME, name, unit, baseline, values, goal))
     return figures
+
+
+def _paired(ours: list[Round], theirs: list[Round], what: str) -> list[tuple[float, float]]:
+    return [
+        (getattr(one, what), getattr(other, what)) for one, other in zip(ours, theirs, strict=True)
+    ]
+
+
+def _confirmed(ours: list[Round], theirs: list[Round]) -> list[tuple[float, float]]:
+    return [(one.confirmed, other.rate) for one, other in zip(ours, theirs, strict=True)]
 
 
 def _notes(
@@ -289,19 +338,18 @@ def _notes(
     effort: Effort,
 ) -> list[str]:
     shortest = min(found.seconds for lane in LANES for found in rounds[lane])
-    tasks = line.submitted["metered"] + line.submitted["leased"]
-    notes = [_NOTE.format(processes=processes, tasks=tasks, seconds=shortest)]
-    for lane in LANES[1:]:
+    notes = [_NOTE.format(processes=processes, tasks=line.due(), seconds=shortest)]
+    for lane in BILLED:
         added = [
             median(
                 percentile(ours, percent) - percentile(plain, percent)
-                for ours, plain in zip(alone[lane], alone["plain"], strict=True)
+                for ours, plain in zip(alone[lane], alone[BARE], strict=True)
             )
             for percent in _PERCENTILES
         ]
         more = median(
             ours.cpu_us - plain.cpu_us
-            for ours, plain in zip(rounds[lane], rounds["plain"], strict=True)
+            for ours, plain in zip(rounds[lane], rounds[BARE], strict=True)
         )
         notes.append(
             f"overhead, {lane}, {processes} processes: added to a task that runs alone: "
@@ -331,22 +379,32 @@ def _start(ground: Ground, processes: int) -> _Line:
     app = make_bench_app(settings)
     # Submitting is not measured: no confirm for each message, no event about it.
     app.conf.update(broker_transport_options={}, task_send_sent_event=False)
-    node = f"{settings.redis_prefix}@localhost"
-    log = ground.folder_of(suite) / "worker.log"
+    workers = [
+        _start_worker(ground, suite, settings, processes, module)
+        for module in ("overhead_bare", "overhead_worker")
+    ]
+    line = _Line(app, system, customers, *workers)
+    for worker in workers:
+        line.wait(partial(_answers, app, worker.node), "a worker to start", _START_SECONDS)
+    return line
+
+
+def _start_worker(
+    ground: Ground, suite: str, settings: Settings, processes: int, module: str
+) -> _Worker:
+    node = f"{settings.redis_prefix}.{module}@localhost"
+    log = ground.folder_of(suite) / f"{module}.log"
     arguments = [
-        *(sys.executable, "-m", "celery", "-A", "benchmarks.overhead_worker", "worker"),
+        *(sys.executable, "-m", "celery", "-A", f"benchmarks.{module}", "worker"),
         *("--pool", "prefork", "--concurrency", str(processes), "--loglevel", "WARNING"),
         *("--queues", settings.task_queue, "--hostname", node, "--task-events"),
         *("--without-gossip", "--without-mingle"),
     ]
-    line = _Line(app, system, customers, node, ground.start(suite, arguments, settings, log), log)
-    control: Any = app.control
+    return _Worker(node, ground.start(f"{suite}-{module}", arguments, settings, log), log)
 
-    def answers() -> bool:
-        return bool(control.ping(destination=[node], timeout=1.0, limit=1))
 
-    line.wait(answers, "the worker to start", _START_SECONDS)
-    return line
+def _answers(app: Any, node: str) -> bool:  # noqa: ANN401 - its control is untold by stubs
+    return bool(app.control.ping(destination=[node], timeout=1.0, limit=1))
 
 
 def _size(file: Path) -> int:

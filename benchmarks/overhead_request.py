@@ -31,7 +31,7 @@ class _Told:
         """As Celery does; then the instant."""
         super().acknowledge()  # type: ignore[misc]  # the request that this is mixed into
         app: Any = self.task.app  # type: ignore[attr-defined]  # as above
-        os.write(_opened(app.metering.settings.spool_dir), FORMAT.pack(time.monotonic_ns()))
+        os.write(_opened(app.bench_folder), FORMAT.pack(time.monotonic_ns()))
 
 
 class PlainRequest(_Told, Request):
