@@ -12,6 +12,9 @@ INSTALL = $(PIP) install --quiet --require-hashes -r requirements/$(1).txt && \
 PIP_COMPILE := $(BIN)/pip-compile --quiet
 # More arguments for pytest: make test ARGS="tests/quota -x"
 ARGS ?=
+# Files of tests run side by side in so many processes, each with servers of its own: much of the
+# time is waiting. One after another, in this process: make test PROCESSES=0
+PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-unit lint bench chaos scale up down docs pins clean
@@ -39,7 +42,7 @@ demo: $(VENV)/.local ## Run the main job on real pages, print what happened, sto
 
 test: $(VENV)/.dev ## Every test, on real servers
 	@$(BIN)/python scripts/ensure_rabbitmq.py
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile $(ARGS)
 
 test-unit: $(VENV)/.dev ## Only tests that need no server and start no program
 	@$(BIN)/python -m pytest -m "not rabbitmq and not redis and not postgres and not worker and not process" $(ARGS)

@@ -143,6 +143,10 @@ class Settings(BaseSettings):
     relay_batch: Annotated[int, Field(gt=0, le=2000)] = Field(
         default=500, description="Events the relay publishes before it waits for their confirms."
     )
+    relay_lease_seconds: Annotated[int, Field(gt=0, le=600)] = Field(
+        default=10,
+        description="How long what a relay was sending waits when it dies, until another takes it.",
+    )
     consumer_batch: Annotated[int, Field(gt=0, le=10_000)] = Field(
         default=1000, description="The most events in one transaction of the consumer."
     )

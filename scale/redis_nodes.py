@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,15 @@ from typing import Any, Final
 import redis
 
 from billing.local.launch import free_ports, wheel_folder
-from billing.local.process import Command, LocalServerError, Process, end, spawn, wait_ready
+from billing.local.process import (
+    Command,
+    EndedAtStart,
+    LocalServerError,
+    Process,
+    end,
+    spawn,
+    wait_ready,
+)
 from billing.local.state import write_private
 
 SLOTS: Final = 16_384
@@ -26,6 +35,8 @@ _START_SECONDS: Final = 30.0
 _AGREE_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.05
 _BUS_OFFSET: Final = 10_000
+_ATTEMPTS: Final = 3
+"""A port found free may be taken before the node listens on it; then others are tried."""
 _PASSWORD: Final = "scale"  # noqa: S105 - of nodes on 127.0.0.1 that live for a minute
 _CONFIGURATION: Final = """\
 bind 127.0.0.1
@@ -111,7 +122,22 @@ class RedisNodes:
         self.wait("every replica follows its primary", self.healthy)
 
     def add(self, name: str) -> Node:
-        """Start one more process, which is no part of the cluster yet."""
+        """Start one more process, which is no part of the cluster yet.
+
+        Raises:
+            LocalServerError: It does not start.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return self._add(name)
+            except EndedAtStart:
+                if attempt == _ATTEMPTS:
+                    raise
+                self.nodes.pop().client.close()
+                shutil.rmtree(self._folder / name)
+        raise AssertionError  # the loop returns or raises
+
+    def _add(self, name: str) -> Node:
         port = _port_with_bus()
         folder = self._folder / name
         folder.mkdir(parents=True)
@@ -281,9 +307,17 @@ def _port_with_bus() -> int:
     """A free port whose bus port, 10,000 higher, exists."""
     for _ in range(100):
         for port in free_ports(10):
-            if port + _BUS_OFFSET <= 65_535:  # noqa: PLR2004 - the highest port
+            if port + _BUS_OFFSET <= 65_535 and _is_free(port + _BUS_OFFSET):  # noqa: PLR2004 - the highest port
                 return port
     raise LocalServerError("Redis Cluster", "no port below 55,536 is free", "close something")
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def _binary() -> str:

@@ -362,6 +362,7 @@ class System:
             self.spool,
             owner=f"{self.settings.node}:{os.getpid()}:{secrets.token_hex(4)}",
             batch=self.settings.relay_batch,
+            lease_ms=self.settings.relay_lease_seconds * 1000,
             clock=self.clock,
             left_slips=LeftSlips(self.slips, self._quota_on(self._relay_redis), self.journal).check,
         )

@@ -8,6 +8,7 @@ import secrets
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import hiredis
 import pytest
@@ -24,6 +25,8 @@ from billing.quota.redis_quota import RedisQuota
 
 pytestmark = pytest.mark.redis
 
+ENOUGH = 30
+MOST_CALLS = 20_000
 FORK = multiprocessing.get_context("fork")
 
 
@@ -41,30 +44,51 @@ def store(redis_url: str) -> Iterator[RedisStore]:
         store.lose_everything()
 
 
+class Interruptions:
+    """Calls broken off at some instant or other, until so many were as tell something."""
+
+    def __init__(self, longest_seconds: float) -> None:
+        self._longest_seconds = longest_seconds
+        self._count = 0
+
+    def numbers(self) -> Iterator[int]:
+        """Of the calls."""
+        for number in range(MOST_CALLS):
+            if self._count == ENOUGH:
+                return
+            yield number
+        pytest.fail(f"{self._count} of {MOST_CALLS} calls were interrupted")
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Perhaps interrupted within."""
+        before = signal.signal(signal.SIGALRM, _interrupt)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00005, self._longest_seconds))
+            yield
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Interrupted:
+            self._count += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
+def _interrupt(*_: object) -> None:
+    raise Interrupted
+
+
 def holds_what_it_asked(store: RedisStore, task: str, amount: int) -> bool:
     reservation = reserve(store, task, amount)
     return (reservation.outcome, reservation.held_microcredits) == (ReserveOutcome.HELD, amount)
 
 
 def test_a_call_interrupted_at_any_instant_leaves_no_answer_for_the_next(store: RedisStore):
-    def interrupt(*_: object) -> None:
-        raise Interrupted
-
-    interrupted = 0
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        for number in range(600):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00005, 0.0015))
-                reserve(store, f"interrupted {number}", 7)
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            except Interrupted:
-                interrupted += 1
-            assert holds_what_it_asked(store, f"t{number}", number + 100)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert interrupted > 20, "some were interrupted"
+    interruptions = Interruptions(0.0015)
+    for number in interruptions.numbers():
+        with interruptions.one():
+            reserve(store, f"interrupted {number}", 7)
+        assert holds_what_it_asked(store, f"t{number}", number + 100)
 
 
 @given(st.lists(st.text() | st.binary() | st.integers(), min_size=1, max_size=20))
@@ -98,24 +122,11 @@ def test_one_of_many_that_fails_leaves_no_answer_for_the_next_call(store: RedisS
 
 
 def test_many_interrupted_at_any_instant_leave_no_answer_for_the_next(store: RedisStore):
-    def interrupt(*_: object) -> None:
-        raise Interrupted
-
-    interrupted = 0
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        for number in range(200):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.003))
-                store.quota.reserve_many(many(*(f"m{number}-{each}" for each in range(20))))
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            except Interrupted:
-                interrupted += 1
-            assert holds_what_it_asked(store, f"t{number}", number + 100)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert interrupted > 20, "some were interrupted"
+    interruptions = Interruptions(0.003)
+    for number in interruptions.numbers():
+        with interruptions.one():
+            store.quota.reserve_many(many(*(f"m{number}-{each}" for each in range(20))))
+        assert holds_what_it_asked(store, f"t{number}", number + 100)
 
 
 def test_a_connection_that_the_server_closed_is_made_anew(store: RedisStore):

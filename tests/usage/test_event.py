@@ -239,6 +239,11 @@ def test_a_field_that_cannot_be_right_is_named(name: str, value: object):
         str(UUID(int=(1 << 128) - 1)),
         "ffffffff-ffff-7fff-bfff-ffffffffffff",
     ],
+    # Names that are the same in every process: tests are shared out by them.
+    ids=[
+        *("none", "number", "empty", "text", "random", "upper-case", "braces", "hex"),
+        *("highest", "time-too-late"),
+    ],
 )
 def test_an_id_that_is_no_uuid7_of_a_known_time_is_refused(value: object):
     assert reason_of(wire(id=value)) is DeadReason.INVALID_ID

@@ -34,6 +34,8 @@ def live(
     add_sku(engine, "leased", price=1, admission=AdmissionPolicy.LEASED)
     add_customer(engine, "acme", credits=1000)
     add_customer(engine, "globex", credits=1000)
+    # What a dead relay was sending is the next one's soon.
+    settings = settings.model_copy(update={"relay_lease_seconds": 2})
     live = Live(settings, engine, tmp_path)
     yield live
     live.close()

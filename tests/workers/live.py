@@ -97,6 +97,7 @@ class Live:
             "WEIGHBRIDGE_TASK_QUEUE": s.task_queue,
             "WEIGHBRIDGE_QUARANTINE_SECONDS": "0",
             "WEIGHBRIDGE_DEFER_SECONDS": "1",
+            "WEIGHBRIDGE_RELAY_LEASE_SECONDS": str(s.relay_lease_seconds),
             **overrides,
         }
 
