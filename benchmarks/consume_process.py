@@ -19,7 +19,7 @@ from typing import Final
 
 from benchmarks.errors import BenchError
 from billing.bootstrap import System
-from billing.cli.processes import spare_collections
+from billing.cli.processes import spare_collections, take_turns_quickly
 from billing.log.writer import BatchResult
 from billing.settings import Settings
 
@@ -99,6 +99,7 @@ def main() -> None:
     with System(Settings()) as system:
         consumer = system.consumer(on_batch=tick)
         spare_collections()
+        take_turns_quickly()
         (folder / f"ready-{number}").touch()
         while time.monotonic() < deadline:
             while _wanted(folder) <= number:

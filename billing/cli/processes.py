@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from typing import Annotated, Final
 
 import structlog
@@ -18,6 +19,7 @@ from billing.log.writer import BatchResult
 _log = structlog.get_logger(__name__)
 
 _COLLECTED_AT_ONCE: Final = 50_000
+_TURN_SECONDS: Final = 0.0002
 _Drain = Annotated[
     bool, typer.Option("--drain", help="End once there is nothing left to do, instead of waiting.")
 ]
@@ -42,6 +44,7 @@ def consumer(context: typer.Context, drain: _Drain = False) -> None:
 
     running = system.consumer(on_batch=count)
     spare_collections()
+    take_turns_quickly()
     with until_signalled() as stop, reporting("consumer", figures):
         _log.info("consumer started", queue=system.settings.usage_queue)
         consumed = running.run(stop, idle_exit=drain)
@@ -61,6 +64,14 @@ def spare_collections() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECTED_AT_ONCE, *gc.get_threshold()[1:])
+
+
+def take_turns_quickly() -> None:
+    """Let the thread that writes have the interpreter at once when PostgreSQL has answered.
+
+    Python would let the one that reads go on for 5 ms, at each of a batch's dozen statements.
+    """
+    sys.setswitchinterval(_TURN_SECONDS)
 
 
 def relay(context: typer.Context, drain: _Drain = False) -> None:

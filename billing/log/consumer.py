@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
+from math import ceil
 from typing import Final, NamedTuple
 
 import structlog
@@ -24,7 +25,7 @@ from kombu import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing.log.candidate import Candidate
-from billing.log.intake import Delivery, Intake
+from billing.log.intake import MAX_PREFETCH, Delivery, Intake
 from billing.log.screen import Dead, dead
 from billing.log.writer import BatchResult, LogWriter
 from billing.usage.event import DeadReason
@@ -137,7 +138,7 @@ class UsageConsumer:
             while not stop.is_set():
                 exchange, queue = self._names
                 intake = Intake(
-                    self._connect(), exchange=exchange, queue=queue, prefetch=2 * self._batch
+                    self._connect(), exchange=exchange, queue=queue, prefetch=self._prefetch
                 )
                 session = _Session(intake, self, pool, consumed)
                 try:
@@ -159,6 +160,14 @@ class UsageConsumer:
     def batch(self) -> int:
         """The most events in one transaction."""
         return self._batch
+
+    @property
+    def _prefetch(self) -> int:
+        """Messages for two batches, if each has one event; most have several.
+
+        No more of these than one channel may hold: what one consumer holds, another waits for.
+        """
+        return min(2 * self._batch, MAX_PREFETCH)
 
     @property
     def linger_seconds(self) -> float:
@@ -282,7 +291,9 @@ class _Session:
     @property
     def _is_full(self) -> bool:
         """Whether the next batch need not wait for more."""
-        return self._events >= self._consumer.batch or len(self._parcels) >= self._intake.prefetch
+        # Half of what may be held: the other half comes meanwhile.
+        messages = ceil(self._intake.prefetch / 2)
+        return self._events >= self._consumer.batch or len(self._parcels) >= messages
 
     def _patience(self) -> float:
         """How long to wait for the next delivery: not at all while there is other work."""
