@@ -19,7 +19,7 @@ from typing import Final
 
 from benchmarks.errors import BenchError
 from billing.bootstrap import System
-from billing.cli.processes import spare_collections, take_turns_quickly
+from billing.cli.processes import quick_turns, spare_collections
 from billing.log.writer import BatchResult
 from billing.settings import Settings
 
@@ -96,10 +96,9 @@ def main() -> None:
         line = " ".join(map(str, (time.monotonic_ns(), *told, _cpu_us())))
         os.write(out, f"{line}\n".encode())
 
-    with System(Settings()) as system:
+    with quick_turns(), System(Settings()) as system:
         consumer = system.consumer(on_batch=tick)
         spare_collections()
-        take_turns_quickly()
         (folder / f"ready-{number}").touch()
         while time.monotonic() < deadline:
             while _wanted(folder) <= number:

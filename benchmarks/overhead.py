@@ -280,12 +280,15 @@ def _rounds(
     rounds: dict[str, list[Round]] = {lane: [] for lane in LANES}
     alone: dict[str, list[list[float]]] = {lane: [] for lane in LANES}
     for number in range(effort.repetitions):
-        for lane in LANES:
+        # Each comes first in its turn.
+        first = number % len(LANES)
+        lanes = LANES[first:] + LANES[:first]
+        for lane in lanes:
             say(f"repetition {number + 1} of {effort.repetitions}: {sizes[lane]} {lane} tasks")
             found = line.round(lane, sizes[lane])
             rounds[lane].append(found)
             sizes[lane] = _tasks_for(found.rate, effort)
-        for lane in LANES:
+        for lane in lanes:
             say(f"repetition {number + 1} of {effort.repetitions}: {lane} tasks, one by one")
             alone[lane].append(line.alone(lane, effort.latency_tasks))
     return rounds, alone
@@ -352,9 +355,9 @@ def _notes(
             for ours, plain in zip(rounds[lane], rounds[BARE], strict=True)
         )
         notes.append(
-            f"overhead, {lane}, {processes} processes: added to a task that runs alone: "
-            f"{added[0]:.2f} ms (p50), {added[1]:.2f} ms (p99); {more:,.0f} µs of the worker's "
-            "processor time."
+            f"overhead, {lane}, {processes} processes: a task that runs alone takes "
+            f"{added[0]:.2f} ms (p50), {added[1]:.2f} ms (p99) and {more:,.0f} µs of the worker's "
+            "processor time more than without Weighbridge."
         )
     if shortest < effort.round_seconds:
         # Not measured again: leaving out the fastest rounds would tell a slower machine.

@@ -148,7 +148,9 @@ class Settings(BaseSettings):
         description="How long what a relay was sending waits when it dies, until another takes it.",
     )
     consumer_batch: Annotated[int, Field(gt=0, le=10_000)] = Field(
-        default=4000, description="The most events in one transaction of the consumer."
+        default=4000,
+        description="The most events in one transaction of the consumer. Of messages it takes "
+        "at most 1,000, each of which may hold several events.",
     )
     consumer_linger_ms: Annotated[int, Field(ge=0)] = Field(
         default=100, description="How long the consumer waits for a batch to fill."

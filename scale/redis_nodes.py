@@ -6,6 +6,7 @@ What is done here by commands is what ``valkey-cli --cluster create`` and ``add-
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import signal
 import socket
@@ -37,7 +38,6 @@ _POLL_SECONDS: Final = 0.05
 _BUS_OFFSET: Final = 10_000
 _ATTEMPTS: Final = 3
 """A port found free may be taken before the node listens on it; then others are tried."""
-_PASSWORD: Final = "scale"  # noqa: S105 - of nodes on 127.0.0.1 that live for a minute
 _CONFIGURATION: Final = """\
 bind 127.0.0.1
 port {port}
@@ -94,12 +94,14 @@ class RedisNodes:
         self._primaries = primaries
         self._replicas = replicas
         self.nodes: list[Node] = []
+        # Of its own: on a port that was taken meanwhile, another cluster's node must not answer.
+        self._password = secrets.token_hex(8)
 
     @property
     def url(self) -> str:
         """All nodes that were started, for ``REDIS_URL``."""
         hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
-        return f"redis+cluster://:{_PASSWORD}@{hosts}"
+        return f"redis+cluster://:{self._password}@{hosts}"
 
     def start(self) -> None:
         """Start all, let them meet, share the slots, and wait until all agree.
@@ -144,11 +146,11 @@ class RedisNodes:
         text = _CONFIGURATION.format(
             port=port,
             bus=port + _BUS_OFFSET,
-            password=_PASSWORD,
+            password=self._password,
             node_timeout_ms=NODE_TIMEOUT_MS,
         )
         write_private(folder / "node.conf", text)
-        client = redis.Redis(port=port, password=_PASSWORD, socket_timeout=2)
+        client = redis.Redis(port=port, password=self._password, socket_timeout=2)
         node = Node(name, port, folder, client)
         self.nodes.append(node)
         self.restart(node)
@@ -181,7 +183,7 @@ class RedisNodes:
     def let_in(self, replicas: Sequence[Node]) -> None:
         """Undo ``cut_off``."""
         for node in replicas:
-            node.ask("CONFIG", "SET", "primaryauth", _PASSWORD)
+            node.ask("CONFIG", "SET", "primaryauth", self._password)
 
     def replace(self, dead: Node) -> Node:
         """Put an empty node where one was lost, as a replica of whoever took its place."""

@@ -60,7 +60,11 @@ class UnconfirmedDispatcher(EventDispatcher):
         now = time.monotonic()
         if now >= self._due_at:
             self._due_at = now + GATHER_SECONDS
-            self._hub.call_later(GATHER_SECONDS, self.flush)
+            # Not the timer itself: a thread of the pool may be here, and only this wakes the loop.
+            self._hub.call_soon(self._flush_later)
+
+    def _flush_later(self) -> None:
+        self._hub.call_later(GATHER_SECONDS, self.flush)
 
 
 class UnconfirmedEvents(Events):
@@ -70,7 +74,11 @@ class UnconfirmedEvents(Events):
 
 
 class FlushEventsStep(bootsteps.StartStopStep):
-    """Sends what has gathered before the events' connection is closed."""
+    """Sends what has gathered before the events' connection is closed.
+
+    When the worker stops, and once more when the pool has ended: the tasks it was still at have
+    told of their ends by then.
+    """
 
     requires = ("celery.worker.consumer.events:Events",)
 
@@ -78,6 +86,8 @@ class FlushEventsStep(bootsteps.StartStopStep):
         """Flush. On a broken connection they are kept for the next one."""
         if parent.event_dispatcher:
             parent.event_dispatcher.flush()
+
+    shutdown = stop
 
 
 def _without_confirms(connection: Any) -> None:

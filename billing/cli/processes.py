@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Final
 
 import structlog
@@ -44,8 +46,7 @@ def consumer(context: typer.Context, drain: _Drain = False) -> None:
 
     running = system.consumer(on_batch=count)
     spare_collections()
-    take_turns_quickly()
-    with until_signalled() as stop, reporting("consumer", figures):
+    with quick_turns(), until_signalled() as stop, reporting("consumer", figures):
         _log.info("consumer started", queue=system.settings.usage_queue)
         consumed = running.run(stop, idle_exit=drain)
     dead = sum(consumed.dead.values())
@@ -66,12 +67,18 @@ def spare_collections() -> None:
     gc.set_threshold(_COLLECTED_AT_ONCE, *gc.get_threshold()[1:])
 
 
-def take_turns_quickly() -> None:
+@contextmanager
+def quick_turns() -> Iterator[None]:
     """Let the thread that writes have the interpreter at once when PostgreSQL has answered.
 
     Python would let the one that reads go on for 5 ms, at each of a batch's dozen statements.
     """
+    before = sys.getswitchinterval()
     sys.setswitchinterval(_TURN_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def relay(context: typer.Context, drain: _Drain = False) -> None:

@@ -222,7 +222,9 @@ def interrupts_deferred() -> Iterator[None]:
     def remember(number: int, _: FrameType | None) -> None:
         arrived.append(number)
 
-    before = {n: signal.signal(n, remember) for n in _ENDING}
+    # What is ignored (as SIGHUP under nohup) stays so, and takes no other signal's place.
+    heard = [n for n in _ENDING if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {n: signal.signal(n, remember) for n in heard}
     try:
         yield
     finally:

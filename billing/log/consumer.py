@@ -291,9 +291,13 @@ class _Session:
     @property
     def _is_full(self) -> bool:
         """Whether the next batch need not wait for more."""
-        # Half of what may be held: the other half comes meanwhile.
-        messages = ceil(self._intake.prefetch / 2)
-        return self._events >= self._consumer.batch or len(self._parcels) >= messages
+        enough = len(self._parcels) >= self._messages_of_a_batch
+        return enough or self._events >= self._consumer.batch
+
+    @property
+    def _messages_of_a_batch(self) -> int:
+        """At most; half of what may be held, because the other half comes meanwhile."""
+        return ceil(self._intake.prefetch / 2)
 
     def _patience(self) -> float:
         """How long to wait for the next delivery: not at all while there is other work."""
@@ -338,8 +342,12 @@ class _Session:
     def _next_batch(self) -> _Work:
         """As many whole messages as fit into a batch, and one at least."""
         taken = [self._parcels.popleft()]
-        count = len(taken[0].bodies)
-        while self._parcels and count + len(self._parcels[0].bodies) <= self._consumer.batch:
+        count, most = len(taken[0].bodies), self._messages_of_a_batch
+        while (
+            self._parcels
+            and len(taken) < most
+            and count + len(self._parcels[0].bodies) <= self._consumer.batch
+        ):
             taken.append(self._parcels.popleft())
             count += len(taken[-1].bodies)
         self._events -= count

@@ -40,8 +40,9 @@ _DATA_ERRORS: Final = frozenset({"22", "23", "54"})
 """SQLSTATE classes that are the fault of a row: data exception, constraint, a limit passed."""
 
 _TAKEN: Final = "23505"
-_BATCHES_WITHOUT_COPY: Final = 50
-"""Where one id came to two consumers at once, more will: each failed COPY leaves dead rows."""
+_BATCHES_WITHOUT_COPY: Final = 10
+"""Where one id came to two consumers at once, more will: each failed COPY leaves dead rows, which
+so are a tenth of the log at the most."""
 
 
 class CopyRefused(Exception):  # noqa: N818 - an event between two tries, not a fault

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from math import ceil
 from typing import Any, Final, NamedTuple, cast
 
 import amqp
@@ -21,8 +20,8 @@ from billing.log.express import Express
 from billing.usage import topology
 
 MAX_PREFETCH: Final = 2000
-"""The most a quorum queue gives to one consumer (https://www.rabbitmq.com/docs/consumer-prefetch).
-More of them need several, each on a channel of its own."""
+"""The most a quorum queue gives to one consumer
+(https://www.rabbitmq.com/docs/consumer-prefetch)."""
 
 _DEAD_PREFETCH: Final = 20  # each may be as large as RabbitMQ takes at all
 _HEARTBEAT_SECONDS: Final = 30
@@ -64,7 +63,7 @@ class Intake:
         connection: Not connected yet; closed by ``close``.
         exchange: The exchange of usage events.
         queue: The usage queue. Both are declared with everything around them.
-        prefetch: The most unacknowledged deliveries of the usage queue.
+        prefetch: The most unacknowledged deliveries of the usage queue; ``MAX_PREFETCH`` or less.
     """
 
     def __init__(self, connection: Connection, *, exchange: str, queue: str, prefetch: int) -> None:
@@ -93,15 +92,11 @@ class Intake:
         usage = self._channel()
         # Every channel of Kombu has what a declaration needs, under wider signatures.
         topology.declare(cast("topology.Channel", usage), exchange=exchange, queue=queue)
-        channels = [usage]
         if isinstance(usage, amqp.Channel):
-            more = ceil(self.prefetch / MAX_PREFETCH) - 1
-            channels += [self._channel() for _ in range(more)]
             self._express = Express.of(usage.connection, frozenset(self._channels), self._take)
         # Its own: an acknowledgement of a run counts every delivery of its channel.
         dead = self._channel()
-        for channel in channels:
-            self._consume(channel, queue, ceil(self.prefetch / len(channels)), self.usage)
+        self._consume(usage, queue, self.prefetch, self.usage)
         self._consume(dead, topology.dead_queue(queue), _DEAD_PREFETCH, self.dead)
 
     def receive(self, *, timeout: float, most: int) -> int:

@@ -27,7 +27,10 @@ from billing.usage.replay import Replay
 _log = structlog.get_logger(__name__)
 
 LEASE_MS: Final = 10_000
-"""Longer than a publish may take by default; leases are renewed at a third of it."""
+"""Longer than a publish may take by default; leases are renewed at a third of it. A shorter one
+makes duplicates, which the log drops."""
+_CLAIM_SECONDS: Final = 3.0
+"""Nor are they renewed more rarely: what another relay gave back must not wait."""
 IDLE_SECONDS: Final = (0.02, 0.25)
 GATHER_SECONDS: Final = 0.2
 """After a turn that found few events: a turn costs the same for one and for fifty."""
@@ -197,7 +200,7 @@ class Relay:
 
     def _drain_outbox(self) -> int:
         if self._monotonic() >= self._next_claim:
-            self._next_claim = self._monotonic() + self._lease_ms / 3000
+            self._next_claim = self._monotonic() + min(self._lease_ms / 3000, _CLAIM_SECONDS)
             self._shards = self._outbox.claim(self._owner, self._lease_ms)
         entries = self._outbox.read(self._shards, self._batch) if self._shards else []
         # About `batch` at a time: a small rest would cost a whole round of confirms.

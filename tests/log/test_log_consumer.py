@@ -81,14 +81,12 @@ def test_bodies_of_every_size_come_through_byte_for_byte_and_are_acknowledged(
     assert ready() == 0
 
 
-def test_beyond_what_one_consumer_gets_a_second_takes_and_each_acknowledges_its_own(
+def test_what_is_acknowledged_is_gone_and_what_is_not_comes_again(
     publish: Publish, ready: Count, settings: Settings, rabbitmq_url: str
 ) -> None:
-    def take(
-        prefetch: int, count: int, bodies: Iterable[bytes] = ()
-    ) -> tuple[Intake, list[Delivery]]:
+    def take(count: int, bodies: Iterable[bytes] = ()) -> tuple[Intake, list[Delivery]]:
         names = {"exchange": settings.usage_exchange, "queue": settings.usage_queue}
-        intake = Intake(broker(rabbitmq_url)(), **names, prefetch=prefetch)
+        intake = Intake(broker(rabbitmq_url)(), **names, prefetch=MAX_PREFETCH)
         intake.open()
         publish(*bodies)
 
@@ -100,16 +98,26 @@ def test_beyond_what_one_consumer_gets_a_second_takes_and_each_acknowledges_its_
         return intake, list(intake.usage)
 
     bodies = {str(number).encode() for number in range(10)}
-    first, found = take(MAX_PREFETCH + 1, 10, bodies)
+    first, found = take(10, bodies)
     assert {delivery.body for delivery in found} == bodies
-    assert len({delivery.channel for delivery in found}) == 2
     first.acknowledge(found[:4])
     first.close()
     eventually(lambda: ready() == 6)
-    second, left = take(MAX_PREFETCH, 6)
+    second, left = take(6)
     second.close()
     assert {delivery.body for delivery in left} == {delivery.body for delivery in found[4:]}
-    assert len({delivery.channel for delivery in left}) == 1
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5000])
+def test_messages_of_one_event_each_are_all_logged_whatever_a_batch_may_hold(
+    publish: Publish, settings: Settings, writer: LogWriter, rabbitmq_url: str, batch: int
+) -> None:
+    count = 2 * MAX_PREFETCH + 7 if batch > MAX_PREFETCH else 25
+    publish(*(make_event(task_id=f"t{number}").to_wire() for number in range(count)))
+    watch = Watch()
+    consumer = make_consumer(settings, writer, broker(rabbitmq_url), watch, batch=batch)
+    assert drain(consumer).inserted == count
+    assert max(result.inserted for result in watch.batches) <= min(batch, MAX_PREFETCH // 2)
 
 
 def test_an_event_with_an_encoding_is_logged(

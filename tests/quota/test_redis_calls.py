@@ -7,8 +7,8 @@ import random
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import hiredis
 import pytest
@@ -59,13 +59,12 @@ class Interruptions:
             yield number
         pytest.fail(f"{self._count} of {MOST_CALLS} calls were interrupted")
 
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Perhaps interrupted within."""
+    def call(self, function: Callable[[], object]) -> None:
+        """Call it, perhaps interrupted."""
         before = signal.signal(signal.SIGALRM, _interrupt)
         try:
             signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00005, self._longest_seconds))
-            yield
+            function()
             signal.setitimer(signal.ITIMER_REAL, 0)
         except Interrupted:
             self._count += 1
@@ -86,8 +85,7 @@ def holds_what_it_asked(store: RedisStore, task: str, amount: int) -> bool:
 def test_a_call_interrupted_at_any_instant_leaves_no_answer_for_the_next(store: RedisStore):
     interruptions = Interruptions(0.0015)
     for number in interruptions.numbers():
-        with interruptions.one():
-            reserve(store, f"interrupted {number}", 7)
+        interruptions.call(partial(reserve, store, f"interrupted {number}", 7))
         assert holds_what_it_asked(store, f"t{number}", number + 100)
 
 
@@ -124,8 +122,8 @@ def test_one_of_many_that_fails_leaves_no_answer_for_the_next_call(store: RedisS
 def test_many_interrupted_at_any_instant_leave_no_answer_for_the_next(store: RedisStore):
     interruptions = Interruptions(0.003)
     for number in interruptions.numbers():
-        with interruptions.one():
-            store.quota.reserve_many(many(*(f"m{number}-{each}" for each in range(20))))
+        requests = many(*(f"m{number}-{each}" for each in range(20)))
+        interruptions.call(partial(store.quota.reserve_many, requests))
         assert holds_what_it_asked(store, f"t{number}", number + 100)
 
 

@@ -57,7 +57,7 @@ class Bench:
         """One worker with one child, which has run a task and so knows balance and catalogue."""
         with self.live.worker(concurrency=1, **self._environment) as worker:
             assert self.bill("page", "first").get(timeout=30) == "first"
-            # A killed relay's shards are free again only when its lease of ten seconds is over.
+            # A killed relay's shards are free again only when its lease is over.
             eventually(
                 lambda: self.live.system.outbox.length() == 0, timeout=30, message="it is relayed"
             )
