@@ -15,11 +15,13 @@ from typing import Any, Final
 from celery import bootsteps
 from celery.app.events import Events
 from celery.events import EventDispatcher
+from kombu.utils.compat import detect_environment
 
 GATHER_SECONDS: Final = 0.05
 """How long events wait for each other: nobody who looks at Flower sees it."""
 GATHER_EVENTS: Final = 120
 """So many are sent at once, whatever the time; some 50 KB."""
+_GLANCE_SECONDS: Final = 0.001
 
 
 class UnconfirmedDispatcher(EventDispatcher):
@@ -41,6 +43,8 @@ class UnconfirmedDispatcher(EventDispatcher):
         # A channel is somebody's who also sends tasks with it: that stays as it is.
         if connection is not None and channel is None:
             _without_confirms(connection)
+            if detect_environment() != "default":
+                _without_waiting(connection)
         super().__init__(connection, hostname, enabled, channel, *args, **options)
         # Only the consumer of a worker with an event loop asks to be told, so as to flush.
         self._hub: Any = getattr(getattr(self.on_send_buffered, "__self__", None), "hub", None)
@@ -88,6 +92,20 @@ class FlushEventsStep(bootsteps.StartStopStep):
             parent.event_dispatcher.flush()
 
     shutdown = stop
+
+
+def _without_waiting(connection: Any) -> None:
+    """Read what has come to the events' connection, and do not wait for more.
+
+    With gevent, Celery's loop reads it after each message of a task, so as not to miss heartbeats,
+    and waits 0.1 s there (celery/worker/loops.py, ``synloop``): ten tasks a second and no more.
+    """
+    read = connection.drain_events
+
+    def drain_events(timeout: float | None = None, **options: Any) -> Any:
+        return read(timeout=timeout and min(timeout, _GLANCE_SECONDS), **options)
+
+    connection.drain_events = drain_events
 
 
 def _without_confirms(connection: Any) -> None:

@@ -219,3 +219,28 @@ def test_a_worker_flushes_before_it_closes_its_events(app: Celery) -> None:
     order = [step.__name__ for step in blueprint._finalize_steps(blueprint.steps)]
     # Steps are stopped in the reverse order.
     assert order.index("Events") < order.index("FlushEventsStep")
+
+
+@pytest.mark.parametrize(
+    ("pool", "asked", "waits"),
+    [("gevent", 0.1, 0.001), ("gevent", 0, 0), ("gevent", None, None), ("default", 0.1, 0.1)],
+)
+def test_with_gevent_the_loop_does_not_wait_for_heartbeats_after_every_task(
+    app: Celery,
+    monkeypatch: pytest.MonkeyPatch,
+    pool: str,
+    asked: float | None,
+    waits: float | None,
+) -> None:
+    monkeypatch.setattr(events, "detect_environment", lambda: pool)
+    connection = app.connection_for_write()
+    waited: list[float | None] = []
+
+    def drain_events(timeout: float | None) -> None:
+        waited.append(timeout)
+
+    monkeypatch.setattr(connection, "drain_events", drain_events)
+    with app.events.Dispatcher(connection, hostname="node"):
+        connection.drain_events(timeout=asked)
+    assert waited == [waits]
+    connection.close()
