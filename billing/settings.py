@@ -98,6 +98,12 @@ class Settings(BaseSettings):
         description="How long a process admits tasks of a leased SKU before it asks Redis again: "
         "the longest that a suspension goes unnoticed there. Less than the quarantine.",
     )
+    lease_sync: bool = Field(
+        default=True,
+        description="Whether a leased run's usage is on the node's disk before its task is "
+        "acknowledged. False: the system keeps it, which outlives every process; a machine that "
+        "loses its power loses what was acknowledged in the last half second.",
+    )
     quarantine_seconds: int = Field(
         default=5,
         ge=0,

@@ -326,7 +326,9 @@ class System:
     @cached_property
     def slips(self) -> SlipBook:
         """What runs under leases were, until the quota store is told."""
-        return SlipBook(self.settings.spool_dir / "slips", clock=self.clock)
+        return SlipBook(
+            self.settings.spool_dir / "slips", clock=self.clock, sync=self.settings.lease_sync
+        )
 
     @cached_property
     def spool(self) -> Journal:

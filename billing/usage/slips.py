@@ -136,6 +136,8 @@ class SlipBook:
         directory: Where the segments are, on a local disk; made when first needed, readable by its
             owner only.
         clock: Names segments and tells their age.
+        sync: Whether an ``append`` returns only when its slip is on the disk; else the system has
+            it, which outlives every process but not the machine's power.
         max_segment_bytes: A segment grows no further than this, but for its last append.
         max_segment_seconds: So long a segment takes slips; settled ones are gone soon after.
     """
@@ -145,11 +147,13 @@ class SlipBook:
         directory: Path,
         *,
         clock: Clock,
+        sync: bool = True,
         max_segment_bytes: int = 2**20,
         max_segment_seconds: int = 60,
     ) -> None:
         self.directory = directory
         self._clock = clock
+        self._sync = sync
         self._max_segment_bytes = max_segment_bytes
         self._max_segment_ms = max_segment_seconds * 1000
         self._pages = ProcessLocal(_Page, _Page.abandon)
@@ -177,7 +181,7 @@ class SlipBook:
             page.announced.pop(lease_id, None)
 
     def append(self, line: bytes) -> Segment:
-        """Return when the slip is on the disk. Threads that append at once share one sync.
+        """Return when the slip is safe. Threads that append at once share one sync.
 
         Returns:
             Where it is, for ``settled``.
@@ -275,7 +279,7 @@ class SlipBook:
             segment = self._current(page)
             before = segment.size
             try:
-                _write(segment, b"".join(group.lines), sync=True)
+                _write(segment, b"".join(group.lines), sync=self._sync)
             except OSError:
                 with suppress(OSError):
                     os.ftruncate(segment.descriptor, before)

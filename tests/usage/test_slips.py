@@ -126,6 +126,25 @@ def test_the_slips_of_a_killed_process_are_found(book: SlipBook):
     assert len(files(book)) == 1
 
 
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_slip_is_synced_unless_the_operator_does_without_and_outlives_its_process_anyway(
+    tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, sync: bool
+):
+    synced: list[int] = []
+    really = os.fdatasync
+
+    def fdatasync(descriptor: int) -> None:
+        synced.append(descriptor)
+        really(descriptor)
+
+    monkeypatch.setattr("billing.usage.slips.os.fdatasync", fdatasync)
+    book = SlipBook(tmp_path / "slips", clock=clock, sync=sync)
+    book.append(slip("mine").to_line())
+    assert bool(synced) == sync
+    with dead_process(book, slip("t1")):
+        assert found(book) == ["t1"]
+
+
 def test_slips_that_were_found_and_not_finished_are_found_again(book: SlipBook):
     with dead_process(book, slip("t1")):
         assert found(book) == ["t1"]
