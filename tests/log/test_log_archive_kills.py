@@ -182,16 +182,20 @@ def test_writers_and_readers_are_not_held_up_by_a_detach(attic: Attic):
         assert archiving.result().state is ArchiveState.DROPPED
 
 
-def test_receipts_asked_while_a_month_leaves_are_always_whole(attic: Attic):
+def test_receipts_asked_while_a_month_leaves_and_comes_back_are_always_whole(attic: Attic):
     attic.fill()
     before = attic.answers()
-    seen = []
+    seen: list[bool] = []
     with ThreadPoolExecutor(1) as pool:
-        leaving = pool.submit(attic.archive)
-        while not leaving.done():
-            seen.append(attic.answers() == before)
-        assert leaving.result().state is ArchiveState.DROPPED
-    assert len(seen) > 2
+        # As often as it takes: on a busy machine one may be over before two questions are.
+        for move in (attic.archive, attic.restore) * 20:
+            moving = pool.submit(move)
+            while not moving.done():
+                seen.append(attic.answers() == before)
+            moving.result()
+            if len(seen) >= 10 and move == attic.restore:
+                break
+    assert len(seen) >= 10
     assert all(seen)
 
 
