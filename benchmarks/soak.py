@@ -25,7 +25,7 @@ from benchmarks.errors import BenchError
 from benchmarks.events import add_customers
 from benchmarks.ground import Ground, Say
 from benchmarks.memory import Sample, after_warm_up, per_hour, quarters, resident
-from benchmarks.overhead_app import LANES, make_bench_app, queue_of, task_of
+from benchmarks.overhead_app import BILLED, LANES, make_bench_app, queue_of, task_of
 from benchmarks.report import Goal, compare
 from billing.bootstrap import System
 from billing.local.process import Process
@@ -40,7 +40,6 @@ _START_SECONDS: Final = 60.0
 _END_SECONDS: Final = 120.0
 _POLL_SECONDS: Final = 0.25
 _TAIL: Final = 2000
-_METERED: Final = LANES[1:]
 _GOAL: Final = Goal(ratio_at_most=1.05)
 _LOGGED: Final = sa.text("SELECT count(*) FROM usage_events WHERE customer_id = ANY(:customers)")
 
@@ -59,8 +58,8 @@ class _Line:
 
     def send(self, producer: Any) -> None:  # noqa: ANN401 - Kombu's
         """One task more, of the two kinds in turn."""
-        lane = _METERED[self.sent % len(_METERED)]
-        customer = self.customers[self.sent // len(_METERED) % len(self.customers)]
+        lane = BILLED[self.sent % len(BILLED)]
+        customer = self.customers[self.sent // len(BILLED) % len(self.customers)]
         queue = queue_of(self.system.settings, lane)
         task_of(self.app, lane).apply_async(queue=queue, producer=producer, customer=customer)
         self.sent += 1
@@ -179,7 +178,7 @@ def _start(ground: Ground) -> _Line:
 
 
 def _worker(settings: Settings, node: str) -> list[str]:
-    queues = ",".join(queue_of(settings, lane) for lane in _METERED)
+    queues = ",".join(queue_of(settings, lane) for lane in BILLED)
     return [
         *("celery", "-A", "benchmarks.overhead_worker", "worker", "--pool", "prefork"),
         *("--concurrency", "2", "--loglevel", "WARNING", "--queues", queues),
