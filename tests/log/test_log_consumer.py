@@ -106,6 +106,7 @@ def test_what_is_acknowledged_is_gone_and_what_is_not_comes_again(
     second, left = take(6)
     second.close()
     assert {delivery.body for delivery in left} == {delivery.body for delivery in found[4:]}
+    assert len({delivery.channel for delivery in left}) == 1
 
 
 @pytest.mark.parametrize("batch", [1, 3, 5000])
