@@ -38,7 +38,7 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml | $(BIN)/python
 	@touch $(VENV)/.local $@
 
 demo: $(VENV)/.local ## Run the main job on real pages, print what happened, stop everything
-	@$(BIN)/python -m workers.demo
+	@$(BIN)/python -m lab.demo
 
 test: $(VENV)/.dev ## Every test, on real servers
 	@$(BIN)/python scripts/ensure_rabbitmq.py
@@ -55,18 +55,18 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter, and whether the config
 	@$(BIN)/python scripts/write_configuration.py --check || \
 		{ echo "docs/configuration.md is not that of billing/settings.py: make docs"; exit 1; }
 
-bench: $(VENV)/.dev ## Measure (ARGS=--quick, --check, --page; benchmarks/README.md)
-	@$(BIN)/python benchmarks/run.py $(ARGS)
+bench: $(VENV)/.dev ## Measure (ARGS=--quick, --check, --page; lab/bench/README.md)
+	@$(BIN)/python -m lab.bench.run $(ARGS)
 
-# ARGS="redis-cluster --seconds 60": one alone; see python -m scale --help.
+# ARGS="redis-cluster --seconds 60": one alone; see python -m lab.scale --help.
 scale: $(VENV)/.dev ## Several nodes of each server, one lost under load (docs/scaling.md)
-	@if [ -n "$(ARGS)" ]; then $(BIN)/python -m scale $(ARGS); else \
+	@if [ -n "$(ARGS)" ]; then $(BIN)/python -m lab.scale $(ARGS); else \
 		for run in redis-cluster rabbitmq-cluster postgres-replica; do \
-		$(BIN)/python -m scale $$run || exit 1; done; fi
+		$(BIN)/python -m lab.scale $$run || exit 1; done; fi
 
 chaos: $(VENV)/.dev ## Faults against the real system under load, then the invariants (ARGS=--quick)
 	@$(BIN)/python scripts/ensure_rabbitmq.py
-	@$(BIN)/python -m chaos $(ARGS)
+	@$(BIN)/python -m lab.chaos $(ARGS)
 
 up: $(VENV)/.local ## Everything in the foreground until Ctrl-C
 	@$(BIN)/billing up

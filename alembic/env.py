@@ -6,10 +6,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from alembic import context
-from billing.log.engine import sqlalchemy_url
-from billing.log.partitions import is_partition_name
+from billing.postgres.engines import sqlalchemy_url
+from billing.postgres.partitions import is_partition_name
+from billing.postgres.schema import metadata
 from billing.settings import Settings
-from billing.tables import metadata
 
 # Any constant does, as long as nothing else in the database locks the same one.
 _ONE_AT_A_TIME = 0x57656967_6D696772

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from billing.local import answers
-from billing.local.rabbitmq import STANDARD_URL, RabbitMQ
+from billing.devtools.embedded_servers import answers
+from billing.devtools.embedded_servers.rabbitmq import STANDARD_URL, RabbitMQ
 from billing.settings import Settings
 
 POLICY: Final = Path("/usr/sbin/policy-rc.d")

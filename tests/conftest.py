@@ -28,10 +28,10 @@ from psycopg import sql
 from support import NOW
 
 from billing.core.clock import ManualClock
-from billing.local import LocalServerError, LocalServers, stop_abandoned
-from billing.local.rabbitmq import STANDARD_URL
-from billing.log.engine import sqlalchemy_url
-from billing.migrations import upgrade
+from billing.devtools.embedded_servers import LocalServerError, LocalServers, stop_abandoned
+from billing.devtools.embedded_servers.rabbitmq import STANDARD_URL
+from billing.postgres.engines import sqlalchemy_url
+from billing.postgres.migrations import upgrade
 from billing.settings import Settings
 from workers.app import exchanges_of
 
@@ -39,10 +39,10 @@ TEST_DATABASES = "wbtest_"
 A_DAY_SECONDS = 86_400
 NO_RABBITMQ = "no RabbitMQ"
 PROGRAMS = (
-    "tests/local/",
+    "tests/embedded_servers/",
     "tests/docs/",
     "tests/demo/",
-    "tests/usage/test_kombu_publisher.py",
+    "tests/transport/test_kombu_publisher.py",
 )
 """Tests that start programs of their own: servers, environments, other runs of pytest."""
 
@@ -50,7 +50,7 @@ MARK_OF = {"rabbitmq_url": "rabbitmq", "redis_url": "redis", "postgres_url": "po
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How far the model of a task's life looks; see ``tests/meter/test_pipeline_machine.py``."""
+    """How far the model of a task's life looks; see ``tests/metering/test_pipeline_machine.py``."""
     parser.addoption(
         "--model-steps", type=int, default=5_000, help="steps of the life-cycle model (5000)"
     )

@@ -10,22 +10,22 @@ from typing import Final, Self
 import redis
 import sqlalchemy as sa
 
-from billing.catalog.store import Catalog
+from billing.catalog.skus import Catalog
 from billing.core.clock import Clock
 from billing.core.errors import PublishFailed
-from billing.log.engine import writer_engine
-from billing.log.writer import LogWriter
-from billing.meter.meter import Meter
-from billing.meter.run import Admission, TaskFacts
-from billing.meter.sync import AccountSync
-from billing.quota.hold import LoadOutcome, Quota
-from billing.quota.keys import SHARDS, Keys
-from billing.quota.memory import MemoryQuota
-from billing.quota.redis_quota import RedisQuota
-from billing.reconcile.run import Reconcile
+from billing.core.reservation import LoadOutcome, Quota
+from billing.core.usage_event import UsageEvent
+from billing.metering.meter import Meter
+from billing.metering.usage_recorder import Admission, TaskFacts
+from billing.postgres.engines import writer_engine
+from billing.quota.account_loader import AccountSync
+from billing.quota.memory_store import MemoryQuota
+from billing.quota.redis_store import RedisQuota
+from billing.reconciliation.checks import Reconcile
+from billing.redis.keys import SHARDS, Keys
 from billing.settings import Settings
-from billing.usage.event import UsageEvent
-from billing.usage.outbox import RedisOutbox
+from billing.transport.outbox import RedisOutbox
+from billing.usage_log.log_writer import LogWriter
 
 _BATCH: Final = 100
 _MOST_BATCHES: Final = 1000

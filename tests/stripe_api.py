@@ -9,11 +9,11 @@ from urllib.parse import urlencode
 import httpx
 from stripe_description import problems_of_answer
 
-from billing.stripe_sandbox.cycles import Cycle
-from billing.stripe_sandbox.faults import Fault
-from billing.stripe_sandbox.gateway import Gateway, Incoming
-from billing.stripe_sandbox.routes import find
-from billing.stripe_sandbox.sandbox import Sandbox
+from billing.devtools.stripe_sandbox.cycles import Cycle
+from billing.devtools.stripe_sandbox.faults import Fault
+from billing.devtools.stripe_sandbox.gateway import Gateway, Incoming
+from billing.devtools.stripe_sandbox.routes import find
+from billing.devtools.stripe_sandbox.sandbox import Sandbox
 
 KEY = "sk_test_4eC39HqLyjWDarjtT1zdp7dc"
 VERSION = "2026-10-28.endive"

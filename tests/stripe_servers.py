@@ -16,7 +16,7 @@ from typing import Protocol
 import httpx
 
 from billing.core.clock import ManualClock
-from billing.stripe_sandbox import SandboxServer
+from billing.devtools.stripe_sandbox import SandboxServer
 
 
 class StripeServer(Protocol):

@@ -13,18 +13,18 @@ from typing import Any, Final, Self, TypeVar
 
 import sqlalchemy as sa
 
-from billing import tables
-from billing.catalog.sku import (
+from billing.core.credits import parse_credits
+from billing.core.event_ids import event_id
+from billing.core.periods import month_of
+from billing.core.sku import (
     AdmissionPolicy,
     DenialPolicy,
     FailurePolicy,
     Pricing,
     UnavailablePolicy,
 )
-from billing.core.credits import parse_credits
-from billing.core.ids import event_id
-from billing.core.period import month_of
-from billing.usage.event import Outcome, UsageEvent, usage_line
+from billing.core.usage_event import Outcome, UsageEvent, usage_line
+from billing.postgres import schema as tables
 
 NOW: Final = month_of(datetime.now(UTC)).start + timedelta(days=9, hours=12, minutes=30)
 """The instant at which the tests' clock stands still: in this month, for which partitions exist."""

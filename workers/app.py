@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from celery import Celery
 
-from billing.bootstrap import endpoints_of
+from billing.container import endpoints_of
 from billing.settings import Settings
+from workers.beat_jobs import BEAT_SCHEDULE
 from workers.metering import Metering
-from workers.schedule import BEAT_SCHEDULE
 
 _COMMON_QUEUE: Final = str(Settings.model_fields["task_queue"].default)
 
@@ -23,7 +23,7 @@ def make_app(settings: Settings) -> Celery:
     endpoints = endpoints_of(settings)
     app = Celery("weighbridge", broker=endpoints.amqp_url, backend=endpoints.result_url)
     app.conf.update(configuration(settings, endpoints.amqp_url or ""))
-    app.conf.imports = ("workers.tasks.ingestion", "workers.schedule")
+    app.conf.imports = ("workers.tasks.ingestion", "workers.beat_jobs")
     Metering(app, settings)
     return app
 

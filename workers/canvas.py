@@ -7,7 +7,7 @@ from typing import Any, Final
 from celery.canvas import _chain as chain
 from celery.canvas import chord, group
 
-from workers.context import HEADER, BillingHeader
+from workers.billing_header import HEADER, BillingHeader
 
 _MAPPING_TASKS: Final = frozenset({"celery.map", "celery.starmap"})
 """Celery's tasks that call another as a function, item by item; ``chunks`` sends the second."""

@@ -10,17 +10,17 @@ from typing import Any
 import structlog
 from celery import Celery, signals
 
-from billing.bootstrap import System
+from billing.container import System
 from billing.core.clock import Clock
 from billing.core.errors import InvalidValue
-from billing.meter.meter import Meter
-from billing.quota.hold import ReleaseCause
+from billing.core.reservation import ReleaseCause
+from billing.metering.meter import Meter
 from billing.settings import Settings
-from workers.context import HEADER, BillingHeader, current_customer, running_header
-from workers.events import FlushEventsStep
-from workers.relay import RelayStep
-from workers.request import release
-from workers.startup import StartupCheckStep
+from workers.billing_header import HEADER, BillingHeader, current_customer, running_header
+from workers.monitoring_events import FlushEventsStep
+from workers.relay_step import RelayStep
+from workers.startup_checks import StartupCheckStep
+from workers.worker_request import release
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +51,7 @@ class Metering:
         self._system: System | None = None
         app.metering = self  # type: ignore[attr-defined]  # where a task finds it
         if app.events_cls == Celery.events_cls:
-            app.events_cls = "workers.events:UnconfirmedEvents"
+            app.events_cls = "workers.monitoring_events:UnconfirmedEvents"
             app.steps["consumer"].add(FlushEventsStep)
         app.steps["worker"].add(StartupCheckStep)
         app.steps["worker"].add(RelayStep)

@@ -17,12 +17,12 @@ import structlog
 from celery import shared_task
 from celery.schedules import crontab
 
-from billing.bootstrap import System
+from billing.container import System
 from billing.core.errors import ConfigurationError
-from billing.core.period import Period, month_of
-from billing.reporting.notices.run import Polled
-from billing.reporting.provider import ProviderUnavailable
-from billing.reporting.store import Sums
+from billing.core.periods import Period, month_of
+from billing.providers.port import ProviderUnavailable
+from billing.reporting.report_store import Sums
+from billing.stripe_webhooks.processor import Polled
 
 log = structlog.get_logger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from alembic import op
-from billing.log.partitions import ensure_partitions
+from billing.postgres.partitions import ensure_partitions
 
 revision = "0001"
 down_revision = None

@@ -9,8 +9,9 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
-# As billing.log.subjects makes them: the month in two bytes, then 14 of SHA-256 over the names,
-# with their lengths before them, and the digest that was kept so far. One pass over the table.
+# As billing.usage_log.distinct_subjects makes them: the month in two bytes, then 14 of SHA-256
+# over the names, with their lengths before them, and the digest that was kept so far. One pass over
+# the table.
 # (A constraint NOT NULL has a name since PostgreSQL 18, and would keep that of the old column.)
 _BY_ID = """
 ALTER TABLE usage_subjects DROP CONSTRAINT usage_subjects_pkey;

@@ -10,10 +10,10 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 
 from billing.api.access import AccessLog
-from billing.api.metrics import CONTENT_TYPE, exposition
 from billing.api.webhooks import STRIPE_PATH, Webhooks, webhook_router
-from billing.bootstrap import System
-from billing.reporting.notices.signature import secrets_of
+from billing.container import System
+from billing.health.prometheus import CONTENT_TYPE, exposition
+from billing.stripe_webhooks.signature import secrets_of
 
 SERVES: Final = (f"POST {STRIPE_PATH}", "GET /healthz", "GET /readyz", "GET /metrics")
 
@@ -26,7 +26,7 @@ def create_app(
     Args:
         webhooks: What the webhooks work with.
         ready: Raises where no request can be served now.
-        figures: What is told to whoever watches; see ``billing.api.metrics``.
+        figures: What is told to whoever watches; see ``billing.health.prometheus``.
     """
     # Nothing that describes the paths is served: whoever may call them knows them.
     app = FastAPI(title="Weighbridge", openapi_url=None)

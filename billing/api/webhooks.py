@@ -21,9 +21,9 @@ from starlette.requests import ClientDisconnect
 
 from billing.core.clock import Clock
 from billing.core.errors import ConfigurationError, WeighbridgeError
-from billing.reporting.notices.run import Received
-from billing.reporting.notices.signature import Unsigned, check_signature
-from billing.reporting.provider import ProviderUnavailable
+from billing.providers.port import ProviderUnavailable
+from billing.stripe_webhooks.processor import Received
+from billing.stripe_webhooks.signature import Unsigned, check_signature
 
 STRIPE_PATH: Final = "/webhooks/stripe"
 MAX_BODY: Final = 2**20

@@ -11,11 +11,11 @@ import typer
 from billing.api.access import ToStructlog
 from billing.api.app import SERVES, app_of, webhook_secrets
 from billing.api.server import ApiServer
-from billing.bootstrap import System
 from billing.cli.context import system_of
 from billing.cli.logs import configure_logs
 from billing.cli.output import say
-from billing.cli.running import until_signalled
+from billing.cli.services import until_signalled
+from billing.container import System
 from billing.core.errors import ConfigurationError
 
 _UVICORN: Final = "uvicorn.error"

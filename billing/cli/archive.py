@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from billing.bootstrap import System
+from billing.archive.catalog import Archive
 from billing.cli.context import Json, system_of
 from billing.cli.output import Column, print_json, print_table, say
-from billing.cli.running import reporting
+from billing.cli.services import reporting
+from billing.container import System
 from billing.core.credits import format_credits
-from billing.core.period import Period, month_labelled
-from billing.log.archives import Archive
+from billing.core.periods import Period, month_labelled
 
 _Despite = Annotated[
     bool,

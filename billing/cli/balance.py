@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from billing.bootstrap import System
 from billing.cli.output import Cell
+from billing.container import System
 from billing.core.clock import EPOCH
 from billing.core.credits import format_credits
 from billing.core.errors import QuotaUnavailable
-from billing.core.period import Period, hour_ceiling
-from billing.quota.hold import AccountView
+from billing.core.periods import Period, hour_ceiling
+from billing.core.reservation import AccountView
 
 _ACCEPTED_AHEAD: Final = timedelta(days=1)
 """Events further in the future than minutes are refused, so this covers every one there is."""

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from billing.bootstrap import System
 from billing.cli.output import warn
+from billing.container import System
 from billing.core.errors import QuotaUnavailable
 from billing.settings import Settings
 

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
+from billing.catalog.grants import Grant
 from billing.cli.balance import Balance, balance_document, balance_facts, balance_of
 from billing.cli.context import CustomerId, Json, sync, system_of
 from billing.cli.output import Column, print_facts, print_json, print_table, say
 from billing.core.credits import format_credits, parse_credits
-from billing.credit.store import Grant
 
 app = typer.Typer(no_args_is_help=True, help="What customers were given, and what is left.")
 

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from billing.accounts.customer import Budget, Customer
 from billing.cli.balance import balance_document, balance_facts, balance_of
 from billing.cli.context import CustomerId, Json, sync, system_of
 from billing.cli.links import link, link_cell
 from billing.cli.output import Column, print_facts, print_json, print_table, say
 from billing.core.credits import format_credits, parse_credits
+from billing.core.customer import Budget, Customer
 
 app = typer.Typer(no_args_is_help=True, help="Who is billed: add, list, suspend, budget, link.")
 

@@ -10,8 +10,8 @@ import typer
 from billing.cli.context import Json, sync, system_of
 from billing.cli.output import Column, over, print_facts, print_json, print_table, say
 from billing.core.errors import InvalidValue
-from billing.log.dead import DeadLetter, ReplayOutcome, ReplayResult
-from billing.usage.event import DeadReason
+from billing.core.usage_event import DeadReason
+from billing.usage_log.dead_letters import DeadLetter, ReplayOutcome, ReplayResult
 
 app = typer.Typer(no_args_is_help=True, help="Dead letters: what could not be billed, and why.")
 

@@ -9,9 +9,9 @@ import typer
 from rich.text import Text
 
 from billing.cli.context import Json, system_of
-from billing.cli.doctor_probe import examine
-from billing.cli.doctor_rules import Finding, Level, worst
 from billing.cli.output import Column, print_json, print_table, say
+from billing.health.doctor_probe import examine
+from billing.health.rules import Finding, Level, worst
 
 _STYLES: Final = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 

@@ -11,20 +11,20 @@ import redis
 import sqlalchemy as sa
 import typer
 
-from billing.bootstrap import System
-from billing.catalog.sku import Sku
 from billing.cli.context import Json, system_of
 from billing.cli.holds import hold_document
 from billing.cli.output import Column, print_json, print_table, say, warn
-from billing.cli.story import Known, Told, tell
+from billing.cli.task_timeline import Known, Told, tell
+from billing.container import System
 from billing.core.clock import to_ms
 from billing.core.credits import format_credits
 from billing.core.errors import NotFound, QuotaUnavailable
-from billing.log.dead import DeadLetter
-from billing.quota.hold import AccountView, HoldView
-from billing.quota.keys import shard_of
-from billing.tables import dead_letters
-from billing.usage.event import InvalidEvent, UsageEvent, from_wire
+from billing.core.reservation import AccountView, HoldView
+from billing.core.sku import Sku
+from billing.core.usage_event import InvalidEvent, UsageEvent, from_wire
+from billing.postgres.schema import dead_letters
+from billing.redis.keys import shard_of
+from billing.usage_log.dead_letters import DeadLetter
 
 _PAGE: Final = 500
 _MOST_WAITING: Final = 50_000

@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from rich.text import Text
 from typer.core import TyperGroup
 
+from billing.cli.cause_help import message_of_unavailable
 from billing.cli.output import err, printable
-from billing.cli.provider_words import message_of_unavailable
 from billing.core.errors import PublishFailed, QuotaUnavailable, WeighbridgeError
-from billing.reporting.provider import ProviderUnavailable
-from billing.usage.outbox import OutboxUnavailable
+from billing.providers.port import ProviderUnavailable
+from billing.transport.outbox import OutboxUnavailable
 
 EXIT_ERROR: Final = 1
 EXIT_USAGE: Final = 2

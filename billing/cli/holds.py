@@ -10,7 +10,7 @@ from billing.cli.context import Json, system_of
 from billing.cli.output import Column, over, print_json, print_table, say
 from billing.core.clock import from_ms, to_ms
 from billing.core.credits import format_credits
-from billing.quota.hold import HoldView
+from billing.core.reservation import HoldView
 
 app = typer.Typer(no_args_is_help=True, help="Open holds: credits set aside for running tasks.")
 

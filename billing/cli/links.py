@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from billing.accounts.customer import Customer
-from billing.bootstrap import System
 from billing.cli.context import CustomerId, Json, system_of
 from billing.cli.output import Cell, instant, print_json, say
-from billing.reporting.providers.stripe_customers import check_for
+from billing.container import System
+from billing.core.customer import Customer
+from billing.providers.stripe.customers import check_for
 
 
 def link(

@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
-from billing import migrations
-from billing.bootstrap import System
 from billing.cli.context import Json, session_of
 from billing.cli.output import Column, print_facts, print_json, print_table, say, warn
+from billing.container import System
 from billing.core.errors import ConfigurationError
-from billing.local import Endpoints, LocalServers
-from billing.local.endpoints import masked
-from billing.local.up import up as run_everything
+from billing.devtools.embedded_servers import Endpoints, LocalServers
+from billing.devtools.embedded_servers.up import up as run_everything
+from billing.postgres import migrations
+from billing.server_urls import masked
 
 app = typer.Typer(no_args_is_help=True, help="Embedded servers, for what no URL names.")
 

@@ -6,8 +6,8 @@ import sys
 
 import typer
 
-from billing.api.metrics import exposition
 from billing.cli.context import system_of
+from billing.health.prometheus import exposition
 
 
 def metrics(context: typer.Context) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from billing import migrations
 from billing.cli.context import Json, system_of
 from billing.cli.output import print_json, say
+from billing.postgres import migrations
 
 
 def migrate(context: typer.Context, json: Json = False) -> None:

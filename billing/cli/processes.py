@@ -12,11 +12,11 @@ import structlog
 import typer
 
 from billing.cli.context import system_of
-from billing.cli.doctor_probe import queue_depth
 from billing.cli.logs import configure_logs
 from billing.cli.output import say
-from billing.cli.running import Rate, reporting, until_signalled
-from billing.log.writer import BatchResult
+from billing.cli.services import Rate, reporting, until_signalled
+from billing.health.doctor_probe import queue_depth
+from billing.usage_log.log_writer import BatchResult
 
 _log = structlog.get_logger(__name__)
 

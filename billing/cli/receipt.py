@@ -11,17 +11,17 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from billing.bootstrap import System
 from billing.cli.context import Month, system_of
-from billing.cli.money import format_cost
 from billing.cli.output import Column, Format, over, print_table, say
 from billing.cli.usage import as_of_document, month_for, period_document, totals_document
+from billing.container import System
 from billing.core.clock import format_instant
 from billing.core.credits import format_credits
 from billing.core.errors import NotFound
-from billing.core.period import Period
-from billing.log.receipts import ReceiptLine
-from billing.log.totals import Totals
+from billing.core.money import format_cost
+from billing.core.periods import Period
+from billing.usage_log.receipts import ReceiptLine
+from billing.usage_log.totals import Totals
 
 _PAGE: Final = 5_000
 _TABLE_LINES: Final = 1_000

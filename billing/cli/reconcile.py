@@ -12,14 +12,14 @@ from typing import Annotated, Final
 import typer
 from rich.text import Text
 
-from billing.cli.books import Days, Repair, check_books, list_discrepancies
+from billing.cli.balance_check import Days, Repair, check_books, list_discrepancies
 from billing.cli.context import Json, Month, system_of
 from billing.cli.output import Cell, Column, over, print_json, print_table, printable, say
 from billing.cli.progress import shown
 from billing.core.credits import format_credits
-from billing.core.period import month_labelled, month_of
+from billing.core.periods import month_labelled, month_of
 from billing.reporting.comparison import ProviderDay
-from billing.reporting.report import CREDIT_DECIMALS, scaled
+from billing.reporting.usage_report import CREDIT_DECIMALS, scaled
 
 app = typer.Typer(invoke_without_command=True, help="Compare what has to agree, and put it right.")
 app.command("list")(list_discrepancies)

@@ -8,7 +8,6 @@ from typing import Annotated, Final
 
 import typer
 
-from billing.bootstrap import System
 from billing.cli.context import Json, system_of
 from billing.cli.output import Column, print_json, print_table, say
 from billing.cli.report_run import run
@@ -20,9 +19,10 @@ from billing.cli.report_tables import (
     report_document,
     why_not_sent,
 )
+from billing.container import System
 from billing.core.errors import AlreadyExists, NotFound
 from billing.reporting.listing import ReportRow
-from billing.reporting.report import State
+from billing.reporting.usage_report import State
 
 app = typer.Typer(no_args_is_help=True, help="Usage on its way to the billing provider.")
 app.command()(run)

@@ -10,17 +10,17 @@ from typing import Annotated
 
 import typer
 
-from billing.bootstrap import System
+from billing.cli.cause_help import words_of_parked, words_of_stop
 from billing.cli.context import Json, system_of
 from billing.cli.logs import configure_logs
 from billing.cli.output import print_json, say
-from billing.cli.provider_words import words_of_parked, words_of_stop
-from billing.cli.running import Rate, reporting
-from billing.reporting.provider import VERDICTS, Verdict
-from billing.reporting.reading import Reading
-from billing.reporting.report import State
-from billing.reporting.run import Advance
-from billing.reporting.settlement import Difference
+from billing.cli.services import Rate, reporting
+from billing.container import System
+from billing.providers.port import VERDICTS, Verdict
+from billing.reporting.read_back import Reading
+from billing.reporting.sender import Advance
+from billing.reporting.true_up import Difference
+from billing.reporting.usage_report import State
 
 
 @dataclass(slots=True)

@@ -9,9 +9,9 @@ import typer
 
 from billing.cli.context import Json, system_of
 from billing.cli.output import print_json
-from billing.cli.report_standing import Status, status_of
 from billing.cli.report_status_tables import print_status
 from billing.cli.report_tables import carry_document
+from billing.health.report_standing import Status, status_of
 
 
 def status(

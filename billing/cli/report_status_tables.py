@@ -7,15 +7,15 @@ from typing import Final
 
 from rich.text import Text
 
-from billing.cli.doctor_reporting import HARMLESS, span_text
-from billing.cli.doctor_rules import Finding, Level
+from billing.cli.cause_help import words_of_parked
 from billing.cli.output import Cell, Column, over, print_facts, print_table, say
-from billing.cli.provider_words import words_of_parked
-from billing.cli.report_standing import Books, Status
 from billing.cli.report_tables import hour_text
 from billing.core.credits import format_credits
-from billing.reporting.report import State
-from billing.reporting.store import Sums
+from billing.health.doctor_reporting import HARMLESS, span_text
+from billing.health.report_standing import Books, Status
+from billing.health.rules import Finding, Level
+from billing.reporting.report_store import Sums
+from billing.reporting.usage_report import State
 
 _ROWS: Final = 20
 """The most customers and SKUs that a table lists; --json has them all."""

@@ -7,12 +7,12 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Final
 
+from billing.cli.cause_help import words_of_parked
 from billing.cli.output import Cell, Column, over, print_facts, print_table, say
-from billing.cli.provider_words import words_of_parked
 from billing.core.credits import format_credits
+from billing.providers.port import Cause
 from billing.reporting.listing import CarryRow, ReportHistory, ReportRow
-from billing.reporting.provider import Cause
-from billing.reporting.report import AT_REST, MAX_HOUR_VALUE, TAKEN, State
+from billing.reporting.usage_report import AT_REST, MAX_HOUR_VALUE, TAKEN, State
 
 
 def report_document(row: ReportRow) -> dict[str, object]:

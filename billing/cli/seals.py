@@ -8,13 +8,13 @@ from uuid import UUID
 
 import typer
 
+from billing.audit.seal_chain import ANCHOR_HEAD, anchor_line
+from billing.audit.sealer import SealRun
 from billing.cli.context import Json, system_of
 from billing.cli.output import print_json, say
 from billing.cli.verify import seal_document
 from billing.core.errors import InvalidValue
-from billing.core.period import month_labelled
-from billing.log.seal import ANCHOR_HEAD, anchor_line
-from billing.log.seals import SealRun
+from billing.core.periods import month_labelled
 
 app = typer.Typer(no_args_is_help=True, help="Seals: what makes tampering with the log evident.")
 

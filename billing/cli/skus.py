@@ -7,14 +7,6 @@ from typing import Annotated
 
 import typer
 
-from billing.catalog.sku import (
-    AdmissionPolicy,
-    DenialPolicy,
-    FailurePolicy,
-    Pricing,
-    Sku,
-    UnavailablePolicy,
-)
 from billing.cli.context import Json, system_of
 from billing.cli.output import (
     Cell,
@@ -29,8 +21,16 @@ from billing.cli.output import (
 from billing.cli.stripe_setup import unit_name
 from billing.core.clock import format_instant, parse_instant
 from billing.core.credits import format_credits, parse_credits
-from billing.reporting.metering import meter_of
-from billing.reporting.scale import check_rescaling
+from billing.core.sku import (
+    AdmissionPolicy,
+    DenialPolicy,
+    FailurePolicy,
+    Pricing,
+    Sku,
+    UnavailablePolicy,
+)
+from billing.reporting.meter_names import meter_of
+from billing.reporting.rescaling import check_rescaling
 
 app = typer.Typer(no_args_is_help=True, help="What is sold: add, list, price.")
 

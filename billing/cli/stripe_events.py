@@ -9,9 +9,9 @@ import typer
 from billing.cli.context import Json, sync, system_of
 from billing.cli.output import Column, over, print_json, print_table, say
 from billing.core.clock import format_instant
-from billing.reporting.notices.event import Result
-from billing.reporting.notices.run import PROVIDER, Received, Reception
-from billing.reporting.notices.store import WebhookEvent
+from billing.stripe_webhooks.event_store import WebhookEvent
+from billing.stripe_webhooks.processor import PROVIDER, Received, Reception
+from billing.stripe_webhooks.stripe_event import Result
 
 app = typer.Typer(invoke_without_command=True, help="What Stripe has told by webhook.")
 

@@ -16,7 +16,7 @@ from billing.cli.output import out, warn
 from billing.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from billing.stripe_sandbox import Sandbox
+    from billing.devtools.stripe_sandbox import Sandbox
 
 KEY: Final = "sk_test_local"
 """Any secret key of test mode is let in; this one says what it is for."""
@@ -47,7 +47,7 @@ def stripe_sandbox(
 ) -> None:
     """Run a local Stripe until stopped. It keeps everything in memory and needs no account."""
     # FastAPI takes half a second to import, which no other command should wait for.
-    from billing.stripe_sandbox import main  # noqa: PLC0415
+    from billing.devtools.stripe_sandbox import main  # noqa: PLC0415
 
     _check_host(host, allow_network=allow_network)
     _check_webhook(webhook)
@@ -96,7 +96,7 @@ def _print(lines: Iterable[str]) -> None:
 
 
 def _check_host(host: str, *, allow_network: bool) -> None:
-    from billing.stripe_sandbox.server import is_loopback  # noqa: PLC0415 - as above
+    from billing.devtools.stripe_sandbox.server import is_loopback  # noqa: PLC0415 - as above
 
     try:
         alone = is_loopback(host)

@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from billing.bootstrap import System
 from billing.cli.context import CustomerId, Json, Month, system_of
-from billing.cli.money import format_cost, format_money, margin_of
 from billing.cli.output import Cell, Column, print_json, print_table, say
+from billing.container import System
 from billing.core.credits import format_credits
-from billing.core.period import Period, month_labelled, month_of
-from billing.log.replica import AsOf
-from billing.log.rollups import By, UsageRow
-from billing.log.totals import Totals
+from billing.core.money import format_cost, format_money, margin_of
+from billing.core.periods import Period, month_labelled, month_of
+from billing.postgres.replica import AsOf
+from billing.usage_log.totals import Totals
+from billing.usage_log.usage_queries import By, UsageRow
 
 
 def usage(

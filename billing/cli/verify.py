@@ -10,15 +10,15 @@ from typing import Annotated, Final
 
 import typer
 
-from billing.bootstrap import System
+from billing.audit.seal_chain import Seal, anchor_line, parse_anchor
+from billing.audit.verification_report import Finding
+from billing.audit.verifier import Checked
 from billing.cli.context import Json, system_of
 from billing.cli.output import instant, print_json, say
-from billing.cli.running import reporting
+from billing.cli.services import reporting
+from billing.container import System
 from billing.core.errors import InvalidValue
-from billing.core.period import Period, month_labelled
-from billing.log.findings import Finding
-from billing.log.seal import Seal, anchor_line, parse_anchor
-from billing.log.verify import Checked
+from billing.core.periods import Period, month_labelled
 
 _MOST_SHOWN: Final = 100
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from billing.core.credit_lease import LeasedBatch
 from billing.core.credits import check_microcredits
 from billing.core.errors import InvalidValue
-from billing.quota.hold import SYNC_ONLY, AccountState, HoldRequest
-from billing.quota.lease import LeasedBatch
-from billing.usage.event import UsageEvent
+from billing.core.reservation import SYNC_ONLY, AccountState, HoldRequest
+from billing.core.usage_event import UsageEvent
 
 
 def check_request(request: HoldRequest) -> None:

@@ -8,10 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
-from billing.core.errors import WeighbridgeError
-from billing.quota.checks import check_batch
-from billing.quota.hold import ALL_SKUS, HoldState, LineFigures, Settlement, SettleOutcome
-from billing.quota.lease import (
+from billing.core.credit_lease import (
     ENDED_SECONDS,
     BatchSettlement,
     LeasedBatch,
@@ -23,8 +20,11 @@ from billing.quota.lease import (
     check_lease,
     chunk_of,
 )
-from billing.quota.records import Account, Hold, Name
-from billing.usage.event import UsageEvent
+from billing.core.errors import WeighbridgeError
+from billing.core.reservation import ALL_SKUS, HoldState, LineFigures, Settlement, SettleOutcome
+from billing.core.usage_event import UsageEvent
+from billing.quota.checks import check_batch
+from billing.quota.memory_records import Account, Hold, Name
 
 _MILLISECONDS: Final = 1000
 

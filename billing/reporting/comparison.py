@@ -12,16 +12,16 @@ from typing import Final
 from sqlalchemy.engine import Engine
 
 from billing.core.clock import Clock
-from billing.core.period import Period
+from billing.core.periods import Period
+from billing.providers.port import VERDICTS, Provider, ProviderUnavailable, Verdict
 from billing.reporting import confirmation_queries as queries
-from billing.reporting.confirm import LAG, Entry, shown
-from billing.reporting.confirmation import Confirmations
+from billing.reporting.confirmation_rules import LAG, Entry, shown
+from billing.reporting.confirmations import Confirmations
 from billing.reporting.destination import Destination
-from billing.reporting.due import Holder
-from billing.reporting.pace import TokenBucket
-from billing.reporting.provider import VERDICTS, Provider, ProviderUnavailable, Verdict
-from billing.reporting.reading import ReadPace
-from billing.reporting.report import TAKEN
+from billing.reporting.rate_limiter import TokenBucket
+from billing.reporting.read_back import ReadPace
+from billing.reporting.revision_rules import Holder
+from billing.reporting.usage_report import TAKEN
 
 NOT_LINKED: Final = "the provider does not know this customer: nothing can have been reported"
 NO_METER: Final = "the SKU has no meter: nothing can have been reported"

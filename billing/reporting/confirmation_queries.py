@@ -1,4 +1,4 @@
-"""The statements of ``billing.reporting.confirmation``."""
+"""The statements of ``billing.reporting.confirmations``."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 
-from billing.reporting.provider import Meter
-from billing.reporting.report import CREDIT_DECIMALS
+from billing.providers.port import Meter
+from billing.reporting.usage_report import CREDIT_DECIMALS
 
 
 class CustomerIds(StrEnum):

@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine, Row
 
 from billing.core.errors import NotFound
-from billing.core.period import Period
-from billing.reporting.carry import Reason
-from billing.reporting.report import State
+from billing.core.periods import Period
+from billing.reporting.adjustments import Reason
+from billing.reporting.usage_report import State
 
 # What a bucket's last revision adds to what providers have: open or parked. 0 of any other row.
 _AMOUNT: Final = """
@@ -120,7 +120,7 @@ _OLDEST_UNCONFIRMED: Final = sa.text(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRow:
-    """A report as it stands. The columns are explained in ``billing.tables``.
+    """A report as it stands. The columns are explained in ``billing.postgres.schema``.
 
     ``amount_microcredits``: what its bucket comes to beyond what providers have, where this is its
     last revision and not taken: open or parked. Else 0.

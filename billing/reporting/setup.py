@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from billing.accounts.customer import Customer
-from billing.accounts.store import Accounts
+from billing.catalog.customers import Accounts
+from billing.core.customer import Customer
 from billing.core.errors import AlreadyExists
-from billing.reporting.provider import Meter, MeterCheck, Provider, ProviderUnavailable
+from billing.providers.port import Meter, MeterCheck, Provider, ProviderUnavailable
 
 GIVE_UP_AFTER: Final = 3
 """So many customers in a row without an answer, and the provider is taken to be away."""

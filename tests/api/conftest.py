@@ -18,7 +18,7 @@ from webhook_bench import SECRET, Books, LocalStripe, Shop
 
 from billing.api.app import app_of
 from billing.api.server import ApiServer
-from billing.bootstrap import System
+from billing.container import System
 from billing.settings import Settings
 
 

@@ -9,10 +9,10 @@ from pydantic import SecretStr
 from support import add_customer, add_sku
 
 from billing.api.app import app_of
-from billing.api.metrics import CONTENT_TYPE, exposition
 from billing.api.server import ApiServer
-from billing.bootstrap import System
-from billing.meter.run import TaskFacts
+from billing.container import System
+from billing.health.prometheus import CONTENT_TYPE, exposition
+from billing.metering.usage_recorder import TaskFacts
 from billing.settings import Settings
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]

@@ -19,8 +19,8 @@ from billing.api.app import create_app
 from billing.api.server import ApiServer
 from billing.api.webhooks import MAX_BODY, Webhooks
 from billing.core.clock import SystemClock
-from billing.reporting.notices.run import Polled, Received
-from billing.tables import customers, provider_invoices, report_seals, usage_reports
+from billing.postgres.schema import customers, provider_invoices, report_seals, usage_reports
+from billing.stripe_webhooks.processor import Polled, Received
 
 SESSIONS = "/v1/checkout/sessions/*"
 METER = "weighbridge_main_page-capture"

@@ -8,11 +8,11 @@ import pytest
 from support import eventually, make_event
 from webhook_bench import Shop, signed
 
-from billing.core.period import Period
-from billing.log.writer import LogWriter
-from billing.reporting.store import Sums
-from billing.tables import report_carries, report_seals
-from billing.usage.event import usage_line
+from billing.core.periods import Period
+from billing.core.usage_event import usage_line
+from billing.postgres.schema import report_carries, report_seals
+from billing.reporting.report_store import Sums
+from billing.usage_log.log_writer import LogWriter
 
 METER = "weighbridge_main_page-capture"
 

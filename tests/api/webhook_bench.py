@@ -16,9 +16,9 @@ from stripe_api import KEY, Control
 from stripe_servers import StripeServer
 from support import eventually
 
-from billing import tables
-from billing.bootstrap import System
-from billing.reporting.providers.stripe_calls import client_of
+from billing.container import System
+from billing.postgres import schema as tables
+from billing.providers.stripe.client import client_of
 
 SECRET = "whsec_of_the_tests"
 WEBHOOK = "/webhooks/stripe"

@@ -3,9 +3,9 @@ from __future__ import annotations
 from celery import Celery
 from celery.app.events import Events
 
-from benchmarks.overhead_app import BARE, BILLED, LANES, make_bare_app, make_bench_app, task_of
 from billing.settings import Settings
-from workers.metered import MeteredTask
+from lab.bench.overhead_app import BARE, BILLED, LANES, make_bare_app, make_bench_app, task_of
+from workers.task import MeteredTask
 
 
 def test_the_billed_lanes_are_those_of_metered_tasks(settings: Settings):

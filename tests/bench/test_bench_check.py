@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import run
-from benchmarks.check import both_times, compared, fallen, unchecked
-from benchmarks.effort import CHECK
-from benchmarks.report import MIN_REPETITIONS, Context, Figure, compare
+from lab.bench import run
+from lab.bench.check import both_times, compared, fallen, unchecked
+from lab.bench.effort import CHECK
+from lab.bench.report import MIN_REPETITIONS, Context, Figure, compare
 
 CONTEXT = Context(cores=2, model="m", versions={}, settings={}, loads=(0.1, 0.2))
 

@@ -12,14 +12,14 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from benchmarks import evalsha, rivals
-from benchmarks.events import PRICE_MICROCREDITS, SKU
-from benchmarks.quota_clients import THREADS, Job, quota_on, serve
 from billing.core.clock import to_ms
-from billing.core.period import month_of
-from billing.local.visit import delete_keys
-from billing.quota.hold import AccountState
-from billing.quota.keys import Keys, shard_of
+from billing.core.periods import month_of
+from billing.core.reservation import AccountState
+from billing.devtools.embedded_servers.visit import delete_keys
+from billing.redis.keys import Keys, shard_of
+from lab.bench import evalsha, rivals
+from lab.bench.events import PRICE_MICROCREDITS, SKU
+from lab.bench.quota_clients import THREADS, Job, quota_on, serve
 
 CUSTOMERS = ["acme", "globex", "initech"]
 GRANTED = 1_000_000 * PRICE_MICROCREDITS

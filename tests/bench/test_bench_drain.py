@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.drain import Watch, resident
-from benchmarks.report import Goal, compare
+from lab.bench.drain import Watch, resident
+from lab.bench.report import Goal, compare
 
 
 def watched(count: int, *, parts: int = 5, memory: Callable[[int], float]) -> Watch:

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from benchmarks import cpu
-from benchmarks.memory import LEAST, Sample, after_warm_up, per_hour, quarters, resident
+from lab.bench import cpu
+from lab.bench.memory import LEAST, Sample, after_warm_up, per_hour, quarters, resident
 
 
 def row(*megabytes: float) -> list[Sample]:

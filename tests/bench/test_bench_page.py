@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-from benchmarks import run
-from benchmarks.page import page, plot, suites_of
-from benchmarks.report import Context, Figure, Goal, compare
+from lab.bench import run
+from lab.bench.page import page, plot, suites_of
+from lab.bench.report import Context, Figure, Goal, compare
 
 CONTEXT = Context(
     cores=2, model="Example CPU", versions={"Python": "3.11"}, settings={"fsync": "on"},

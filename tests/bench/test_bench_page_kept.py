@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import Figure, Goal, as_json, compare, from_records, records
-from benchmarks.run import CONTEXT, RESULTS, with_earlier
+from lab.bench.report import Figure, Goal, as_json, compare, from_records, records
+from lab.bench.run import CONTEXT, RESULTS, with_earlier
 
 PAIRS = [(10.0, 5.0), (12.0, 4.0), (8.0, 8.0), (11.0, 10.0), (9.0, 3.0)]
 GOAL = Goal(ratio_at_least=0.5, value_at_least=10_000)

@@ -8,12 +8,12 @@ import pytest
 import sqlalchemy as sa
 from support import NOW, eventually
 
-from benchmarks.bulk import Shape, fill, months_before
-from benchmarks.locks import LockSampler, deadlocks
-from benchmarks.plans import read_by
-from billing.log.partitions import partition_name
-from billing.log.receipts import Receipts
-from billing.log.rollups import By, Usage
+from billing.postgres.partitions import partition_name
+from billing.usage_log.receipts import Receipts
+from billing.usage_log.usage_queries import By, Usage
+from lab.bench.bulk import Shape, fill, months_before
+from lab.bench.locks import LockSampler, deadlocks
+from lab.bench.plans import read_by
 
 pytestmark = pytest.mark.postgres
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from benchmarks.effort import FULL, QUICK
-from benchmarks.report import (
+from lab.bench.effort import FULL, QUICK
+from lab.bench.report import (
     MIN_REPETITIONS,
     Context,
     Figure,

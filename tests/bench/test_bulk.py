@@ -6,11 +6,11 @@ import pytest
 import sqlalchemy as sa
 from support import NOW
 
-from benchmarks.bulk import SKUS, Shape, fill, months_before
-from billing.core.period import month_of
-from billing.log.partitions import existing_partitions, partition_name
-from billing.log.receipts import Receipts
-from billing.log.rollups import By, Usage
+from billing.core.periods import month_of
+from billing.postgres.partitions import existing_partitions, partition_name
+from billing.usage_log.receipts import Receipts
+from billing.usage_log.usage_queries import By, Usage
+from lab.bench.bulk import SKUS, Shape, fill, months_before
 
 pytestmark = pytest.mark.postgres
 

@@ -10,8 +10,11 @@ from datetime import datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from billing.catalog.cache import CatalogCache, CatalogUnavailable
-from billing.catalog.sku import (
+from billing.catalog.sku_cache import CatalogCache, CatalogUnavailable
+from billing.catalog.skus import Catalog
+from billing.core.clock import ManualClock
+from billing.core.errors import NotFound
+from billing.core.sku import (
     DenialPolicy,
     FailurePolicy,
     Price,
@@ -19,9 +22,6 @@ from billing.catalog.sku import (
     Sku,
     UnavailablePolicy,
 )
-from billing.catalog.store import Catalog
-from billing.core.clock import ManualClock
-from billing.core.errors import NotFound
 
 TTL = 30
 SECOND = timedelta(seconds=1)

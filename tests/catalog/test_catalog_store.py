@@ -8,10 +8,10 @@ from datetime import datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from billing.catalog.sku import AdmissionPolicy, Price, Pricing, Sku, UnavailablePolicy
-from billing.catalog.store import Catalog
+from billing.catalog.skus import Catalog
 from billing.core.errors import AlreadyExists, InvalidValue, NotFound
-from billing.tables import prices, skus
+from billing.core.sku import AdmissionPolicy, Price, Pricing, Sku, UnavailablePolicy
+from billing.postgres.schema import prices, skus
 
 pytestmark = pytest.mark.postgres
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.catalog.rating import rate
 from billing.core.credits import MAX_MICROCREDITS
 from billing.core.errors import InvalidValue
+from billing.core.rating import rate
 
 amounts = st.integers(0, MAX_MICROCREDITS)
 

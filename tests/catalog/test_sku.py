@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.catalog.sku import (
+from billing.core.errors import InvalidValue, NotFound
+from billing.core.sku import (
     DenialPolicy,
     FailurePolicy,
     Price,
@@ -17,7 +18,6 @@ from billing.catalog.sku import (
     UnavailablePolicy,
     check_sku_id,
 )
-from billing.core.errors import InvalidValue, NotFound
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -9,9 +9,9 @@ from support import NOW, eventually
 
 from billing.core.clock import to_ms
 from billing.core.errors import QuotaUnavailable
-from billing.quota.hold import AccountView, Quota
-from chaos.catalogue import CUSTOMERS
-from chaos.ceiling import Ceiling, above
+from billing.core.reservation import AccountView, Quota
+from lab.chaos.catalogue import CUSTOMERS
+from lab.chaos.ceiling import Ceiling, above
 
 
 def account(*, settled: int, held: int, leases: int = 0, customer: str = "acme") -> AccountView:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from chaos.checker import Evidence, Letter, Row, Rule, check
-from chaos.truth import Note, Word
+from lab.chaos.checker import Evidence, Letter, Row, Rule, check
+from lab.chaos.truth import Note, Word
 
 PRICES = {"page": 100, "extra": 7, "tried": 10}
 

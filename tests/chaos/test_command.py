@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from chaos import __main__ as command
-from chaos.checker import Broken, Rule
-from chaos.errors import ChaosError
-from chaos.run import Result
-from chaos.schedule import Turn
+from lab.chaos import __main__ as command
+from lab.chaos.checker import Broken, Rule
+from lab.chaos.errors import ChaosError
+from lab.chaos.run import Result
+from lab.chaos.schedule import Turn
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from billing.reconcile.compare import Discrepancy, Kind
-from chaos.drain import _forgotten, _owed
+from billing.reconciliation.invariants import Discrepancy, Kind
+from lab.chaos.drain import _forgotten, _owed
 
 
 def discrepancy(kind: Kind, expected: int, found: int, customer: str = "acme") -> Discrepancy:

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from chaos.faults.clocks import last_change, last_month_edge
-from chaos.faults.registry import SPECS
+from lab.chaos.faults.clocks import last_change, last_month_edge
+from lab.chaos.faults.registry import SPECS
 
 
 def at(text: str) -> datetime:

@@ -6,15 +6,15 @@ import random
 
 import pytest
 
-from billing.catalog.sku import AdmissionPolicy
 from billing.core.failpoints import NAMES
-from chaos import __main__ as command
-from chaos.app import BEAT_JOBS
-from chaos.catalogue import LEASED, LESSEES, PRICES
-from chaos.faults.beats import KilledSending
-from chaos.faults.registry import SPECS
-from chaos.kinds import KINDS, choose_one
-from workers.schedule import BEAT_SCHEDULE
+from billing.core.sku import AdmissionPolicy
+from lab.chaos import __main__ as command
+from lab.chaos.app import BEAT_JOBS
+from lab.chaos.catalogue import LEASED, LESSEES, PRICES
+from lab.chaos.faults.beats import KilledSending
+from lab.chaos.faults.registry import SPECS
+from lab.chaos.kinds import KINDS, choose_one
+from workers.beat_jobs import BEAT_SCHEDULE
 
 ELSEWHERE = ("report.", "notice.", "seal.", "archive.", "restore.")
 """What is not on the way of a task: the tests of these kill them at their points."""

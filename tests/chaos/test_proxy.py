@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from chaos.proxy import Mode, Proxy
+from lab.chaos.proxy import Mode, Proxy
 
 
 @pytest.fixture

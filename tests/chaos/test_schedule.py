@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaos.schedule import Kind, Turn, turns
+from lab.chaos.schedule import Kind, Turn, turns
 
 KINDS = [
     Kind(name="flush"),

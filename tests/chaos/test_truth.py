@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chaos.truth import Note, Word, read, told, write
+from lab.chaos.truth import Note, Word, read, told, write
 
 
 def test_notes_come_back_in_order(tmp_path: Path):

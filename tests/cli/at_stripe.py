@@ -9,8 +9,8 @@ from commandline import Billing
 from stripe_api import KEY, Control
 from stripe_servers import StripeServer
 
-from billing.reporting.providers.stripe import CUSTOMER_METADATA, StripeProvider
-from billing.reporting.providers.stripe_calls import client_of
+from billing.providers.stripe.client import client_of
+from billing.providers.stripe.provider import CUSTOMER_METADATA, StripeProvider
 
 
 class AtStripe:

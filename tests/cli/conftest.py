@@ -16,7 +16,7 @@ from stripe_description import problems_of_requests
 from stripe_servers import StripeServer
 from support import add_customer, add_sku
 
-from billing.bootstrap import System
+from billing.container import System
 from billing.settings import Settings
 
 

@@ -8,9 +8,9 @@ import pytest
 import redis
 from commandline import Billing
 
-from billing.bootstrap import System
+from billing.container import System
 from billing.core.clock import format_instant
-from billing.quota.hold import HoldRequest, ReserveOutcome
+from billing.core.reservation import HoldRequest, ReserveOutcome
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 

@@ -10,12 +10,12 @@ import sqlalchemy as sa
 from commandline import Billing
 from support import make_event
 
-from billing import migrations
-from billing.bootstrap import System
-from billing.cli.doctor_probe import _place, queue_depth
+from billing.container import System
 from billing.core.clock import to_ms
-from billing.quota.hold import HoldRequest
-from billing.usage.event import UsageEvent
+from billing.core.reservation import HoldRequest
+from billing.core.usage_event import UsageEvent
+from billing.health.doctor_probe import _place, queue_depth
+from billing.postgres import migrations
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 
@@ -101,7 +101,7 @@ def _rabbitmq_answers(system: System) -> bool:
 
 
 def checks_of(system: System) -> list[Any]:
-    from billing.cli.doctor_probe import examine  # noqa: PLC0415 - only here
+    from billing.health.doctor_probe import examine  # noqa: PLC0415 - only here
 
     return examine(system)
 

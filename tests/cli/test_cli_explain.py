@@ -10,9 +10,9 @@ import pytest
 from commandline import Billing
 from support import add_customer, eventually, make_event
 
-from billing.bootstrap import System
-from billing.meter.run import Admission, TaskFacts
-from billing.quota.hold import HoldRequest, ReleaseCause
+from billing.container import System
+from billing.core.reservation import HoldRequest, ReleaseCause
+from billing.metering.usage_recorder import Admission, TaskFacts
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 

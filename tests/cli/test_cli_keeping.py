@@ -14,12 +14,12 @@ import sqlalchemy as sa
 from commandline import Billing
 from support import make_event
 
-from billing.bootstrap import System
-from billing.core.ids import event_id
-from billing.core.period import Period, hour_floor, month_of
-from billing.log.partitions import ensure_partitions
-from billing.log.writer import LogWriter
-from billing.usage.event import UsageEvent
+from billing.container import System
+from billing.core.event_ids import event_id
+from billing.core.periods import Period, hour_floor, month_of
+from billing.core.usage_event import UsageEvent
+from billing.postgres.partitions import ensure_partitions
+from billing.usage_log.log_writer import LogWriter
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 

@@ -10,9 +10,9 @@ from at_stripe import AtStripe
 from commandline import Billing
 from support import add_customer, make_event
 
-from billing.bootstrap import System
-from billing.core.period import hour_floor
-from billing.tables import customers
+from billing.container import System
+from billing.core.periods import hour_floor
+from billing.postgres.schema import customers
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 

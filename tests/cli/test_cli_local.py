@@ -15,8 +15,8 @@ import redis
 from commandline import Billing
 from support import eventually
 
-from billing.bootstrap import System
-from billing.local.process import started_at
+from billing.container import System
+from billing.devtools.embedded_servers.process import started_at
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 

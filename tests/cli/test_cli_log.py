@@ -11,9 +11,9 @@ import pytest
 from commandline import Billing
 from support import add_customer, add_sku, make_event
 
-from billing.bootstrap import System
-from billing.quota.hold import HoldRequest
-from billing.usage.event import Outcome, UsageEvent, denied_line
+from billing.container import System
+from billing.core.reservation import HoldRequest
+from billing.core.usage_event import Outcome, UsageEvent, denied_line
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import redis
 from commandline import Billing
 
-from billing.bootstrap import System
-from billing.meter.run import TaskFacts
+from billing.container import System
+from billing.metering.usage_recorder import TaskFacts
 
 
 def charge(system: System, task_id: str) -> None:

@@ -11,9 +11,9 @@ from at_stripe import AtStripe
 from commandline import Billing
 from support import add_customer, add_sku, make_event
 
-from billing.bootstrap import System
-from billing.core.period import hour_floor
-from billing.usage.event import usage_line
+from billing.container import System
+from billing.core.periods import hour_floor
+from billing.core.usage_event import usage_line
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 

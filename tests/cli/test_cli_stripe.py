@@ -11,8 +11,8 @@ from at_stripe import AtStripe
 from commandline import Billing
 from support import add_customer, add_sku
 
-from billing.bootstrap import System
-from billing.tables import customers
+from billing.container import System
+from billing.postgres.schema import customers
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 

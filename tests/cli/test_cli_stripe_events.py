@@ -8,7 +8,7 @@ import pytest
 from at_stripe import AtStripe
 from commandline import Billing
 
-from billing.bootstrap import System
+from billing.container import System
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 

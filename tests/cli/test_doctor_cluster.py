@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from billing.cli.doctor_cluster import verdict
-from billing.cli.doctor_probe import _place
-from billing.cli.doctor_rules import Level
-from billing.quota.cluster import Member
+from billing.health.doctor_cluster import verdict
+from billing.health.doctor_probe import _place
+from billing.health.rules import Level
+from billing.redis.cluster import Member
 
 
 def _node(name: str, of: str | None = None, *, failing: bool = False, slots: bool = True) -> Member:

@@ -11,8 +11,11 @@ import redis
 from commandline import Billing
 from support import make_event
 
-from billing.bootstrap import System
-from billing.cli.doctor_keeping import (
+from billing.archive import catalog as records
+from billing.archive.catalog import ArchiveState
+from billing.container import System
+from billing.core.periods import month_of
+from billing.health.doctor_keeping import (
     ARCHIVED_WITHIN,
     LEFT_SECONDS,
     SEALED_WITHIN_SECONDS,
@@ -24,13 +27,10 @@ from billing.cli.doctor_keeping import (
     slips,
     spool,
 )
-from billing.cli.doctor_rules import Finding, Level, overdue_holds
-from billing.core.period import month_of
-from billing.log import archives as records
-from billing.log.archives import ArchiveState
-from billing.reconcile.compare import Kind
+from billing.health.rules import Finding, Level, overdue_holds
+from billing.reconciliation.invariants import Kind
 from billing.settings import Settings
-from billing.usage.slips import Slip
+from billing.transport.lease_wal import Slip
 
 OK, WARN, FAIL = Level.OK, Level.WARN, Level.FAIL
 

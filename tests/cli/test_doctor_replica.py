@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from commandline import Billing
 
-from billing.cli.doctor_replica import verdict
-from billing.cli.doctor_rules import Level
+from billing.health.doctor_replica import verdict
+from billing.health.rules import Level
 
 
 @pytest.mark.parametrize(

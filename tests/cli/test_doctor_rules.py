@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from billing.cli import doctor_rules as rules
-from billing.cli.doctor_rules import Finding, Level
+from billing.health import rules
+from billing.health.rules import Finding, Level
 
 OK, WARN, FAIL = Level.OK, Level.WARN, Level.FAIL
 

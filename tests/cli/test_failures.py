@@ -14,7 +14,7 @@ from support import eventually
 from typer.testing import CliRunner
 
 from billing.cli.failures import CleanGroup, message_of
-from billing.cli.running import reporting
+from billing.cli.services import reporting
 from billing.core.errors import (
     AlreadyExists,
     ConfigurationError,
@@ -24,7 +24,7 @@ from billing.core.errors import (
     QuotaUnavailable,
 )
 from billing.settings import Settings
-from billing.usage.outbox import OutboxUnavailable
+from billing.transport.outbox import OutboxUnavailable
 
 
 class _DriverError(Exception):

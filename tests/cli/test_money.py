@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.cli.money import format_cost, format_money, margin_of
+from billing.core.money import format_cost, format_money, margin_of
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 
 from billing.cli.progress import shown
 from billing.cli.report_run import Run
-from billing.reporting.provider import Cause
-from billing.reporting.reading import Reading
-from billing.reporting.report import State
+from billing.providers.port import Cause
+from billing.reporting.read_back import Reading
+from billing.reporting.usage_report import State
 
 
 @pytest.mark.parametrize("total", [3, None])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from billing.cli.provider_words import (
+from billing.cli.cause_help import (
     PARKED,
     UNANSWERED,
     cause_in,
@@ -12,9 +12,9 @@ from billing.cli.provider_words import (
     words_of_parked,
     words_of_stop,
 )
-from billing.reporting.provider import VERDICTS, Cause, ProviderUnavailable, Verdict
-from billing.reporting.providers.stripe_calls import StripeUnanswered
-from billing.reporting.report import ParkedBy
+from billing.providers.port import VERDICTS, Cause, ProviderUnavailable, Verdict
+from billing.providers.stripe.client import StripeUnanswered
+from billing.reporting.usage_report import ParkedBy
 
 
 def test_whatever_a_report_can_be_parked_for_has_words():

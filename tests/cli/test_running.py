@@ -9,7 +9,7 @@ import threading
 import pytest
 from support import eventually
 
-from billing.cli.running import Rate, reporting, until_signalled
+from billing.cli.services import Rate, reporting, until_signalled
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from support import make_event
 
-from billing.cli.story import Known, Place, Told, tell
+from billing.cli.task_timeline import Known, Place, Told, tell
 from billing.core.clock import to_ms
 from billing.core.errors import DenialReason
-from billing.log.dead import DeadLetter
-from billing.log.receipts import ReceiptLine
-from billing.quota.hold import HoldState, HoldView
-from billing.usage.event import DeadReason, Outcome, UsageEvent, denied_line, failed_line
+from billing.core.reservation import HoldState, HoldView
+from billing.core.usage_event import DeadReason, Outcome, UsageEvent, denied_line, failed_line
+from billing.usage_log.dead_letters import DeadLetter
+from billing.usage_log.receipts import ReceiptLine
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from billing.core.clock import from_ms, to_ms
 from billing.core.errors import InvalidValue
-from billing.core.ids import event_id, hour_of, instant_of, lowest_id
-from billing.core.period import hour_floor
+from billing.core.event_ids import event_id, hour_of, instant_of, lowest_id
+from billing.core.periods import hour_floor
 
 instants = st.datetimes(
     min_value=datetime(1970, 1, 1),  # noqa: DTZ001 - hypothesis adds the zone

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.core.errors import InvalidValue
-from billing.core.period import (
+from billing.core.periods import (
     hour_ceiling,
     hour_floor,
     month_labelled,

@@ -9,13 +9,13 @@ from typing import Any
 from support import NOW, make_event
 
 from billing.core.errors import DenialReason
-from billing.log.receipts import ReceiptLine
-from workers.demo.books import Books, CustomerBooks
-from workers.demo.checks import Evidence
-from workers.demo.reported import Reported
-from workers.demo.results import End
-from workers.demo.scenario import CustomerPlan, Expected, capture
-from workers.demo.submission import Ticket
+from billing.usage_log.receipts import ReceiptLine
+from lab.demo.books import Books, CustomerBooks
+from lab.demo.checks import Evidence
+from lab.demo.reported import Reported
+from lab.demo.results import End
+from lab.demo.scenario import CustomerPlan, Expected, capture
+from lab.demo.submission import Ticket
 
 CREDIT = 1_000_000
 DENIED = End("denied", "insufficient_credits")

@@ -6,14 +6,14 @@ import pytest
 import sqlalchemy as sa
 from support import NOW, make_event
 
-from billing.bootstrap import System
+from billing.container import System
 from billing.core.clock import ManualClock
-from billing.quota.hold import HoldRequest
+from billing.core.reservation import HoldRequest
+from billing.core.usage_event import Outcome, UsageEvent, denied_line
 from billing.settings import Settings
-from billing.usage.event import Outcome, UsageEvent, denied_line
-from workers.demo.books import Books, events_logged, read_books
-from workers.demo.catalogue import add_customer, add_sku
-from workers.demo.scenario import CUSTOMERS, SKUS
+from lab.demo.books import Books, events_logged, read_books
+from lab.demo.catalogue import add_customer, add_sku
+from lab.demo.scenario import CUSTOMERS, SKUS
 
 CREDIT = 1_000_000
 NAMES = [plan.id for plan in CUSTOMERS]

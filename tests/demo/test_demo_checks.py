@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from demo_evidence import CREDIT, DENIED, ENDS, SITE, good_books, good_evidence, reported
 
-from billing.reconcile.compare import Discrepancy, Kind
-from workers.demo.checks import Check, Evidence, as_planned, invariants
-from workers.demo.results import End
+from billing.reconciliation.invariants import Discrepancy, Kind
+from lab.demo.checks import Check, Evidence, as_planned, invariants
+from lab.demo.results import End
 
 
 def violated(checks: Iterable[Check]) -> dict[str, list[str]]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from support import eventually
 
-from billing.local.process import started_at
-from workers.demo import programs
-from workers.demo.children import Children, Program
-from workers.demo.errors import DemoError
+from billing.devtools.embedded_servers.process import started_at
+from lab.demo import programs
+from lab.demo.children import Children, Program
+from lab.demo.errors import DemoError
 
 READY = "print('at work', flush=True); import time; time.sleep(60)"
 
@@ -105,7 +105,7 @@ def test_the_worker_is_a_prefork_one_with_the_demos_tasks():
     arguments = " ".join(worker.arguments)
     assert "-A workers worker --pool prefork --concurrency 3 --task-events" in arguments
     assert "--hostname demo-1@%h" in arguments
-    assert "--include workers.demo.tasks" in arguments
+    assert "--include lab.demo.tasks" in arguments
     assert worker.ready("[…] demo-1@vm ready.")
     assert not worker.ready("[…] already there")
 

@@ -11,10 +11,10 @@ import redis
 from amqp import Connection, NotFound
 from kombu.utils.url import url_to_parts
 
-from billing.local import LocalServers
+from billing.devtools.embedded_servers import LocalServers
 from billing.settings import Settings
-from billing.usage.topology import declare
-from workers.demo.ground import Ground
+from billing.transport.topology import declare
+from lab.demo.ground import Ground
 
 SERVER_FIELDS = ("database_url", "redis_url", "amqp_url", "result_url")
 
@@ -222,7 +222,7 @@ def test_what_could_not_be_deleted_is_told_and_the_rest_is_deleted(
         if list(keys) == [f"{settings.redis_prefix}:*"]:
             raise redis.ConnectionError("gone")
 
-    monkeypatch.setattr("workers.demo.ground.delete_keys", refuse)
+    monkeypatch.setattr("lab.demo.ground.delete_keys", refuse)
     left = given.clear_away(settings, [])
     assert left == [f"Redis keys {settings.redis_prefix}:*: gone"]
     assert database_of(settings) not in databases(postgres_url)

@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from workers.demo.hosts import LEAFLET_PAGES, DifficultHost, ForwardProxy
-from workers.demo.visits import closed_port, count_visits
+from lab.demo.hosts import LEAFLET_PAGES, DifficultHost, ForwardProxy
+from lab.demo.visits import closed_port, count_visits
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.demo.children import Children
-from workers.demo.interrupts import Interrupts
+from lab.demo.children import Children
+from lab.demo.interrupts import Interrupts
 
 
 class Interrupted:

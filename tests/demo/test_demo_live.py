@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support import eventually
 
-from billing.local.process import started_at
+from billing.devtools.embedded_servers.process import started_at
 
 pytestmark = pytest.mark.worker
 
@@ -39,7 +39,7 @@ def environment(
 def demo(tmp_path: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     with (tmp_path / "output").open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "workers.demo"],
+            [sys.executable, "-m", "lab.demo"],
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -76,7 +76,7 @@ def test_a_second_demo_in_the_same_folder_does_not_begin(
     with (tmp_path / "demo.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         second = subprocess.run(
-            [sys.executable, "-m", "workers.demo"],
+            [sys.executable, "-m", "lab.demo"],
             env=environment,
             capture_output=True,
             text=True,

@@ -8,10 +8,10 @@ from celery.exceptions import Retry
 from support import eventually
 
 from billing.core.errors import WeighbridgeError
-from workers.demo import __main__ as entry
-from workers.demo.children import Children, Program
-from workers.demo.errors import DemoError
-from workers.demo.tasks import digest, patient_capture
+from lab.demo import __main__ as entry
+from lab.demo.children import Children, Program
+from lab.demo.errors import DemoError
+from lab.demo.tasks import digest, patient_capture
 from workers.tasks.errors import BadStatusError
 
 
@@ -138,7 +138,7 @@ def test_a_patient_capture_comes_back_when_the_host_is_busy(monkeypatch: pytest.
     def busy(url: str) -> None:
         raise BadStatusError(url, "503")
 
-    monkeypatch.setattr("workers.demo.tasks.capture_page", type("Fake", (), {"run": busy}))
+    monkeypatch.setattr("lab.demo.tasks.capture_page", type("Fake", (), {"run": busy}))
     asked: list[dict[str, object]] = []
 
     def retry(**options: object) -> Retry:

@@ -7,9 +7,9 @@ from collections import Counter
 from demo_evidence import CREDIT, PLANS, good_books, good_evidence, reported
 from rich.console import Console
 
-from workers.demo.bars import Bars, note
-from workers.demo.checks import Check, invariants
-from workers.demo.report import (
+from lab.demo.bars import Bars, note
+from lab.demo.checks import Check, invariants
+from lab.demo.report import (
     about,
     print_checklist,
     print_delivery,
@@ -17,11 +17,11 @@ from workers.demo.report import (
     print_overview,
     print_receipts,
 )
-from workers.demo.reported import Delivery
-from workers.demo.results import End
-from workers.demo.scenario import CUSTOMERS
-from workers.demo.stages import WIDTH, Stages
-from workers.demo.summary import plain_credits, summarise
+from lab.demo.reported import Delivery
+from lab.demo.results import End
+from lab.demo.scenario import CUSTOMERS
+from lab.demo.stages import WIDTH, Stages
+from lab.demo.summary import plain_credits, summarise
 
 
 def console_of(encoding: str = "utf-8") -> tuple[Console, io.TextIOWrapper]:

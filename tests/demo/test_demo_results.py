@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from demo_evidence import ticket
 
-from workers.demo.results import End, Results, end_of, reasons, tally
-from workers.demo.submission import Submitted
+from lab.demo.results import End, Results, end_of, reasons, tally
+from lab.demo.submission import Submitted
 from workers.errors import QuotaExceeded
 
 OUT_OF_CREDITS = QuotaExceeded("insufficient_credits", "corvus", "page-capture", 1, 0)

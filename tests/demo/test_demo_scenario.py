@@ -9,12 +9,12 @@ import pytest
 from billing.core.clock import ManualClock, to_ms
 from billing.core.credits import parse_credits
 from billing.core.errors import DenialReason
-from billing.core.ids import event_id
-from billing.quota.hold import AccountState, HoldRequest, ReleaseCause
-from billing.quota.memory import MemoryQuota
-from billing.usage.event import Outcome, UsageEvent, usage_line
-from workers.demo.pages import LIGHT_PAGES, SEARCH_SEEDS
-from workers.demo.scenario import (
+from billing.core.event_ids import event_id
+from billing.core.reservation import AccountState, HoldRequest, ReleaseCause
+from billing.core.usage_event import Outcome, UsageEvent, usage_line
+from billing.quota.memory_store import MemoryQuota
+from lab.demo.pages import LIGHT_PAGES, SEARCH_SEEDS
+from lab.demo.scenario import (
     CUSTOMERS,
     FORENSIC,
     PATIENT,

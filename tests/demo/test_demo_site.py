@@ -10,8 +10,8 @@ import httpx
 import pytest
 from support import eventually
 
-from workers.demo import programs, site
-from workers.demo.pages import LIGHT_PAGES, SEARCH_SEEDS
+from lab.demo import programs, site
+from lab.demo.pages import LIGHT_PAGES, SEARCH_SEEDS
 
 
 @dataclass

@@ -6,12 +6,12 @@ from typing import Any, cast
 import pytest
 from celery import Celery, signals
 
-from billing.bootstrap import System
+from billing.container import System
 from billing.core.clock import ManualClock, format_instant
-from billing.memory import MemorySystem
-from workers.context import HEADER
-from workers.demo.scenario import CAPTURE, Batch, Call, Way, capture, forensic
-from workers.demo.submission import Submitted, submit
+from billing.testing import MemorySystem
+from lab.demo.scenario import CAPTURE, Batch, Call, Way, capture, forensic
+from lab.demo.submission import Submitted, submit
+from workers.billing_header import HEADER
 from workers.metering import Metering
 
 

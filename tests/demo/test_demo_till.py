@@ -8,9 +8,9 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from billing.reporting.providers.stripe_key import check_key
+from billing.providers.stripe.api_key import check_key
 from billing.settings import Settings
-from workers.demo.till import OWN_KEY, Till
+from lab.demo.till import OWN_KEY, Till
 
 KEY = "sk_test_somebodys"
 

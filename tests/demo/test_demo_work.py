@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from billing.core.clock import ManualClock
-from workers.demo import work
-from workers.demo.errors import DemoError
-from workers.demo.interrupts import Interrupts
-from workers.demo.scenario import Batch, Way, capture
-from workers.demo.submission import Submitted, Ticket
-from workers.demo.work import Work
+from lab.demo import work
+from lab.demo.errors import DemoError
+from lab.demo.interrupts import Interrupts
+from lab.demo.scenario import Batch, Way, capture
+from lab.demo.submission import Submitted, Ticket
+from lab.demo.work import Work
 
 
 class Workshop:

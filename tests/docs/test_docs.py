@@ -24,8 +24,8 @@ from docs_pages import (
     unknown_settings,
 )
 
-from billing.usage.event import DeadReason
-from workers.schedule import BEAT_SCHEDULE
+from billing.core.usage_event import DeadReason
+from workers.beat_jobs import BEAT_SCHEDULE
 
 PAGES = pages()
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -167,7 +167,7 @@ def test_every_file_named_exists(page: Page):
 
 
 def test_a_file_that_is_not_there_is_found():
-    assert missing_paths(page_of("`billing/core/ids.py` `billing/*/README.md`")) == []
+    assert missing_paths(page_of("`billing/core/event_ids.py` `billing/*/README.md`")) == []
     assert missing_paths(page_of("`billing/core/id.py`")) == ["billing/core/id.py"]
 
 
@@ -250,7 +250,7 @@ def test_the_ten_lines_make_an_app_whose_worker_may_start(tmp_path: Path):
     assert adding.splitlines()[:14] == readme.splitlines()[:14]
     asked = """
 from billing.settings import Settings
-from workers.startup import TaskSetup, check_serializers, check_tasks
+from workers.startup_checks import TaskSetup, check_serializers, check_tasks
 
 setup = TaskSetup(
     name=render.name,

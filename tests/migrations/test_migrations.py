@@ -1,4 +1,4 @@
-"""The schema goes up, down and up again, and is what ``billing/tables.py`` says it is."""
+"""The schema goes up, down and up again, and is what ``billing/postgres/schema.py`` says it is."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from alembic.migration import MigrationContext
 from psycopg import sql
 from support import NOW, add_customer, add_sku, make_event
 
-from billing import migrations
 from billing.core.clock import ManualClock, to_ms
 from billing.core.errors import ConfigurationError
-from billing.log.candidate import HOUR_MS
-from billing.log.engine import sqlalchemy_url
-from billing.log.partitions import is_partition_name
-from billing.log.subjects import SubjectIds, month_number
-from billing.log.writer import LogWriter
-from billing.tables import metadata
-from billing.usage.event import Outcome
+from billing.core.usage_event import Outcome
+from billing.postgres import migrations
+from billing.postgres.engines import sqlalchemy_url
+from billing.postgres.partitions import is_partition_name
+from billing.postgres.schema import metadata
+from billing.usage_log.candidate import HOUR_MS
+from billing.usage_log.distinct_subjects import SubjectIds, month_number
+from billing.usage_log.log_writer import LogWriter
 
 MakeDatabase = Callable[[], str]
 VERSIONS = migrations.scripts_folder() / "versions"
@@ -180,7 +180,7 @@ def test_databases_migrated_at_the_same_time_do_not_fail_over_the_roles(
 
 def _migrate_in_a_process(url: str) -> None:
     # Alembic keeps its context in module globals: two at once need two processes.
-    code = "import sys; from billing.migrations import upgrade; upgrade(sys.argv[1])"
+    code = "import sys; from billing.postgres.migrations import upgrade; upgrade(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, url], check=True, timeout=60)
 
 

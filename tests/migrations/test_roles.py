@@ -10,10 +10,10 @@ import sqlalchemy as sa
 from support import NOW, add_customer, add_sku, make_event
 
 from billing.core.clock import ManualClock
-from billing.log.engine import owner_engine, reader_engine, writer_engine
-from billing.log.partitions import partition_name
-from billing.log.writer import LogWriter
-from billing.tables import metadata
+from billing.postgres.engines import owner_engine, reader_engine, writer_engine
+from billing.postgres.partitions import partition_name
+from billing.postgres.schema import metadata
+from billing.usage_log.log_writer import LogWriter
 
 MONTH = partition_name(NOW)
 

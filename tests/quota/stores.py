@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import redis
 
 from billing.core.clock import ManualClock, from_ms, to_ms
-from billing.core.ids import event_id
-from billing.quota.hold import (
+from billing.core.credit_lease import LeaseStore
+from billing.core.event_ids import event_id
+from billing.core.reservation import (
     AccountState,
     AccountView,
     HoldRequest,
@@ -23,11 +24,10 @@ from billing.quota.hold import (
     Reservation,
     Settlement,
 )
-from billing.quota.keys import SHARDS, Keys, shard_of
-from billing.quota.lease import LeaseStore
-from billing.quota.memory import MemoryQuota
-from billing.quota.redis_quota import RedisQuota
-from billing.usage.event import Outcome, UsageEvent, denied_line, failed_line, from_wire
+from billing.core.usage_event import Outcome, UsageEvent, denied_line, failed_line, from_wire
+from billing.quota.memory_store import MemoryQuota
+from billing.quota.redis_store import RedisQuota
+from billing.redis.keys import SHARDS, Keys, shard_of
 
 CUSTOMER = "acme"
 SKU = "page-capture"

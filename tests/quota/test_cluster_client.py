@@ -7,8 +7,8 @@ import redis
 from redis.exceptions import ClusterDownError, MovedError, SlotNotCoveredError, TryAgainError
 
 from billing.core.errors import ConfigurationError, QuotaUnavailable
-from billing.quota.cluster import ClusterClient, combined, is_cluster, nodes_of, translated
-from billing.quota.redis_quota import RedisQuota
+from billing.quota.redis_store import RedisQuota
+from billing.redis.cluster import ClusterClient, combined, is_cluster, nodes_of, translated
 
 
 @pytest.mark.parametrize(

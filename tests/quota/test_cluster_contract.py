@@ -12,9 +12,9 @@ from test_lease_contract import *  # noqa: F403 - of leases too
 from test_quota_contract import *  # noqa: F403 - every test of the contract
 from test_quota_load import *  # noqa: F403 - and of loading
 
-from billing.quota.cluster import ClusterClient
-from billing.quota.redis_quota import RedisQuota
-from scale.redis_nodes import RedisNodes
+from billing.quota.redis_store import RedisQuota
+from billing.redis.cluster import ClusterClient
+from lab.scale.redis_nodes import RedisNodes
 
 pytestmark = [pytest.mark.redis, pytest.mark.process]
 

@@ -24,17 +24,7 @@ from stores import (
     view,
 )
 
-from billing.core.errors import InvalidValue
-from billing.quota.hold import (
-    SYNC_ONLY,
-    HoldState,
-    LoadOutcome,
-    ReleaseCause,
-    ReleaseOutcome,
-    ReserveOutcome,
-    SettleOutcome,
-)
-from billing.quota.lease import (
+from billing.core.credit_lease import (
     ENDED_SECONDS,
     SHARE,
     BatchSettlement,
@@ -44,7 +34,17 @@ from billing.quota.lease import (
     LeaseOutcome,
     LeaseRequest,
 )
-from billing.usage.event import UsageEvent
+from billing.core.errors import InvalidValue
+from billing.core.reservation import (
+    SYNC_ONLY,
+    HoldState,
+    LoadOutcome,
+    ReleaseCause,
+    ReleaseOutcome,
+    ReserveOutcome,
+    SettleOutcome,
+)
+from billing.core.usage_event import UsageEvent
 
 LEASE = "lease:a"
 OTHER = "lease:b"

@@ -1,9 +1,9 @@
 """Any interleaving of leaseholders, crashes, lost and late calls keeps the ceiling and the books.
 
-Three processes lease from one customer, on the rules of ``billing/quota/lease.py`` and a quota
-store. Each call may be lost on its way, take effect without its answer, or arrive after later ones;
-a process may die before or after it. What is on its disk stays. Tasks come again to any process,
-through a lease or by themselves.
+Three processes lease from one customer, on the rules of ``billing/core/credit_lease.py`` and a
+quota store. Each call may be lost on its way, take effect without its answer, or arrive after later
+ones; a process may die before or after it. What is on its disk stays. Tasks come again to any
+process, through a lease or by themselves.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from hypothesis.stateful import (
 from stores import CUSTOMER, SKU, MemoryStore, Store, StoreMaker, account_state, usage
 
 from billing.core.clock import from_ms
-from billing.quota.hold import HoldRequest, LoadOutcome, ReleaseCause
-from billing.quota.lease import (
+from billing.core.credit_lease import (
     SHARE,
     BatchSettlement,
     Lease,
@@ -40,7 +39,8 @@ from billing.quota.lease import (
     chunk_of,
     wish_of,
 )
-from billing.usage.event import UsageEvent
+from billing.core.reservation import HoldRequest, LoadOutcome, ReleaseCause
+from billing.core.usage_event import UsageEvent
 
 TTL_SECONDS: Final = 100
 STEP_SECONDS: Final = 40

@@ -28,7 +28,7 @@ from stores import (
 
 from billing.core.credits import MAX_MICROCREDITS
 from billing.core.errors import DenialReason, InvalidValue
-from billing.quota.hold import (
+from billing.core.reservation import (
     HoldRequest,
     HoldState,
     ReleaseCause,

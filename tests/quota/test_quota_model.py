@@ -28,7 +28,7 @@ from stores import (
     settle,
 )
 
-from billing.quota.hold import (
+from billing.core.reservation import (
     HoldState,
     HoldView,
     LoadOutcome,

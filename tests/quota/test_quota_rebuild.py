@@ -10,12 +10,12 @@ import sqlalchemy as sa
 from stores import MemoryStore, figures, reserve, settle, view
 from support import add_customer, eventually, make_event
 
-from billing import tables
 from billing.core.clock import to_ms
 from billing.core.errors import NotFound, WeighbridgeError
-from billing.core.period import hour_floor, month_of
-from billing.quota.hold import SYNC_ONLY, AccountState, LoadOutcome, ReserveOutcome
-from billing.quota.rebuild import current_state, rebuild
+from billing.core.periods import hour_floor, month_of
+from billing.core.reservation import SYNC_ONLY, AccountState, LoadOutcome, ReserveOutcome
+from billing.postgres import schema as tables
+from billing.quota.account_state import current_state, rebuild
 
 pytestmark = pytest.mark.postgres
 

@@ -19,9 +19,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from stores import CUSTOMER, SKU, RedisStore, figures, open_account, reserve
 
-from billing.quota.hold import HoldRequest, ReserveOutcome
-from billing.quota.redis_calls import packed
-from billing.quota.redis_quota import RedisQuota
+from billing.core.reservation import HoldRequest, ReserveOutcome
+from billing.quota.redis_store import RedisQuota
+from billing.redis.scripts import packed
 
 pytestmark = pytest.mark.redis
 

@@ -32,12 +32,12 @@ from stores import (
 )
 from support import TcpProxy, eventually, make_event
 
+from billing.core.credit_lease import LeasedBatch, LeasedRun, LeaseRequest
 from billing.core.errors import QuotaUnavailable, WeighbridgeError
-from billing.quota.hold import LoadOutcome, ReleaseCause, ReserveOutcome, SettleOutcome
-from billing.quota.keys import SHARDS, Keys, shard_of
-from billing.quota.lease import LeasedBatch, LeasedRun, LeaseRequest
-from billing.quota.redis_calls import script_text
-from billing.quota.redis_quota import VERBS, RedisQuota
+from billing.core.reservation import LoadOutcome, ReleaseCause, ReserveOutcome, SettleOutcome
+from billing.quota.redis_store import VERBS, RedisQuota
+from billing.redis.keys import SHARDS, Keys, shard_of
+from billing.redis.scripts import script_text
 
 pytestmark = pytest.mark.redis
 

@@ -11,12 +11,12 @@ from reporting_support import CUSTOMERS, LAST_HOUR, SKUS, System
 from stripe_bench import LocalStripe
 from support import NOW
 
+from billing.providers.port import Provider, ProviderUnavailable, UsageReport
 from billing.reporting.comparison import ProviderComparison
-from billing.reporting.confirmation import Confirmations
+from billing.reporting.confirmations import Confirmations
 from billing.reporting.destination import CustomerIds, Destination
-from billing.reporting.provider import Provider, ProviderUnavailable, UsageReport
-from billing.reporting.reading import Reader, Reading, ReadPace
-from billing.reporting.run import Advance, Pace, Reporter
+from billing.reporting.read_back import Reader, Reading, ReadPace
+from billing.reporting.sender import Advance, Pace, Reporter
 
 QUICK = ReadPace(rate_per_second=1e6, burst=1000)
 QUARTER = timedelta(minutes=15)

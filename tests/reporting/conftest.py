@@ -14,8 +14,8 @@ from stripe_description import problems_of_requests
 from support import NOW
 
 from billing.core.clock import ManualClock
-from billing.reporting.providers.stripe import StripeProvider
-from billing.stripe_sandbox import SandboxServer
+from billing.devtools.stripe_sandbox import SandboxServer
+from billing.providers.stripe.provider import StripeProvider
 
 
 @pytest.fixture

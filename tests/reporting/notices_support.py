@@ -11,22 +11,22 @@ from typing import Any, cast
 import sqlalchemy as sa
 from support import NOW, add_customer, add_sku
 
-from billing import tables
 from billing.core.clock import ManualClock
 from billing.core.errors import NotFound
-from billing.reporting.confirmation import Confirmations
-from billing.reporting.destination import CustomerIds
-from billing.reporting.notices.handlers import AtStripe, Handlers
-from billing.reporting.notices.run import Notices, Received
-from billing.reporting.notices.stripe_reads import StripeReads
-from billing.reporting.notices.topups import Terms
-from billing.reporting.provider import (
+from billing.postgres import schema as tables
+from billing.providers.port import (
     Cause,
     MeteredLine,
     Provider,
     ProviderInvoice,
     ProviderUnavailable,
 )
+from billing.reporting.confirmations import Confirmations
+from billing.reporting.destination import CustomerIds
+from billing.stripe_webhooks.handlers import AtStripe, Handlers
+from billing.stripe_webhooks.processor import Notices, Received
+from billing.stripe_webhooks.stripe_reads import StripeReads
+from billing.stripe_webhooks.topups import Terms
 
 METER = "weighbridge_main_page-capture"
 START = NOW.replace(day=1, hour=0, minute=0) - timedelta(days=31)

@@ -14,10 +14,10 @@ import sqlalchemy as sa
 from stripe_servers import stripe_server
 from support import NOW
 
-from billing.reporting.provider import Provider
-from billing.reporting.providers.file import FileProvider
-from billing.reporting.providers.ledger import LedgerProvider
-from billing.reporting.providers.stripe import StripeProvider
+from billing.providers.files import FileProvider
+from billing.providers.ledger import LedgerProvider
+from billing.providers.port import Provider
+from billing.providers.stripe.provider import StripeProvider
 
 STRIPE_KEY = "sk_test_4eC39HqLyjWDarjtT1zdp7dc"
 

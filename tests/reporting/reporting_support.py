@@ -13,9 +13,11 @@ import sqlalchemy as sa
 from support import NOW, add_customer, add_sku, make_event
 
 from billing.core.clock import ManualClock
-from billing.core.period import Period, month_of, next_month
-from billing.log.writer import LogWriter
-from billing.reporting.provider import (
+from billing.core.periods import Period, month_of, next_month
+from billing.core.usage_event import usage_line
+from billing.providers.files import FileProvider
+from billing.providers.ledger import LedgerProvider
+from billing.providers.port import (
     Answer,
     Cause,
     Meter,
@@ -24,12 +26,10 @@ from billing.reporting.provider import (
     ProviderInvoice,
     UsageReport,
 )
-from billing.reporting.providers.file import FileProvider
-from billing.reporting.providers.ledger import LedgerProvider
-from billing.reporting.report import OPEN, TAKEN
-from billing.reporting.run import Advance, Pace, Reporter
-from billing.reporting.store import CustomerIds, Destination, Metered, Reports, Sums
-from billing.usage.event import usage_line
+from billing.reporting.report_store import CustomerIds, Destination, Metered, Reports, Sums
+from billing.reporting.sender import Advance, Pace, Reporter
+from billing.reporting.usage_report import OPEN, TAKEN
+from billing.usage_log.log_writer import LogWriter
 
 THIS_HOUR = NOW.replace(minute=0)
 LAST_HOUR = THIS_HOUR - timedelta(hours=1)

@@ -11,10 +11,10 @@ import stripe
 from stripe_api import KEY, Control
 from support import NOW
 
-from billing.reporting.provider import InvoiceLine, Meter, ProviderUnavailable, UsageReport
-from billing.reporting.providers.stripe import StripeProvider
-from billing.reporting.providers.stripe_calls import client_of
-from billing.stripe_sandbox import SandboxServer
+from billing.devtools.stripe_sandbox import SandboxServer
+from billing.providers.port import InvoiceLine, Meter, ProviderUnavailable, UsageReport
+from billing.providers.stripe.client import client_of
+from billing.providers.stripe.provider import StripeProvider
 
 HOUR = NOW.replace(minute=0) - timedelta(hours=3)
 METER = Meter(sku="page-capture", name="test.page-capture", display_name="Pages captured")

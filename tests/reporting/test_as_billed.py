@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.reporting.carry import Holding, as_billed
+from billing.reporting.adjustments import Holding, as_billed
 
 UNDER_WAY = datetime(2026, 11, 10, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)

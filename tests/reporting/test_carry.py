@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from billing.reporting.carry import (
+from billing.providers.port import Cause, Meter
+from billing.reporting.adjustments import (
     Carry,
     Leftover,
     Reason,
@@ -18,9 +19,8 @@ from billing.reporting.carry import (
     too_old_before,
     weigh,
 )
-from billing.reporting.due import Bucket, Holder, Last, Revision
-from billing.reporting.provider import Cause, Meter
-from billing.reporting.report import (
+from billing.reporting.revision_rules import Bucket, Holder, Last, Revision
+from billing.reporting.usage_report import (
     EVENT_OFFSET,
     MAX_HOUR_VALUE,
     OPEN,

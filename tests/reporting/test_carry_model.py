@@ -13,7 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from billing.reporting.carry import (
+from billing.providers.port import Cause, Meter
+from billing.reporting.adjustments import (
     Carry,
     Holding,
     Leftover,
@@ -26,9 +27,8 @@ from billing.reporting.carry import (
     too_old_before,
     weigh,
 )
-from billing.reporting.due import Bucket, Holder, Last, Revision, revise
-from billing.reporting.provider import Cause, Meter
-from billing.reporting.report import BILLED, OPEN, TAKEN, ParkedBy, State, scaled
+from billing.reporting.revision_rules import Bucket, Holder, Last, Revision, revise
+from billing.reporting.usage_report import BILLED, OPEN, TAKEN, ParkedBy, State, scaled
 
 START = datetime(2026, 11, 10, tzinfo=UTC)
 HOUR = timedelta(hours=1)

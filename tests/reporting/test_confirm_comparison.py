@@ -14,10 +14,10 @@ from reporting_support import LAST_HOUR, SKUS, System
 from stripe_bench import LocalStripe, delete
 from support import NOW
 
-from billing.core.period import Period, month_of
+from billing.core.periods import Period, month_of
+from billing.providers.port import Cause, ProviderUnavailable
 from billing.reporting.comparison import NO_METER, NOT_LINKED, ProviderComparison, ProviderDay
 from billing.reporting.destination import CustomerIds
-from billing.reporting.provider import Cause, ProviderUnavailable
 
 HOUR = timedelta(hours=1)
 DAY = LAST_HOUR.date()

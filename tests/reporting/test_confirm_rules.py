@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.reporting.confirm import (
+from billing.reporting.confirmation_rules import (
     APART,
     DAILY,
     FIRST_READING,
@@ -28,8 +28,8 @@ from billing.reporting.confirm import (
     next_reading,
     put_off_until,
 )
-from billing.reporting.due import Holder
-from billing.reporting.report import State, may_become
+from billing.reporting.revision_rules import Holder
+from billing.reporting.usage_report import State, may_become
 
 NOW = datetime(2026, 11, 10, 12, 30, tzinfo=UTC)
 HOUR = datetime(2026, 11, 10, 9, tzinfo=UTC)

@@ -10,9 +10,9 @@ from confirm_support import Desk, at_stripe
 from reporting_support import LAST_HOUR, System
 from support import NOW
 
-from billing.reporting.confirm import MAX_RESENT
+from billing.providers.port import Cause, ProviderUnavailable
+from billing.reporting.confirmation_rules import MAX_RESENT
 from billing.reporting.destination import CustomerIds
-from billing.reporting.provider import Cause, ProviderUnavailable
 
 HOUR = timedelta(hours=1)
 MIDNIGHT = NOW.replace(hour=0, minute=0)

@@ -14,14 +14,14 @@ import sqlalchemy as sa
 from confirm_support import Desk
 from reporting_support import LAST_HOUR, System, answer_lost, answering, metered
 
-from billing.reporting.destination import CustomerIds, Metered
-from billing.reporting.provider import (
+from billing.providers.port import (
     Answer,
     Cause,
     Provider,
     ProviderUnavailable,
     UsageReport,
 )
+from billing.reporting.destination import CustomerIds, Metered
 
 HOUR = timedelta(hours=1)
 NEVER_ARRIVED = answering(Cause.TIMED_OUT)
@@ -289,10 +289,10 @@ from pathlib import Path
 import sqlalchemy as sa
 from billing.core import failpoints
 from billing.core.clock import ManualClock
-from billing.log.engine import sqlalchemy_url
-from billing.reporting.confirmation import Confirmations
-from billing.reporting.providers.file import FileProvider
-from billing.reporting.reading import Reader
+from billing.postgres.engines import sqlalchemy_url
+from billing.reporting.confirmations import Confirmations
+from billing.providers.files import FileProvider
+from billing.reporting.read_back import Reader
 url, now, record, folder, nth = sys.argv[1:]
 failpoints.arm(f"report.after_reading={nth}", Path(record))
 Reader(

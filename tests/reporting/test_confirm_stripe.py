@@ -10,7 +10,7 @@ from confirm_support import Desk, at_stripe
 from reporting_support import LAST_HOUR, System
 from stripe_bench import METERS, LocalStripe, delete
 
-from billing.reporting.provider import Cause
+from billing.providers.port import Cause
 
 SUMMARIES = f"{METERS}/*/event_summaries"
 HOUR = timedelta(hours=1)

@@ -14,8 +14,8 @@ from confirm_support import QUICK, Desk, at_stripe
 from reporting_support import LAST_HOUR, System
 from support import NOW
 
-from billing.reporting.confirm import LAG
-from billing.reporting.confirmation import Cursor
+from billing.reporting.confirmation_rules import LAG
+from billing.reporting.confirmations import Cursor
 from billing.reporting.destination import CustomerIds
 
 HOUR = timedelta(hours=1)

@@ -10,9 +10,9 @@ from confirm_support import Desk
 from reporting_support import LAST_HOUR, System, metered
 from support import NOW
 
-from billing.reporting.confirmation import MARGIN
+from billing.providers.port import Cause
+from billing.reporting.confirmations import MARGIN
 from billing.reporting.destination import CustomerIds
-from billing.reporting.provider import Cause
 
 
 @pytest.fixture

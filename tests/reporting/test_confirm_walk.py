@@ -11,8 +11,8 @@ from confirm_support import Desk, at_stripe
 from reporting_support import CUSTOMERS, LAST_HOUR, System, answer_lost, answering
 from stripe_bench import LocalStripe
 
+from billing.providers.port import Cause, ProviderUnavailable
 from billing.reporting.destination import CustomerIds
-from billing.reporting.provider import Cause, ProviderUnavailable
 
 STEPS = 60
 HOUR = timedelta(hours=1)

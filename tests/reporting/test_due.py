@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.reporting.due import (
+from billing.providers.port import Cause, Meter
+from billing.reporting.revision_rules import (
     EVERY,
     REACH,
     Bucket,
@@ -25,8 +26,7 @@ from billing.reporting.due import (
     reaches_to,
     revise,
 )
-from billing.reporting.provider import Cause, Meter
-from billing.reporting.report import MAX_HOUR_VALUE, OPEN, TAKEN, ParkedBy, State
+from billing.reporting.usage_report import MAX_HOUR_VALUE, OPEN, TAKEN, ParkedBy, State
 
 NOW = datetime(2026, 11, 10, 12, 30, tzinfo=UTC)
 METER = Meter(sku="page-capture", name="m", display_name="Pages")

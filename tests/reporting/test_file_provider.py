@@ -11,8 +11,8 @@ import pytest
 from support import NOW
 
 from billing.core.errors import NotFound
-from billing.reporting.provider import Cause, ProviderUnavailable, UsageReport
-from billing.reporting.providers.file import COLUMNS, FileProvider
+from billing.providers.files import COLUMNS, FileProvider
+from billing.providers.port import Cause, ProviderUnavailable, UsageReport
 
 HOUR = NOW.replace(minute=0)
 STEM = f"usage-{HOUR:%Y-%m-%d}"

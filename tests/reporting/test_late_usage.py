@@ -21,9 +21,9 @@ from reporting_support import (
 )
 from support import NOW
 
-from billing.reporting.provider import Cause
-from billing.reporting.report import State
-from billing.reporting.store import CustomerIds, Destination
+from billing.providers.port import Cause
+from billing.reporting.report_store import CustomerIds, Destination
+from billing.reporting.usage_report import State
 
 HOUR = timedelta(hours=1)
 KEY = ("acme", "page-capture")

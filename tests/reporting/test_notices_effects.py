@@ -13,14 +13,14 @@ from notices_support import Told, an_event
 from structlog.testing import capture_logs
 from support import NOW
 
-from billing.accounts.store import Accounts
+from billing.catalog.customers import Accounts
+from billing.catalog.grants import Credit
 from billing.core.errors import NotFound
-from billing.credit.store import Credit
-from billing.reporting.notices.deletions import DELETED
-from billing.reporting.notices.event import Result
-from billing.reporting.notices.store import WebhookEvents
-from billing.reporting.notices.topups import NOT_GIVEN
-from billing.tables import customers, grants, usage_reports, webhook_events
+from billing.postgres.schema import customers, grants, usage_reports, webhook_events
+from billing.stripe_webhooks.deletions import DELETED
+from billing.stripe_webhooks.event_store import WebhookEvents
+from billing.stripe_webhooks.stripe_event import Result
+from billing.stripe_webhooks.topups import NOT_GIVEN
 
 pytestmark = pytest.mark.postgres
 

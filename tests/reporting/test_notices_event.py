@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import NOW
 
-from billing.reporting.notices.event import (
+from billing.providers.port import Cause
+from billing.stripe_webhooks.meter_errors import read_meter_errors
+from billing.stripe_webhooks.stripe_event import (
     KINDS,
     Kind,
     Notice,
@@ -19,8 +21,6 @@ from billing.reporting.notices.event import (
     read_notice,
     stand_in,
 )
-from billing.reporting.notices.meter_errors import read_meter_errors
-from billing.reporting.provider import Cause
 
 SNAPSHOT: dict[str, Any] = {
     "id": "evt_1",

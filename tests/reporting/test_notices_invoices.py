@@ -13,10 +13,10 @@ from notices_support import END, METER, START, Told, Unanswered, an_invoice
 from structlog.testing import capture_logs
 from support import NOW
 
-from billing.reporting.notices.invoices import VOID, is_older
-from billing.reporting.notices.run import Polled
-from billing.reporting.provider import Cause, ProviderUnavailable
-from billing.tables import customers, provider_invoices, report_seals
+from billing.postgres.schema import customers, provider_invoices, report_seals
+from billing.providers.port import Cause, ProviderUnavailable
+from billing.stripe_webhooks.invoices import VOID, is_older
+from billing.stripe_webhooks.processor import Polled
 
 pytestmark = pytest.mark.postgres
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support import NOW
 
 from billing.core.errors import ConfigurationError
-from billing.reporting.notices.signature import (
+from billing.stripe_webhooks.signature import (
     TOLERANCE,
     Unsigned,
     check_signature,

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.core.credits import MAX_MICROCREDITS
-from billing.reporting.notices.event import Unreadable
-from billing.reporting.notices.topup import (
+from billing.stripe_webhooks.checkout import (
     CREDITS,
     NotYet,
     credits_bought,
     decimals_of,
     read_checkout,
 )
+from billing.stripe_webhooks.stripe_event import Unreadable
 
 SESSION: dict[str, Any] = {
     "id": "cs_test_1",

@@ -8,8 +8,8 @@ import pytest
 import sqlalchemy as sa
 from reporting_support import LAST_HOUR, THIS_HOUR, Aged, System, answer_lost, answering, coarse
 
-from billing.reporting.provider import Cause
-from billing.reporting.report import MAX_HOUR_VALUE
+from billing.providers.port import Cause
+from billing.reporting.usage_report import MAX_HOUR_VALUE
 
 HOUR = timedelta(hours=1)
 KEY = ("acme", "page-capture")

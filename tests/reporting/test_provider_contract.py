@@ -14,7 +14,7 @@ from provider_contracts import BENCHES, Bench
 from support import NOW, add_customer
 
 from billing.core.errors import AlreadyExists, NotFound
-from billing.reporting.provider import (
+from billing.providers.port import (
     Cause,
     InvoiceLine,
     Meter,

@@ -17,12 +17,12 @@ from reporting_support import (
 from support import NOW
 
 from billing.core.errors import NotFound
-from billing.core.period import month_of
-from billing.reporting.carry import Reason
+from billing.core.periods import month_of
+from billing.providers.port import Cause
+from billing.reporting.adjustments import Reason
 from billing.reporting.listing import Count
-from billing.reporting.provider import Cause
-from billing.reporting.report import State
-from billing.reporting.store import Metered
+from billing.reporting.report_store import Metered
+from billing.reporting.usage_report import State
 
 HOUR = timedelta(hours=1)
 

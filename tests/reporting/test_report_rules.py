@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from billing.core.errors import InvalidValue
-from billing.reporting.provider import Answer, Cause, Verdict
-from billing.reporting.report import (
+from billing.providers.port import Answer, Cause, Verdict
+from billing.reporting.usage_report import (
     EDGES,
     FIRST_WAIT,
     LARGEST_VALUE,

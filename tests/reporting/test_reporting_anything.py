@@ -18,7 +18,7 @@ from reporting_support import (
     metered,
 )
 
-from billing.reporting.provider import Cause
+from billing.providers.port import Cause
 
 HOUR = timedelta(hours=1)
 SKU = "page-capture"

@@ -21,10 +21,10 @@ from reporting_support import (
 )
 from sqlalchemy.engine import Connection
 
-from billing.log.engine import writer_engine
-from billing.reporting.provider import Answer, Cause, Provider, UsageReport
-from billing.reporting.report import State
-from billing.reporting.store import Metered
+from billing.postgres.engines import writer_engine
+from billing.providers.port import Answer, Cause, Provider, UsageReport
+from billing.reporting.report_store import Metered
+from billing.reporting.usage_report import State
 
 
 def busy(system: System) -> None:

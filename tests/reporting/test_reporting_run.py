@@ -14,11 +14,11 @@ from reporting_support import LAST_HOUR, System, answer_lost, answering, metered
 from support import NOW
 
 from billing.core.errors import InvalidValue
-from billing.reporting.due import EVERY, Depth
-from billing.reporting.pace import TokenBucket
-from billing.reporting.provider import Answer, Cause, Meter, ProviderUnavailable
-from billing.reporting.report import State, after_answer
-from billing.reporting.store import Answered, CustomerIds, Destination, Metered
+from billing.providers.port import Answer, Cause, Meter, ProviderUnavailable
+from billing.reporting.rate_limiter import TokenBucket
+from billing.reporting.report_store import Answered, CustomerIds, Destination, Metered
+from billing.reporting.revision_rules import EVERY, Depth
+from billing.reporting.usage_report import State, after_answer
 
 LEASE = timedelta(minutes=5)
 
@@ -256,11 +256,11 @@ from pathlib import Path
 import sqlalchemy as sa
 from billing.core import failpoints
 from billing.core.clock import ManualClock
-from billing.log.engine import sqlalchemy_url
-from billing.reporting.provider import Meter
-from billing.reporting.providers.file import FileProvider
-from billing.reporting.run import Pace, Reporter
-from billing.reporting.store import CustomerIds, Destination, Metered, Reports
+from billing.postgres.engines import sqlalchemy_url
+from billing.providers.port import Meter
+from billing.providers.files import FileProvider
+from billing.reporting.sender import Pace, Reporter
+from billing.reporting.report_store import CustomerIds, Destination, Metered, Reports
 url, now, point, record, folder = sys.argv[1:]
 failpoints.arm(f"{point}=1", Path(record))
 def metered(sku):

@@ -20,12 +20,12 @@ from reporting_support import (
 )
 from support import NOW
 
-from billing.reporting.confirmation import Confirmations
-from billing.reporting.provider import Cause, MeteredLine, ProviderInvoice
-from billing.reporting.reading import Reader
-from billing.reporting.seals import notice
-from billing.reporting.settlement import Difference
-from billing.reporting.store import Metered
+from billing.providers.port import Cause, MeteredLine, ProviderInvoice
+from billing.reporting.closed_periods import notice
+from billing.reporting.confirmations import Confirmations
+from billing.reporting.read_back import Reader
+from billing.reporting.report_store import Metered
+from billing.reporting.true_up import Difference
 
 HOUR = timedelta(hours=1)
 START = THIS_HOUR - 8 * HOUR

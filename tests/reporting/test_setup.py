@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import NOW, add_customer
 
-from billing.accounts.customer import Customer, CustomerStatus
-from billing.accounts.store import Accounts
+from billing.catalog.customers import Accounts
+from billing.core.customer import Customer, CustomerStatus
 from billing.core.errors import AlreadyExists
-from billing.reporting.provider import Meter, MeterCheck, ProviderUnavailable
+from billing.providers.port import Meter, MeterCheck, ProviderUnavailable
 from billing.reporting.setup import (
     GIVE_UP_AFTER,
     CustomerLine,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from stripe_bench import CUSTOMERS, LocalStripe, delete, until_answered
 
-from billing.reporting.provider import Cause
-from billing.reporting.providers.stripe import CUSTOMER_METADATA, StripeProvider
-from billing.reporting.providers.stripe_calls import StripeUnanswered
+from billing.providers.port import Cause
+from billing.providers.stripe.client import StripeUnanswered
+from billing.providers.stripe.provider import CUSTOMER_METADATA, StripeProvider
 
 
 def test_a_customer_is_made_with_its_name_and_found_by_its_metadata(local: LocalStripe) -> None:

@@ -11,15 +11,15 @@ import stripe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.reporting.provider import MeteredLine
-from billing.reporting.providers.stripe_calls import StripeUnanswered
-from billing.reporting.providers.stripe_cycles import (
+from billing.providers.port import MeteredLine
+from billing.providers.stripe.billing_cycles import (
     check_undivided,
     meter_of_price,
     price_of,
     quantity_of,
     summed,
 )
+from billing.providers.stripe.client import StripeUnanswered
 
 
 def line_of(quantity: str | None, *, whole: int | None = None, **more: Any) -> Any:

@@ -14,10 +14,10 @@ from stripe_description import problems_of_request
 from support import NOW
 
 from billing.core.errors import NotFound
-from billing.reporting.provider import Cause, Meter, MeteredLine, ProviderInvoice
-from billing.reporting.providers.stripe import StripeProvider
-from billing.reporting.providers.stripe_calls import StripeUnanswered, client_of
-from billing.reporting.providers.stripe_cycles import StripeCycles
+from billing.providers.port import Cause, Meter, MeteredLine, ProviderInvoice
+from billing.providers.stripe.billing_cycles import StripeCycles
+from billing.providers.stripe.client import StripeUnanswered, client_of
+from billing.providers.stripe.provider import StripeProvider
 
 START = (HOUR - timedelta(days=5)).replace(hour=0)
 END = HOUR + timedelta(hours=1)

@@ -10,8 +10,8 @@ import stripe
 from stripe.events import V1BillingMeterErrorReportTriggeredEvent as ErrorReport
 from stripe_description import operation
 
-from billing.reporting.provider import VERDICTS, Cause, Verdict
-from billing.reporting.providers.stripe_errors import (
+from billing.providers.port import VERDICTS, Cause, Verdict
+from billing.providers.stripe.errors import (
     CODES,
     KINDS,
     SENTENCES,

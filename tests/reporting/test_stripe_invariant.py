@@ -30,8 +30,8 @@ from reporting_support import (
 from stripe_bench import EVENTS, LocalStripe
 from support import NOW
 
-from billing.reporting.provider import Cause
-from billing.reporting.run import Pace, Reporter
+from billing.providers.port import Cause
+from billing.reporting.sender import Pace, Reporter
 
 HOUR = timedelta(hours=1)
 ALL_ALONG = 1_000_000

@@ -11,10 +11,10 @@ import pytest
 from stripe_bench import FINALISE, INVOICES, ITEMS, LocalStripe, delete, line, until_answered
 
 from billing.core.errors import AlreadyExists, InvalidValue, NotFound
-from billing.reporting.provider import Cause, Invoice
-from billing.reporting.providers.stripe import StripeProvider
-from billing.reporting.providers.stripe_calls import StripeUnanswered, idempotency_key
-from billing.reporting.providers.stripe_invoices import digest_of
+from billing.providers.port import Cause, Invoice
+from billing.providers.stripe.client import StripeUnanswered, idempotency_key
+from billing.providers.stripe.invoices import digest_of
+from billing.providers.stripe.provider import StripeProvider
 
 KEY = "acme:2026-10"
 LINES = (line(1, 1_250), line(2, -50), line(3, 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from billing.core.errors import ConfigurationError
-from billing.reporting.providers.stripe_key import check_key
+from billing.providers.stripe.api_key import check_key
 
 SECRET = "4eC39HqLyjWDarjtT1zdp7dc"
 TEST = f"sk_test_{SECRET}"

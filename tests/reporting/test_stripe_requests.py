@@ -25,8 +25,8 @@ from stripe_bench import (
 from stripe_description import problems_of_request
 
 from billing.core.errors import AlreadyExists
-from billing.reporting.provider import InvoiceLine, Meter, ProviderUnavailable
-from billing.reporting.providers.stripe import StripeProvider
+from billing.providers.port import InvoiceLine, Meter, ProviderUnavailable
+from billing.providers.stripe.provider import StripeProvider
 
 UNIX_HOUR = int(HOUR.timestamp())
 SUMMARIES = f"{METERS}/mtr_1/event_summaries"

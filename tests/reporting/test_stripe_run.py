@@ -11,10 +11,10 @@ from reporting_support import CUSTOMERS, LAST_HOUR, SKUS, System, metered
 from stripe_bench import EVENTS, METERS, LocalStripe
 from support import NOW
 
-from billing.reporting.provider import Cause
-from billing.reporting.providers.stripe import StripeProvider
-from billing.reporting.run import Advance, Pace, Reporter
-from billing.reporting.store import CustomerIds, Destination
+from billing.providers.port import Cause
+from billing.providers.stripe.provider import StripeProvider
+from billing.reporting.report_store import CustomerIds, Destination
+from billing.reporting.sender import Advance, Pace, Reporter
 
 METERS_OF = [metered(sku).meter for sku in SKUS]
 

@@ -11,9 +11,9 @@ import pytest
 from stripe_api import KEY
 from stripe_bench import EVENTS, HOUR, METER, METERS, LocalStripe, delete, report, until_answered
 
-from billing.reporting.provider import Cause, ProviderUnavailable, Verdict
-from billing.reporting.providers.stripe import StripeProvider, exact
-from billing.reporting.providers.stripe_calls import StripeUnanswered
+from billing.providers.port import Cause, ProviderUnavailable, Verdict
+from billing.providers.stripe.client import StripeUnanswered
+from billing.providers.stripe.provider import StripeProvider, exact
 
 
 def figures(provider: StripeProvider, customer_ref: str) -> dict[Any, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scale.__main__ import _lines, main
+from lab.scale.__main__ import _lines, main
 
 
 def test_a_run_that_does_not_exist_names_those_that_do(

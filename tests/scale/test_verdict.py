@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scale.verdict import UNAVAILABLE, Attempt, Row, books, interruption, percentile
+from lab.scale.verdict import UNAVAILABLE, Attempt, Row, books, interruption, percentile
 
 
 def _attempt(task: str, *, at: float = 0, outcome: str = "admitted", amount: int = 5) -> Attempt:

@@ -15,8 +15,8 @@ from stripe_api import KEY, Api, Control
 from support import LONG_AGO
 
 from billing.core.clock import ManualClock
-from billing.stripe_sandbox import Sandbox, SandboxServer
-from billing.stripe_sandbox.gateway import Gateway
+from billing.devtools.stripe_sandbox import Sandbox, SandboxServer
+from billing.devtools.stripe_sandbox.gateway import Gateway
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from stripe_api import Control
 from support import eventually
 
 from billing.core.clock import ManualClock
-from billing.stripe_sandbox import SandboxServer
+from billing.devtools.stripe_sandbox import SandboxServer
 
 HOUR = 3_600
 EVENTS = "/v1/billing/meter_events"
@@ -315,7 +315,7 @@ def test_it_runs_on_its_own_until_interrupted():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = f"from billing.stripe_sandbox import main; main(port={port})"
+    code = f"from billing.devtools.stripe_sandbox import main; main(port={port})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     try:
         url = f"http://127.0.0.1:{port}"

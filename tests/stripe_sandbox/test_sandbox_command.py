@@ -17,8 +17,8 @@ from support import eventually
 from typer.testing import CliRunner
 
 from billing.cli.main import app
-from billing.reporting.providers.stripe_key import check_key
-from billing.stripe_sandbox.server import bind, is_loopback, url_of
+from billing.devtools.stripe_sandbox.server import bind, is_loopback, url_of
+from billing.providers.stripe.api_key import check_key
 
 COMMAND = [sys.executable, "-m", "billing.cli", "stripe-sandbox"]
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from stripe_api import Api
 
 from billing.core.clock import ManualClock
-from billing.stripe_sandbox.cycles import Cycle, whole_windows
-from billing.stripe_sandbox.errors import Refusal
-from billing.stripe_sandbox.faults import Fault
+from billing.devtools.stripe_sandbox.cycles import Cycle, whole_windows
+from billing.devtools.stripe_sandbox.errors import Refusal
+from billing.devtools.stripe_sandbox.faults import Fault
 
 HOUR = 3_600
 DAY = 24 * HOUR

@@ -10,9 +10,9 @@ from stripe_api import KEY, Api
 from stripe_description import parameter_names, problems
 
 from billing.core.clock import ManualClock
-from billing.stripe_sandbox.faults import Fault, Faults
-from billing.stripe_sandbox.params import decode_form
-from billing.stripe_sandbox.routes import ROUTES, Route
+from billing.devtools.stripe_sandbox.faults import Fault, Faults
+from billing.devtools.stripe_sandbox.params import decode_form
+from billing.devtools.stripe_sandbox.routes import ROUTES, Route
 
 CUSTOMERS = "/v1/customers"
 

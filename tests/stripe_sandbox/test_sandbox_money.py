@@ -8,8 +8,8 @@ import pytest
 from stripe_api import Answer, Api
 
 from billing.core.clock import ManualClock
-from billing.stripe_sandbox.errors import Refusal
-from billing.stripe_sandbox.faults import Fault
+from billing.devtools.stripe_sandbox.errors import Refusal
+from billing.devtools.stripe_sandbox.faults import Fault
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from stripe_api import KEY, Control
 from stripe_description import problems
 from support import eventually
 
-from billing.stripe_sandbox import SandboxServer
+from billing.devtools.stripe_sandbox import SandboxServer
 
 HOUR = 3_600
 THIS_HOUR = int(time.time()) // HOUR * HOUR

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from workers.tasks.guard import FetchPolicy
+from billing.core.url_guard import FetchPolicy
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 

@@ -18,6 +18,7 @@ from celery import Celery
 from celery.backends.base import Backend
 from local_site import Reply, Route, closed_port, open_policy, page, serve, to
 
+from billing.core.url_guard import FetchPolicy
 from workers.tasks import errors
 from workers.tasks.errors import (
     BadStatusError,
@@ -30,7 +31,6 @@ from workers.tasks.errors import (
     UnreachableError,
 )
 from workers.tasks.fetch import Fetcher
-from workers.tasks.guard import FetchPolicy
 
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 5\r\n\r\nhello"
 ZIPPED = gzip.compress(b"hello", mtime=0)  # the same whenever it is made

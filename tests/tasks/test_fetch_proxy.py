@@ -7,9 +7,9 @@ import base64
 import pytest
 from local_site import Reply, closed_port, open_policy, page, serve, to
 
+from billing.core.url_guard import FetchPolicy
 from workers.tasks.errors import BadStatusError, RefusedError, UnreachableError
 from workers.tasks.fetch import Fetcher
-from workers.tasks.guard import FetchPolicy
 
 PUBLIC_NAME = "http://name.example/"
 

@@ -9,9 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.core.errors import ConfigurationError
-from billing.settings import Settings
-from workers.tasks.errors import RefusedError
-from workers.tasks.guard import (
+from billing.core.url_guard import (
     MAX_URL_CHARACTERS,
     FetchPolicy,
     check_addresses,
@@ -19,6 +17,8 @@ from workers.tasks.guard import (
     may_connect,
     policy_from,
 )
+from billing.settings import Settings
+from workers.tasks.errors import RefusedError
 
 PUBLIC = FetchPolicy()
 ANY_PORT = FetchPolicy(ports=None)

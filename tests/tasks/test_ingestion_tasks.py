@@ -11,7 +11,9 @@ from celery import Celery, current_app
 from celery.result import EagerResult
 from local_site import page, serve
 
-from billing.catalog.sku import (
+from billing.core.clock import SystemClock
+from billing.core.errors import InvalidValue
+from billing.core.sku import (
     DenialPolicy,
     FailurePolicy,
     Price,
@@ -19,10 +21,8 @@ from billing.catalog.sku import (
     Sku,
     UnavailablePolicy,
 )
-from billing.core.clock import SystemClock
-from billing.core.errors import InvalidValue
-from billing.memory import MemorySystem
 from billing.settings import Settings
+from billing.testing import MemorySystem
 from workers.errors import QuotaExceeded
 from workers.metering import Metering
 from workers.tasks import ingestion

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from live import Live
 from support import add_customer, add_sku
 
-from billing.catalog.sku import AdmissionPolicy, DenialPolicy, Pricing, UnavailablePolicy
+from billing.core.sku import AdmissionPolicy, DenialPolicy, Pricing, UnavailablePolicy
 from billing.settings import Settings
 
 

@@ -22,10 +22,10 @@ from celery.states import READY_STATES
 from live_app import make_live_app
 from support import eventually
 
-from billing.bootstrap import System
-from billing.reconcile.compare import Discrepancy
+from billing.container import System
+from billing.postgres.schema import usage_events
+from billing.reconciliation.invariants import Discrepancy
 from billing.settings import Settings
-from billing.tables import usage_events
 
 HERE = Path(__file__).parent
 READY_SECONDS = 60

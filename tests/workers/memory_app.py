@@ -9,7 +9,8 @@ from typing import Any
 from celery import Celery
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
-from billing.catalog.sku import (
+from billing.core.clock import SystemClock
+from billing.core.sku import (
     DenialPolicy,
     FailurePolicy,
     Price,
@@ -17,12 +18,11 @@ from billing.catalog.sku import (
     Sku,
     UnavailablePolicy,
 )
-from billing.core.clock import SystemClock
-from billing.memory import MemorySystem
 from billing.settings import Settings
-from workers.context import usage
-from workers.metered import MeteredTask
+from billing.testing import MemorySystem
+from workers.billing_header import usage
 from workers.metering import Metering
+from workers.task import MeteredTask
 
 CREDIT = 1_000_000
 

@@ -15,18 +15,18 @@ from celery.beat import Scheduler
 from celery.schedules import crontab
 from support import add_customer, add_sku, make_event
 
-from billing.bootstrap import System
-from billing.log.partitions import existing_partitions
-from billing.log.seals import SEALING_KEY, alone
-from billing.meter.run import TaskFacts
-from billing.quota.hold import HoldRequest, HoldState, ReserveOutcome
-from billing.quota.keys import SHARDS, shard_of
-from billing.reconcile.compare import Discrepancy
+from billing.audit.sealer import SEALING_KEY, alone
+from billing.container import System
+from billing.core.reservation import HoldRequest, HoldState, ReserveOutcome
+from billing.core.usage_event import Outcome
+from billing.metering.usage_recorder import TaskFacts
+from billing.postgres.partitions import existing_partitions
+from billing.postgres.schema import usage_hourly
+from billing.reconciliation.invariants import Discrepancy
+from billing.redis.keys import SHARDS, shard_of
 from billing.settings import Settings
-from billing.tables import usage_hourly
-from billing.usage.event import Outcome
 from workers.app import make_app
-from workers.schedule import BEAT_SCHEDULE, SWEEP_LIMIT
+from workers.beat_jobs import BEAT_SCHEDULE, SWEEP_LIMIT
 
 CREDIT = 1_000_000
 AT_ONCE = 4

@@ -7,7 +7,7 @@ from celery import chain, chord, group
 from celery.exceptions import ChordError
 from live import Live
 
-from workers.context import BillingHeader, bill_to
+from workers.billing_header import BillingHeader, bill_to
 from workers.errors import QuotaExceeded
 
 pytestmark = [pytest.mark.worker, pytest.mark.rabbitmq]

@@ -7,9 +7,9 @@ import pytest
 from memory_app import CREDIT, Bench, make_bench
 
 from billing.core.errors import NotFound
-from workers.context import BillingHeader
+from workers.billing_header import BillingHeader
 from workers.errors import QuotaExceeded, Unweighed
-from workers.metered import MeteredTask
+from workers.task import MeteredTask
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from celery.worker.consumer import Consumer
 from support import eventually
 
 from billing.settings import Settings
-from workers import events
+from workers import monitoring_events as events
 from workers.app import make_app
-from workers.events import GATHER_EVENTS, GATHER_SECONDS, FlushEventsStep
 from workers.metering import Metering
+from workers.monitoring_events import GATHER_EVENTS, GATHER_SECONDS, FlushEventsStep
 
 pytestmark = pytest.mark.rabbitmq
 

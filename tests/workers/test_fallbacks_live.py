@@ -19,9 +19,9 @@ import sqlalchemy as sa
 from live import Live, Worker
 from support import TcpProxy, eventually
 
-from billing.local.endpoints import RESULT_DATABASE, sibling_database
-from billing.quota.keys import shard_of
-from billing.tables import quota_recounts
+from billing.postgres.schema import quota_recounts
+from billing.redis.keys import shard_of
+from billing.server_urls import RESULT_DATABASE, sibling_database
 from workers.errors import QuotaExceeded
 
 pytestmark = [pytest.mark.worker, pytest.mark.rabbitmq]

@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from live import Live
 from support import add_customer, eventually
 
-from billing.local import LocalServers
-from billing.tables import quota_fences
+from billing.devtools.embedded_servers import LocalServers
+from billing.postgres.schema import quota_fences
 
 pytestmark = [pytest.mark.worker, pytest.mark.rabbitmq]
 

@@ -12,8 +12,8 @@ from celery.exceptions import TimeLimitExceeded
 from celery.signals import before_task_publish
 from memory_app import CREDIT, Bench, make_bench
 
-from workers.context import BillingHeader
-from workers.request import MeteredRequest
+from workers.billing_header import BillingHeader
+from workers.worker_request import MeteredRequest
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from celery.exceptions import Ignore
 from celery.signals import before_task_publish
 from memory_app import CREDIT, Bench, make_bench
 
+from workers.billing_header import BillingHeader
 from workers.canvas import hand_over
-from workers.context import BillingHeader
-from workers.metered import MeteredTask
+from workers.task import MeteredTask
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 from support import add_customer, add_sku, make_event
 
-from billing.bootstrap import System
-from billing.core.period import hour_floor
-from billing.log.writer import LogWriter
+from billing.container import System
+from billing.core.periods import hour_floor
+from billing.core.usage_event import usage_line
 from billing.settings import Settings
-from billing.usage.event import usage_line
+from billing.usage_log.log_writer import LogWriter
 from workers.app import make_app
 
 SKU = "page"

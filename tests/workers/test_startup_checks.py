@@ -11,9 +11,9 @@ import structlog
 from live import Live, Worker
 from support import eventually
 
-from billing.local import LocalServers
+from billing.devtools.embedded_servers import LocalServers
 from billing.settings import Settings
-from workers.startup import (
+from workers.startup_checks import (
     EX_CONFIG,
     ServerSetup,
     TaskSetup,

@@ -7,9 +7,15 @@ from celery import chain, chord, group
 from celery.signals import before_task_publish
 from memory_app import CREDIT, Bench, make_bench
 
-from workers.context import HEADER, BillingHeader, CustomerRequired, bill_to, current_customer
+from workers.billing_header import (
+    HEADER,
+    BillingHeader,
+    CustomerRequired,
+    bill_to,
+    current_customer,
+)
 from workers.errors import Unweighed
-from workers.metered import MeteredTask
+from workers.task import MeteredTask
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ Result = dict[str, Any]
 
 
 class Record(Protocol):
-    """``workers.context.usage.record``, as far as ingestion uses it."""
+    """``workers.billing_header.usage.record``, as far as ingestion uses it."""
 
     def __call__(
         self,

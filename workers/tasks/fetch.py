@@ -18,6 +18,7 @@ from typing import Final
 import httpcore
 import httpx
 
+from billing.core.url_guard import FetchPolicy, Target, check_addresses, check_url
 from workers.tasks.errors import (
     BadStatusError,
     FetchError,
@@ -28,7 +29,6 @@ from workers.tasks.errors import (
     TooSlowError,
     UnreachableError,
 )
-from workers.tasks.guard import FetchPolicy, Target, check_addresses, check_url
 from workers.tasks.wire import (
     BoundedBody,
     Deadline,

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from celery import shared_task
 
-from workers.context import current_settings, usage
-from workers.metered import MeteredTask
+from billing.core.url_guard import FetchPolicy, policy_from
+from workers.billing_header import current_settings, usage
+from workers.task import MeteredTask
 from workers.tasks.bodies import (
     DEFAULT_MAX_PAGES,
     Result,
@@ -22,7 +23,6 @@ from workers.tasks.bodies import (
     search_pages,
 )
 from workers.tasks.fetch import Fetcher
-from workers.tasks.guard import FetchPolicy, policy_from
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,1 +1,0 @@
-"""Who is billed: customers, their status, time zone and budgets."""

@@ -1,0 +1,1 @@
+"""Months of the log in Parquet files, outside the database."""

@@ -1,0 +1,1 @@
+"""Proof that the log is as it was written: seals, verification, proofs."""

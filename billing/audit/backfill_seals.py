@@ -1,0 +1,66 @@
+"""Adopting: sealing rows that are in the log although no application said so, at somebody's word.
+
+For a log that is older than sealing, once; and for rows that ``billing verify`` found and somebody
+has found to be right. Their seals say that they were adopted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import islice
+
+from sqlalchemy.engine import Engine
+
+from billing.audit.month_rows import LiveMonth, snapshots
+from billing.audit.row_diff import Record, unlisted
+from billing.audit.seal_chain import Leaves, next_seal
+from billing.audit.sealer import (
+    MOST_ROWS,
+    SEALING_KEY,
+    SealingBusyError,
+    SealRun,
+    alone,
+    keep,
+    newest_seal,
+)
+from billing.audit.verifier import usable
+from billing.core.periods import Period
+
+
+def adopt(engine: Engine, month: Period, now: datetime, *, most_rows: int = MOST_ROWS) -> SealRun:
+    """Seal every row of a UTC month that is in no seal and no manifest, as it is now.
+
+    Killed anywhere, the next run goes on with the rows that are left.
+
+    Args:
+        engine: As the owner of the schema.
+        month: Which; in the database.
+        now: The present instant.
+        most_rows: The most rows under one seal.
+
+    Raises:
+        SealingBusyError: Another process is sealing.
+    """
+    seals = rows = 0
+    with alone(engine, SEALING_KEY) as mine:
+        if not mine:
+            raise SealingBusyError
+        for hour in LiveMonth(month, snapshots(engine)).hours():
+            records = unlisted(hour.rows, usable(hour.lists))
+            while leaves := _next(records, most_rows):
+                with engine.begin() as connection:
+                    head = newest_seal(connection)
+                    seal = next_seal(head, leaves, hour=hour.start, sealed_at=now, adopted=True)
+                    keep(connection, seal, leaves)
+                seals, rows = seals + 1, rows + seal.rows
+        with engine.connect() as connection:
+            return SealRun(seals, rows, newest_seal(connection))
+
+
+def _next(records: Iterator[Record], most_rows: int) -> Leaves | None:
+    taken = list(islice(records, most_rows))
+    if not taken:
+        return None
+    ids, hashes = zip(*taken, strict=True)
+    return Leaves(None, b"".join(ids), b"".join(hashes))

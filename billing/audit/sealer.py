@@ -1,0 +1,250 @@
+"""Sealing: from manifests to seals, and reading both back.
+
+An hour of usage is sealed once it has been over for a while; what comes late to it gets further
+seals. One seal is one transaction: the seal, the leaves under it, and its manifests deleted. Killed
+anywhere, the next run goes on with the manifests that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from billing.audit.seal_chain import Leaves, Seal, gathered, next_seal
+from billing.core.errors import WeighbridgeError
+from billing.core.failpoints import reach
+from billing.core.periods import Period, hour_floor
+from billing.postgres.schema import log_seal_leaves, log_seals
+
+LAG: Final = timedelta(minutes=15)
+"""How long an hour is over before it is sealed: most of what is on its way has arrived by then."""
+
+MOST_ROWS: Final = 131_072
+"""The most rows under one seal: 6 MiB of ids and leaves, about 50 MiB while they are sorted."""
+
+PATIENCE_MS: Final = 2_000
+SEALING_KEY: Final = 0x57656967_7365616C
+
+_HOURS: Final = sa.text(
+    "SELECT DISTINCT hour FROM log_manifests WHERE hour < :before AND id <= :upto ORDER BY hour"
+)
+_NEWEST_MANIFEST: Final = sa.text("SELECT coalesce(max(id), 0) FROM log_manifests")
+# Whole manifests, as many as have no more rows than `most` together; at least one.
+_TAKE: Final = sa.text(
+    """
+    SELECT id, ids, hashes FROM log_manifests WHERE id IN (
+        SELECT id FROM (
+            SELECT id, sum(rows) OVER (ORDER BY id) AS so_far, min(id) OVER () AS first
+            FROM log_manifests WHERE hour = :hour AND id <= :upto
+        ) AS waiting
+        WHERE so_far <= :most OR id = first
+    )
+    """
+)
+# Of an hour that was sealed before, what came late waits since it was logged.
+_SINCE: Final = sa.text(
+    """
+    SELECT min(greatest(hour + interval '1 hour', logged_at)) FROM log_manifests
+    WHERE hour + interval '1 hour' <= :now
+    """
+)
+_TAKEN: Final = sa.text("DELETE FROM log_manifests WHERE id = ANY(:ids)")
+_WAITING: Final = sa.text("SELECT ids, hashes FROM log_manifests WHERE hour = :hour ORDER BY id")
+
+
+class SealingBusyError(WeighbridgeError):
+    """Another process is sealing at this moment; it seals what is due. Nothing was done here."""
+
+
+@dataclass(frozen=True, slots=True)
+class SealRun:
+    """What a run of sealing did; ``head`` is the newest seal, its own or an older one."""
+
+    seals: int
+    rows: int
+    head: Seal | None
+
+
+@contextmanager
+def alone(engine: Engine, key: int, *, patience_ms: int = PATIENCE_MS) -> Iterator[bool]:
+    """Whether this process alone has the lock ``key`` while the block runs.
+
+    Args:
+        engine: Any.
+        key: Which lock.
+        patience_ms: The longest wait for it; at least 1. The lock of a process that was killed is
+            free when PostgreSQL notices, a moment later.
+    """
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        mine = _take(connection, key, patience_ms)
+        try:
+            yield mine
+        finally:
+            if mine:
+                _give_back(connection, key)
+
+
+def _take(connection: Connection, key: int, patience_ms: int) -> bool:
+    connection.execute(sa.text(f"SET lock_timeout = {patience_ms:d}"))
+    try:
+        connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": key})
+    except sa.exc.OperationalError as error:
+        if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
+            raise
+        return False
+    finally:
+        connection.execute(sa.text("RESET lock_timeout"))
+    return True
+
+
+def _give_back(connection: Connection, key: int) -> None:
+    try:
+        connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
+    except sa.exc.SQLAlchemyError:
+        # The connection is gone, and the lock with it.
+        connection.invalidate()
+
+
+class Sealer:
+    """Seals what is due.
+
+    Args:
+        engine: As the owner of the schema.
+        lag: How long an hour is over before it is sealed.
+        most_rows: The most rows under one seal.
+    """
+
+    def __init__(self, engine: Engine, *, lag: timedelta = LAG, most_rows: int = MOST_ROWS) -> None:
+        self._engine = engine
+        self._lag = lag
+        self._most_rows = most_rows
+
+    def seal(self, now: datetime) -> SealRun:
+        """Seal every hour that is over, and what came late to those sealed before.
+
+        May fire twice, late or never: it does whatever is due.
+
+        Args:
+            now: The present instant.
+
+        Raises:
+            SealingBusyError: Another process is at it.
+        """
+        with alone(self._engine, SEALING_KEY) as mine:
+            if not mine:
+                raise SealingBusyError
+            return self._seal(now)
+
+    def _seal(self, now: datetime) -> SealRun:
+        with self._engine.connect() as connection:
+            # What is logged while this runs waits for the next run, so that there is an end.
+            upto = connection.execute(_NEWEST_MANIFEST).scalar_one()
+            limits = {"before": hour_floor(now - self._lag), "upto": upto}
+            hours = connection.execute(_HOURS, limits).scalars().all()
+        seals = rows = 0
+        for hour in hours:
+            while seal := self._seal_some(hour, upto, now):
+                seals, rows = seals + 1, rows + seal.rows
+        with self._engine.connect() as connection:
+            return SealRun(seals, rows, newest_seal(connection))
+
+    def _seal_some(self, hour: datetime, upto: int, now: datetime) -> Seal | None:
+        limits = {"hour": hour, "upto": upto, "most": self._most_rows}
+        with self._engine.begin() as connection:
+            taken = connection.execute(_TAKE, limits).all()
+            if not taken:
+                return None
+            leaves = gathered(Leaves(None, row.ids, row.hashes) for row in taken)
+            seal = next_seal(newest_seal(connection), leaves, hour=hour, sealed_at=now)
+            keep(connection, seal, leaves)
+            connection.execute(_TAKEN, {"ids": [row.id for row in taken]})
+            reach("seal.before_commit")
+        reach("seal.after_commit")
+        return seal
+
+
+def keep(connection: Connection, seal: Seal, leaves: Leaves) -> None:
+    """Write a seal down, and the leaves under it."""
+    values = {name: getattr(seal, name) for name in _COLUMNS}
+    connection.execute(sa.insert(log_seals).values(**values, hash=seal.hash))
+    keep_leaves(connection, Leaves(seal.number, leaves.ids, leaves.hashes))
+
+
+def keep_leaves(connection: Connection, leaves: Leaves) -> None:
+    """Write down the leaves under a seal that is there."""
+    connection.execute(
+        sa.insert(log_seal_leaves).values(
+            number=leaves.number, ids=leaves.ids, hashes=leaves.hashes
+        )
+    )
+
+
+def newest_seal(connection: Connection) -> Seal | None:
+    """The head of the chain; None before the first."""
+    query = sa.select(log_seals).order_by(log_seals.c.number.desc()).limit(1)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _seal_of(row)
+
+
+def unsealed_since(connection: Connection, now: datetime) -> datetime | None:
+    """Since when the oldest of what is to be sealed waits; None where nothing does.
+
+    Args:
+        connection: Any that may read.
+        now: The present instant; the hour that it is in is not to be sealed yet.
+    """
+    since: datetime | None = connection.execute(_SINCE, {"now": now}).scalar_one()
+    return since
+
+
+def read_seals(
+    connection: Connection, *, after: int = 0, period: Period | None = None
+) -> Iterator[tuple[Seal, bytes]]:
+    """Seals by number, each with the hash that is kept beside it; streamed.
+
+    Args:
+        connection: In a transaction.
+        after: Only those with a higher number.
+        period: Only those of hours that begin in it.
+    """
+    query = sa.select(log_seals).where(log_seals.c.number > after).order_by(log_seals.c.number)
+    if period is not None:
+        query = query.where(log_seals.c.hour >= period.start, log_seals.c.hour < period.end)
+    for row in connection.execution_options(yield_per=2_000).execute(query):
+        yield _seal_of(row), bytes(row.hash)
+
+
+def seals_of_hour(connection: Connection, hour: datetime) -> list[Seal]:
+    """The seals of one hour, by number."""
+    query = sa.select(log_seals).where(log_seals.c.hour == hour).order_by(log_seals.c.number)
+    return [_seal_of(row) for row in connection.execute(query)]
+
+
+def sealed_leaves(connection: Connection, numbers: Iterable[int]) -> list[Leaves]:
+    """The leaves under these seals as far as the database has them, by number."""
+    kept = log_seal_leaves.c
+    query = sa.select(log_seal_leaves).where(kept.number.in_(list(numbers))).order_by(kept.number)
+    return [
+        Leaves(row.number, bytes(row.ids), bytes(row.hashes)) for row in connection.execute(query)
+    ]
+
+
+def waiting_leaves(connection: Connection, hour: datetime) -> list[Leaves]:
+    """What was logged of an hour and waits for its seal."""
+    rows = connection.execute(_WAITING, {"hour": hour})
+    return [Leaves(None, bytes(row.ids), bytes(row.hashes)) for row in rows]
+
+
+_COLUMNS: Final = ("number", "hour", "sealed_at", "rows", "adopted", "root", "previous")
+
+
+def _seal_of(row: sa.Row[Any]) -> Seal:
+    values = {name: getattr(row, name) for name in _COLUMNS}
+    return Seal(**{**values, "root": bytes(row.root), "previous": bytes(row.previous)})

@@ -1,0 +1,158 @@
+"""What a provider's causes mean for an operator: for money, and what is to be done. Pure.
+
+One table for parked reports and one for a provider that gave no answer. A cause this table does not
+know is told by its name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from billing.providers.port import Cause, ProviderUnavailable
+from billing.reporting.usage_report import ParkedBy
+
+KEYS_PAGE: Final = "https://dashboard.stripe.com/test/apikeys"
+_TRY_AGAIN: Final = "try again; reports are sent again by themselves"
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a cause means, and the remedy."""
+
+    meaning: str
+    remedy: str
+
+
+PARKED: Final[dict[str, Words]] = {
+    Cause.TOO_OLD.value: Words(
+        "the provider takes no figure as old as this",
+        "it is carried into the hour under way by the next run; if it is not, see billing report "
+        "show",
+    ),
+    Cause.IN_THE_FUTURE.value: Words(
+        "the provider says that the hour is still to come: a clock is wrong",
+        "run an NTP client here, then billing report retry --cause in_the_future",
+    ),
+    Cause.CUSTOMER_MISSING.value: Words(
+        "the provider does not know the customer, or it was deleted there",
+        "billing customers link CUSTOMER cus_...: then it is sent by itself",
+    ),
+    Cause.UNMAPPED_CUSTOMER.value: Words(
+        "the customer is linked to nobody at the provider: not yet, or it was deleted there",
+        "billing stripe setup; for one that was deleted, billing customers link with another: then "
+        "it is sent by itself",
+    ),
+    Cause.METER_MISSING.value: Words(
+        "the provider has no such meter",
+        "billing stripe setup, then billing report retry --cause meter_missing",
+    ),
+    Cause.METER_INACTIVE.value: Words(
+        "somebody deactivated the meter at the provider",
+        "reactivate it there, then billing report retry --cause meter_inactive",
+    ),
+    Cause.INVALID_VALUE.value: Words(
+        "the figure has more digits than a provider keeps exactly",
+        "see billing report show; give the SKU a coarser scale (--meter-decimals) or split it",
+    ),
+    Cause.INVALID_REQUEST.value: Words(
+        "the provider refuses the request as it is",
+        "billing report show says why; mend it, then billing report retry",
+    ),
+    ParkedBy.BELOW_ZERO.value: Words(
+        "the hour comes to less than nothing, which no provider takes",
+        "it is taken out of later hours; to settle it sooner give a credit at the provider",
+    ),
+    ParkedBy.PROVIDER_CHANGED.value: Words(
+        "it was never sent, and another provider gets this usage now",
+        "nothing: the next run reports it there",
+    ),
+    ParkedBy.NO_ANSWER.value: Words(
+        "a meter that adds gave no answer while a repeat was harmless; a repeat now could count "
+        "twice",
+        "look at the provider, then billing report unpark ID --arrived, or --never-arrived",
+    ),
+    ParkedBy.NOTHING_TO_TELL.value: Words(
+        "what it was about is gone before any provider heard of it; it comes to nothing",
+        "nothing",
+    ),
+    ParkedBy.BELOW_UNIT.value: Words(
+        "it comes to less than one unit of the meter", "nothing: the next hour with usage takes it"
+    ),
+    ParkedBy.SEALED.value: Words(
+        "the provider made its period final before it arrived",
+        "nothing: what did not arrive is carried into the hour under way",
+    ),
+    ParkedBy.CARRIED.value: Words(
+        "what it stood for was carried on; it comes to nothing", "nothing"
+    ),
+    ParkedBy.DIFFERS.value: Words(
+        "it was accepted, and the provider counts another figure, however often it was sent",
+        "billing reconcile provider shows both; mend it at the provider, then billing report retry",
+    ),
+    ParkedBy.BY_HAND.value: Words(
+        "somebody held it back",
+        "billing report retry ID once it may go",
+    ),
+}
+"""By why a report is parked."""
+
+_LOST_NOTHING: Final = "no usage is lost: it waits in PostgreSQL"
+
+UNANSWERED: Final[dict[Cause, Words]] = {
+    Cause.KEY_REFUSED: Words(
+        f"Stripe does not accept the key: it was rolled, deleted, not copied whole, or belongs to "
+        f"another sandbox; {_LOST_NOTHING}",
+        f"copy the secret key of test mode (sk_test_...) from {KEYS_PAGE} into STRIPE_API_KEY, "
+        "then billing stripe setup --dry-run",
+    ),
+    Cause.PERMISSION_REFUSED: Words(
+        f"the key is right, but may not do this; {_LOST_NOTHING}",
+        f"use a secret key with full rights from {KEYS_PAGE}",
+    ),
+    Cause.CONNECTION_FAILED: Words(
+        f"the provider could not be reached; {_LOST_NOTHING}",
+        f"is the network up, and is STRIPE_API_BASE right where it is set? {_TRY_AGAIN}",
+    ),
+    Cause.TIMED_OUT: Words(f"the provider did not answer in time; {_LOST_NOTHING}", _TRY_AGAIN),
+    Cause.SERVER_ERROR: Words(
+        f"the provider has a fault; {_LOST_NOTHING}", f"see its status page; {_TRY_AGAIN}"
+    ),
+    Cause.RATE_LIMITED: Words(
+        f"the provider wants fewer requests; {_LOST_NOTHING}",
+        f"lower WEIGHBRIDGE_REPORT_RATE, or {_TRY_AGAIN}",
+    ),
+    Cause.LOCK_TIMEOUT: Words(
+        f"the provider is at work on the same thing; {_LOST_NOTHING}", _TRY_AGAIN
+    ),
+    Cause.CONFLICT: Words(f"the same request is under way already; {_LOST_NOTHING}", _TRY_AGAIN),
+}
+"""By why there was no answer, or no further one."""
+
+_UNKNOWN: Final = Words(
+    f"the provider refuses the request; {_LOST_NOTHING}", "billing doctor, or report it"
+)
+
+
+def words_of_parked(cause: str) -> Words:
+    """What it means that a report is parked for this cause."""
+    return PARKED.get(cause, Words(f"parked: {cause}", "billing report show ID says more"))
+
+
+def cause_in(text: str) -> Cause | None:
+    """The cause that a sentence such as ``Stripe: key_refused: …`` tells of."""
+    parts = text.split(":")
+    named = [Cause(part.strip()) for part in parts if part.strip() in set(Cause)]
+    return named[0] if named else None
+
+
+def words_of_stop(text: str) -> Words:
+    """What it means that a provider stopped us, from the sentence that a run tells."""
+    cause = cause_in(text)
+    return UNANSWERED.get(cause, _UNKNOWN) if cause else _UNKNOWN
+
+
+def message_of_unavailable(error: ProviderUnavailable) -> str:
+    """One sentence for an operator about a provider that did not answer a question."""
+    words = UNANSWERED.get(error.cause, _UNKNOWN) if error.cause else words_of_stop(str(error))
+    return f"{error}: {words.meaning}. Remedy: {words.remedy}"

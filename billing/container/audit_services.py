@@ -1,0 +1,126 @@
+"""The log's seals and archives: sealing, verifying, proving, archiving, restoring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from billing.archive.archived_usage import ArchiveShelf, Shelf
+from billing.archive.catalog import Archive, archive_of, archives
+from billing.audit.backfill_seals import adopt
+from billing.audit.month_rows import LiveMonth, MonthOfLog, snapshots
+from billing.audit.proofs import Prover
+from billing.audit.seal_chain import Seal
+from billing.audit.sealer import Sealer, SealRun, newest_seal, read_seals
+from billing.audit.verifier import Verifier
+from billing.core.periods import Period
+from billing.postgres.partitions import existing_partitions
+from billing.settings import Settings
+
+if TYPE_CHECKING:
+    from billing.archive.exporter import Archiver
+    from billing.archive.reader import ArchivedMonth
+    from billing.archive.restorer import Restorer
+
+# pyarrow takes 60 MB and a sixth of a second: only what reads or writes an archive loads it, not
+# every worker and every command.
+# ruff: noqa: PLC0415
+
+
+class Keeping:
+    """What keeps the log as it was written. Nothing connects before it is used.
+
+    Args:
+        settings: Where archives are, and how old an event may be.
+        engine: PostgreSQL, as the owner role.
+    """
+
+    def __init__(self, settings: Settings, engine: sa.Engine) -> None:
+        self._settings = settings
+        self._engine = engine
+
+    @cached_property
+    def sealer(self) -> Sealer:
+        """Seals what is due."""
+        return Sealer(self._engine)
+
+    @cached_property
+    def verifier(self) -> Verifier:
+        """Checks the log against its seals."""
+        return Verifier(self._engine, self.open_month)
+
+    @cached_property
+    def prover(self) -> Prover:
+        """Proves that a line is under a seal."""
+        return Prover(self._engine, self.open_month)
+
+    @cached_property
+    def shelf(self) -> Shelf:
+        """Lines of archived months."""
+        return ArchiveShelf(self._engine, self._open_archive)
+
+    @cached_property
+    def archiver(self) -> Archiver:
+        """Takes months out of the database."""
+        from billing.archive.exporter import Archiver
+
+        return Archiver(
+            self._engine,
+            self._settings.archive_dir,
+            sealer=self.sealer,
+            max_age=timedelta(days=self._settings.event_max_age_days),
+        )
+
+    @cached_property
+    def restorer(self) -> Restorer:
+        """Brings them back."""
+        from billing.archive.restorer import Restorer
+
+        return Restorer(self._engine, self._settings.archive_dir)
+
+    def adopt(self, month: Period, now: datetime) -> SealRun:
+        """Seal what no application said it logged; see ``billing.audit.backfill_seals``."""
+        return adopt(self._engine, month, now)
+
+    def archives(self) -> list[Archive]:
+        """Every archive, oldest month first."""
+        with self._engine.connect() as connection:
+            return archives(connection)
+
+    def months(self) -> list[Period]:
+        """Every UTC month that has a partition, an archive or seals, oldest first."""
+        with self._engine.connect() as connection:
+            known = [partition.month for partition in existing_partitions(connection)]
+            known += [archive.month for archive in archives(connection)]
+        return self.verifier.months(known)
+
+    def head(self) -> Seal | None:
+        """The newest seal."""
+        with self._engine.connect() as connection:
+            return newest_seal(connection)
+
+    def seals(self, after: int = 0) -> Iterator[tuple[Seal, bytes]]:
+        """Seals by number, each with the hash that is kept beside it; streamed.
+
+        Args:
+            after: Only those with a higher number.
+        """
+        with snapshots(self._engine)() as connection:
+            yield from read_seals(connection, after=after)
+
+    def open_month(self, month: Period) -> MonthOfLog:
+        """Where a UTC month's rows are read: the database, or its archive."""
+        with self._engine.connect() as connection:
+            archive = archive_of(connection, month)
+        if archive is not None and archive.in_files:
+            return self._open_archive(archive)
+        return LiveMonth(month, snapshots(self._engine))
+
+    def _open_archive(self, archive: Archive) -> ArchivedMonth:
+        from billing.archive.reader import ArchivedMonth
+
+        return ArchivedMonth(archive, self._settings.archive_dir, self._engine)

@@ -1,0 +1,313 @@
+"""A lease: credits that one process holds in one piece and admits tasks from by itself. Pure.
+
+In the store a lease is a hold like any other, counted as held under the lease's own id: a rebuild,
+a sweep and the books know nothing else of it. What is special is that it is settled in parts, and
+that its holder may ask for it to become larger or smaller.
+
+In its process a lease is four amounts::
+
+    free --admit--> out --end--> pending --told--> (settled in the store)
+      ^              |
+      '---- rest ----'
+
+``free + out + pending`` is never more than what the store holds for it, so whatever is admitted
+is covered. That is kept by one rule: a request tells how much has to stay (``out + pending``) and
+gives up what was free; only the answer makes something free again. An answer that is lost makes
+nothing free, and a request that arrives late, after a later one, changes nothing (its number is
+lower).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, Protocol
+
+from billing.core.credits import MAX_MICROCREDITS
+from billing.core.errors import InvalidValue, WeighbridgeError
+from billing.core.reservation import LineFigures, ReleaseCause, ReleaseOutcome
+from billing.core.usage_event import UsageEvent
+
+LEASE_PREFIX: Final = "lease:"
+"""Begins the id of every lease, under which it is a hold among those of tasks."""
+
+SHARE: Final = 8
+"""All of a customer's leases together ask for about an eighth of what is available at a time."""
+
+FIRST_TASKS: Final = 32
+"""How many tasks' worth a process asks for before it knows how many it will run."""
+
+ENDED_SECONDS: Final = 300
+"""How long the store remembers a lease that was given back: longer than a request can be on its
+way, so that one that was overtaken does not open it again."""
+
+
+class LeaseOutcome(StrEnum):
+    """What a request for a lease found or did."""
+
+    GRANTED = "granted"
+    """The lease holds what had to stay and what was granted."""
+    SCARCE = "scarce"
+    """Too little is left, or the customer is suspended: nothing was granted; ask task by task."""
+    UNKNOWN_BALANCE = "unknown_balance"
+    """There is no account here, or its month is over; nothing was granted."""
+    ENDED = "ended"
+    """There is no such lease any more, or it is of last month: nothing will be granted to it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRequest:
+    """One request: what the lease is to be. A repeat, or one that was overtaken, changes nothing.
+
+    ``number`` counts the requests of a lease from 1. ``keep_microcredits`` has to stay;
+    ``wish_microcredits`` is asked for beside it, and less than ``least_microcredits`` is no use.
+    A wish of zero gives back what is not kept, and ends the lease where nothing is.
+    """
+
+    customer: str
+    sku: str
+    lease_id: str
+    number: int
+    keep_microcredits: int
+    wish_microcredits: int
+    least_microcredits: int
+    ttl_seconds: int
+
+    @property
+    def gives_back(self) -> bool:
+        """Whether nothing is asked for."""
+        return self.wish_microcredits == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseGrant:
+    """The answer to a ``LeaseRequest``: what may be admitted from it beside what was kept."""
+
+    outcome: LeaseOutcome
+    granted_microcredits: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeasedRun:
+    """What one run under a lease has to be settled for.
+
+    ``promised_microcredits`` of the lease are for it. ``events`` each have the amount they should
+    cost; the first one's id says whether the task was settled before.
+    """
+
+    promised_microcredits: int
+    events: tuple[UsageEvent, ...]
+    wires: tuple[bytes, ...] = ()
+    """The events as they are on the wire, where somebody has encoded them already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeasedBatch:
+    """Runs of one lease, settled in one step."""
+
+    customer: str
+    lease_id: str
+    runs: tuple[LeasedRun, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFigures:
+    """What became of a run: a ``repeat`` was settled before; nothing was charged or put out."""
+
+    repeat: bool
+    lines: tuple[LineFigures, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSettlement:
+    """The answer to a ``LeasedBatch``; ``runs`` in its order."""
+
+    runs: tuple[RunFigures, ...]
+    quota_epoch: int
+
+    def decided(self, batch: LeasedBatch) -> list[UsageEvent]:
+        """The events with the figures that were decided, as the outbox has them."""
+        return [
+            event.settled(
+                amount=line.amount_microcredits,
+                shortfall=line.shortfall_microcredits,
+                quota_epoch=self.quota_epoch,
+            )
+            for run, figures in zip(batch.runs, self.runs, strict=True)
+            for event, line in zip(run.events, figures.lines, strict=not figures.repeat)
+        ]
+
+
+class LeaseStore(Protocol):
+    """What a quota store can do with leases; beside ``hold.Quota``, which knows them as holds.
+
+    All raise ``QuotaUnavailable`` when the store does not answer in time; the step may then have
+    happened or not, and repeating it is safe.
+    """
+
+    def lease(self, request: LeaseRequest) -> LeaseGrant:
+        """Make the lease what is requested, as far as balance and budgets bear it. One step."""
+        ...
+
+    def settle_leased(
+        self, batches: Sequence[LeasedBatch]
+    ) -> list[BatchSettlement | WeighbridgeError]:
+        """Charge the runs and put their events into the outbox; each batch is one step.
+
+        A run is charged what it was promised, and beyond that as far as balance and budgets bear
+        it; where the lease has ended, that is all of it. One that was settled before is left out.
+
+        Returns:
+            In the order of the batches; an error in the place of one that was refused.
+        """
+        ...
+
+    def release(
+        self, customer: str, task_id: str, cause: ReleaseCause, event: UsageEvent | None
+    ) -> ReleaseOutcome:
+        """End a lease as any hold; see ``hold.Quota.release``."""
+        ...
+
+
+def chunk_of(room: int, holders: int, wish: int, least: int) -> int | None:
+    """What one lease gets of what a customer has, or None where that is too little to be of use.
+
+    The share shrinks with the balance until it is less than one task, and what is left then is
+    admitted task by task. What leases strand is so bounded by what was there: each gets at most
+    ``room / (SHARE * holders)``.
+
+    Args:
+        room: What balance and budgets leave, what the lease has free included.
+        holders: Leases of the customer, this one included.
+        wish: What is asked for.
+        least: The least that is of use: one task's worth.
+    """
+    if room < 0:
+        return None
+    chunk = min(wish, room // (SHARE * holders))
+    return chunk if chunk >= least else None
+
+
+def wish_of(used: int, task: int) -> int:
+    """What to ask for: twice what was used since the last grant, or some tasks' worth."""
+    # At least one: to wish for nothing is to give back, also where a task costs nothing.
+    return min(max(2 * used, FIRST_TASKS * task, 1), MAX_MICROCREDITS)
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """A lease as its process has it. Not locked: the caller sees to that.
+
+    Attributes:
+        admits_until: By the process's own clock, in seconds; nothing is admitted from then on.
+        used: What was admitted since the last grant.
+        ended: Nothing will be granted to it any more; it lives until what is out is told.
+    """
+
+    customer: str
+    sku: str
+    lease_id: str
+    admits_until: float = 0.0
+    free: int = 0
+    out: int = 0
+    pending: int = 0
+    used: int = 0
+    number: int = 0
+    ended: bool = field(default=False)
+
+    @property
+    def kept(self) -> int:
+        """What must stay in the store."""
+        return self.out + self.pending
+
+    def admit(self, amount: int, now: float) -> bool:
+        """Take what one run may cost, if it is there and it is not too late."""
+        if amount > self.free or now >= self.admits_until:
+            return False
+        self.free -= amount
+        self.out += amount
+        self.used += amount
+        return True
+
+    def end(self, held: int, asked: int) -> int:
+        """A run that held so much ended and should cost so much; returns what it is promised.
+
+        What it did not need is free again; what it needs beyond, it gets from what is free.
+        """
+        promised = min(asked, held + self.free)
+        self.out -= held
+        self.free += held - promised
+        self.pending += promised
+        return promised
+
+    def told(self, promised: int) -> None:
+        """The store has settled a run that was promised so much."""
+        self.pending -= promised
+
+    def request(self, wish: int, least: int, ttl_seconds: int) -> LeaseRequest:
+        """Ask for so much beside what must stay. Until the answer comes nothing is free."""
+        self.number += 1
+        self.free = 0
+        return LeaseRequest(
+            customer=self.customer,
+            sku=self.sku,
+            lease_id=self.lease_id,
+            number=self.number,
+            keep_microcredits=self.kept,
+            wish_microcredits=wish,
+            least_microcredits=least,
+            ttl_seconds=ttl_seconds,
+        )
+
+    def granted(self, grant: LeaseGrant, admits_until: float) -> None:
+        """The answer to the last request; what ended meanwhile has made something free already."""
+        self.used = 0
+        if grant.outcome is LeaseOutcome.GRANTED:
+            self.free += grant.granted_microcredits
+            self.admits_until = admits_until
+        else:
+            self.admits_until = 0.0
+        if grant.outcome is LeaseOutcome.ENDED:
+            self.ended = True
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One run that was admitted from a lease.
+
+    ``run`` is what it is to be settled for, once that is known, and ``line`` and ``place`` its slip
+    on the disk. ``dropped`` gets the ticket's lease and amount if nobody ends it.
+    """
+
+    lease: Lease
+    held: int
+    dropped: deque[tuple[Lease, int]]
+    ended: bool = False
+    run: LeasedRun | None = None
+    line: bytes = b""
+    place: object = None
+    told: bool = False
+
+    def __del__(self) -> None:
+        # Wherever the garbage collector runs: no lock may be taken here.
+        if not self.ended:
+            self.dropped.append((self.lease, self.held))
+
+
+def check_lease(request: LeaseRequest) -> None:
+    """Refuse a request that cannot be right.
+
+    Raises:
+        InvalidValue: Names the field.
+    """
+    if not request.lease_id.startswith(LEASE_PREFIX):
+        raise InvalidValue("lease_id", request.lease_id, f"begin it with {LEASE_PREFIX!r}")
+    for name in ("number", "ttl_seconds"):
+        if getattr(request, name) <= 0:
+            raise InvalidValue(name, getattr(request, name), "use one or more")
+    for name in ("keep_microcredits", "wish_microcredits", "least_microcredits"):
+        value = getattr(request, name)
+        if not 0 <= value <= MAX_MICROCREDITS:
+            raise InvalidValue(name, value, "use 0 to 2^53")

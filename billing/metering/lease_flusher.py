@@ -1,0 +1,195 @@
+"""Telling of runs under leases: first the node's disk, then, in batches, the quota store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import structlog
+
+from billing.core.credit_lease import (
+    BatchSettlement,
+    Lease,
+    LeasedBatch,
+    LeasedRun,
+    LeaseStore,
+    Ticket,
+)
+from billing.core.errors import WeighbridgeError
+from billing.core.failpoints import reach
+from billing.core.usage_event import UsageEvent
+from billing.transport.lease_wal import Segment, Slip, SlipBook
+
+_log = structlog.get_logger(__name__)
+
+BATCH_RUNS: Final = 100
+"""Runs settled by one script: keeps the store free for others."""
+FLUSH_RUNS: Final = 1_000
+"""Runs told in one round trip."""
+
+
+class Keeps(Protocol):
+    """Keeps events on the node's disk."""
+
+    def append(self, events: Sequence[UsageEvent]) -> None:
+        """Append and return when they are kept."""
+        ...
+
+
+class Teller:
+    """Runs of this process that the store is to be told of. Safe to use from several threads.
+
+    Args:
+        store: The quota store.
+        book: This node's slips.
+        journal: Second copies of what is in the outbox.
+        lock: What the leases' amounts are changed under.
+    """
+
+    def __init__(
+        self, store: LeaseStore, book: SlipBook, journal: Keeps, lock: threading.Lock
+    ) -> None:
+        self._store = store
+        self._book = book
+        self._journal = journal
+        self._lock = lock
+        self._flushing = threading.Lock()
+        # An ordered set: a run whose end was interrupted may be put in twice.
+        self._queue: dict[Ticket, None] = {}
+        self._journal_trouble = False
+
+    @property
+    def waiting(self) -> int:
+        """Runs that the store has not been told of."""
+        return len(self._queue)
+
+    def put(self, ticket: Ticket, run: LeasedRun) -> None:
+        """Write the run's slip, and remember to tell it. Once more completes what was interrupted.
+
+        Raises:
+            OSError: The disk refused; nothing will be told.
+        """
+        reach("slip.before")
+        self._write(ticket, run)
+        reach("flush.before")
+        with self._lock:
+            if not ticket.told:
+                self._queue[ticket] = None
+
+    def flush(self) -> int:
+        """Tell the store of what has gathered.
+
+        Returns:
+            How many runs are settled.
+
+        Raises:
+            QuotaUnavailable: The store did not answer; what was not told waits on the disk.
+            WeighbridgeError: It refused a batch; that one waits, the others are settled.
+        """
+        with self._flushing:
+            with self._lock:
+                tickets = list(self._queue)[:FLUSH_RUNS]
+            groups = _groups(tickets)
+            if not groups:
+                return 0
+            answers = self._store.settle_leased([batch for batch, _ in groups])
+            reach("flush.after")
+            return self._settled(groups, answers)
+
+    def _write(self, ticket: Ticket, run: LeasedRun) -> None:
+        if ticket.place is not None:
+            return
+        lease = ticket.lease
+        if not ticket.line:
+            ticket.line = Slip(
+                lease_id=lease.lease_id,
+                customer=lease.customer,
+                promised_microcredits=run.promised_microcredits,
+                events=run.events,
+            ).to_line(run.wires)
+        try:
+            ticket.place = self._book.append(ticket.line)
+        except OSError:
+            with self._lock:
+                lease.pending -= run.promised_microcredits
+                lease.free += run.promised_microcredits
+            ticket.run, ticket.line = None, b""
+            raise
+
+    def _settled(
+        self,
+        groups: list[tuple[LeasedBatch, list[Ticket]]],
+        answers: list[BatchSettlement | WeighbridgeError],
+    ) -> int:
+        refused: WeighbridgeError | None = None
+        decided: list[UsageEvent] = []
+        done: list[Ticket] = []
+        for (batch, tickets), answer in zip(groups, answers, strict=True):
+            if isinstance(answer, WeighbridgeError):
+                refused = answer
+                continue
+            decided += decided_or_asked(batch, answer)
+            done += tickets
+        self._keep(decided)
+        with self._lock:
+            for ticket in done:
+                self._queue.pop(ticket, None)
+                if not ticket.told and ticket.run is not None:
+                    ticket.told = True
+                    ticket.lease.told(ticket.run.promised_microcredits)
+        for ticket in done:
+            if isinstance(ticket.place, Segment):
+                self._book.settled(ticket.place)
+        if refused is not None:
+            raise refused
+        return len(done)
+
+    def _keep(self, events: list[UsageEvent]) -> None:
+        """Second copies; their failure does not undo what is settled."""
+        try:
+            self._journal.append(events)
+        except OSError as error:
+            if not self._journal_trouble:
+                _log.error(
+                    "the node's journal cannot be written",
+                    money="nothing is lost unless Redis loses its data before the relay has sent "
+                    "them",
+                    remedy="free or mend the disk of WEIGHBRIDGE_SPOOL_DIR",
+                    error=str(error),
+                )
+            self._journal_trouble = True
+        else:
+            self._journal_trouble = False
+
+
+def decided_or_asked(batch: LeasedBatch, settlement: BatchSettlement) -> list[UsageEvent]:
+    """What the journal gets: the events as decided, and a repeat's as asked.
+
+    A repeat may be our own first try, whose answer was lost and which was charged in full as far as
+    anybody knows here. Where it is not, the log drops it.
+    """
+    repeats = [
+        event.settled(
+            amount=event.amount_microcredits, shortfall=0, quota_epoch=settlement.quota_epoch
+        )
+        for run, figures in zip(batch.runs, settlement.runs, strict=True)
+        if figures.repeat
+        for event in run.events
+    ]
+    return settlement.decided(batch) + repeats
+
+
+def _groups(tickets: list[Ticket]) -> list[tuple[LeasedBatch, list[Ticket]]]:
+    """Runs by lease, at most ``BATCH_RUNS`` together."""
+    by_lease: dict[Lease, list[Ticket]] = {}
+    for ticket in tickets:
+        by_lease.setdefault(ticket.lease, []).append(ticket)
+    groups = []
+    for lease, found in by_lease.items():
+        for start in range(0, len(found), BATCH_RUNS):
+            some = found[start : start + BATCH_RUNS]
+            runs = tuple(ticket.run for ticket in some if ticket.run is not None)
+            batch = LeasedBatch(customer=lease.customer, lease_id=lease.lease_id, runs=runs)
+            groups.append((batch, some))
+    return groups

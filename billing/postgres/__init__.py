@@ -1,0 +1,1 @@
+"""PostgreSQL: the schema, engines, partitions, locks and migrations."""

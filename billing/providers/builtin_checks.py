@@ -1,0 +1,83 @@
+"""What the built-in providers say of meters and reports, and how they keep an invoice's lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from billing.core.clock import format_instant, parse_instant
+from billing.core.periods import hour_floor
+from billing.providers.port import (
+    Answer,
+    Cause,
+    InvoiceLine,
+    Meter,
+    MeterCheck,
+    UsageReport,
+)
+from billing.reporting.usage_report import MAX_IDENTIFIER, fits
+
+_HOUR: Final = timedelta(hours=1)
+
+
+def always_there(meters: Sequence[Meter], if_it_adds: str) -> list[MeterCheck]:
+    """The checks of a provider that needs no set-up but cannot take a meter that adds.
+
+    Args:
+        meters: What is asked for.
+        if_it_adds: The difference to tell of a meter that adds instead of overwriting.
+    """
+    return [
+        MeterCheck(
+            meter=meter,
+            provider_id=meter.name,
+            created=False,
+            differences=() if meter.overwrites else (if_it_adds,),
+        )
+        for meter in meters
+    ]
+
+
+def refusal(report: UsageReport) -> Answer | None:
+    """Why nobody could take this report as it is; None where it is well formed."""
+    if not fits(report.value):
+        return Answer(cause=Cause.INVALID_VALUE, detail="more than 15 digits")
+    wrong = ""
+    if not 1 <= len(report.identifier) <= MAX_IDENTIFIER:
+        wrong = f"an identifier has 1 to {MAX_IDENTIFIER} characters"
+    elif report.hour != hour_floor(report.hour):
+        wrong = "the hour is not the start of a UTC hour"
+    elif not report.hour <= report.timestamp < report.hour + _HOUR:
+        wrong = "the timestamp is outside the hour"
+    return Answer(cause=Cause.INVALID_REQUEST, detail=wrong) if wrong else None
+
+
+def lines_as_data(lines: Sequence[InvoiceLine]) -> list[dict[str, Any]]:
+    """Invoice lines as JSON can keep them; ``line_of`` reads one back."""
+    return [
+        {
+            "key": line.key,
+            "description": line.description,
+            "amount_minor": line.amount_minor,
+            "period_start": format_instant(line.period_start),
+            "period_end": format_instant(line.period_end),
+        }
+        for line in lines
+    ]
+
+
+def line_of(data: Mapping[str, Any]) -> InvoiceLine:
+    """One line of ``lines_as_data``."""
+    return InvoiceLine(
+        key=data["key"],
+        description=data["description"],
+        amount_minor=data["amount_minor"],
+        period_start=parse_instant(data["period_start"], field="period_start"),
+        period_end=parse_instant(data["period_end"], field="period_end"),
+    )
+
+
+def total_of(lines: Sequence[InvoiceLine]) -> int:
+    """The sum of lines, in minor units."""
+    return sum(line.amount_minor for line in lines)

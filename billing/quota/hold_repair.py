@@ -1,0 +1,108 @@
+"""Mending a customer's holds in Redis where a record, a list and a sum no longer agree.
+
+Every verb keeps them together in one step; they part only where somebody deleted or edited a key,
+or a server lost some of its data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import redis
+
+from billing.core.errors import QuotaUnavailable
+from billing.redis.keys import Keys, shard_of, split_member
+from billing.redis.scripts import script_text
+
+_CHUNK: Final = 100
+
+
+class Wrong(StrEnum):
+    """What was wrong with a hold."""
+
+    ORPHAN = "orphan"
+    """It is listed as open and no open hold stands behind it: credits locked away for nobody."""
+    UNSWEPT = "unswept"
+    """No sweep would have found it: its credits would have been locked away for good."""
+    UNCOUNTED = "uncounted"
+    """A rebuild of the account would not have counted it."""
+    HELD = "held"
+    """The sum of what is held was not that of the holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mended:
+    """One thing that was put right. ``task_id`` is empty for a sum."""
+
+    wrong: Wrong
+    customer: str
+    task_id: str
+    amount_microcredits: int
+
+
+class RedisMend:
+    """Puts holds right, one atomic step per hundred of them.
+
+    Args:
+        client: As for ``RedisQuota``.
+        keys: The names of the keys.
+    """
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+        self._script = client.register_script(script_text("mend"))
+
+    def mend(self, customer: str) -> list[Mended]:
+        """Look at every hold of a customer and put right what does not agree.
+
+        Raises:
+            QuotaUnavailable: Redis did not answer; ask again.
+        """
+        with _answering():
+            tasks = self._tasks(customer)
+            found: list[Mended] = []
+            # At least once, for the sum.
+            for start in range(0, max(len(tasks), 1), _CHUNK):
+                found += self._mend(customer, tasks[start : start + _CHUNK])
+        return found
+
+    def _tasks(self, customer: str) -> list[str]:
+        listed = self._client.hkeys(self._keys.customer_holds(customer))
+        members: list[Any] = self._client.zrange(self._keys.open(shard_of(customer)), 0, -1)
+        named = (split_member(_text(member)) for member in members)
+        swept = [task for owner, task in named if owner == customer]
+        return sorted({_text(task) for task in listed} | set(swept))
+
+    def _mend(self, customer: str, tasks: list[str]) -> Iterator[Mended]:
+        keys = [
+            self._keys.account(customer),
+            self._keys.customer_holds(customer),
+            self._keys.open(shard_of(customer)),
+            *(self._keys.hold(customer, task) for task in tasks),
+        ]
+        for what, subject, amount in self._script(keys=keys, args=[customer, *tasks]):
+            wrong = Wrong(_text(what))
+            yield Mended(
+                wrong=wrong,
+                customer=customer,
+                task_id="" if wrong is Wrong.HELD else _text(subject),
+                # Of a sum: how much more is held now than before.
+                amount_microcredits=int(amount) - (int(subject) if wrong is Wrong.HELD else 0),
+            )
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise QuotaUnavailable(f"the quota store did not answer: {error}") from error
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,115 @@
+"""What is to be done about a discrepancy, and what probably caused it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from billing.reconciliation.invariants import Discrepancy, Kind
+
+
+class Remedy(StrEnum):
+    """How it is put right; PostgreSQL is what Redis and the rollups are repaired from."""
+
+    SYNC_GRANTS = "sync_grants"
+    """The fence gets the sum of the grants, and Redis the fence."""
+    REBUILD = "rebuild"
+    """Redis gets the account anew, under the next epoch; open holds stay."""
+    MEND_HOLDS = "mend_holds"
+    """Holds, their list and their sum are made to agree."""
+    ROLL_UP = "roll_up"
+    """The bucket is summed up again from the log."""
+    PUBLISH_AGAIN = "publish_again"
+    """The event is in this node's journal and nowhere else: it is published from there."""
+    BY_HAND = "by_hand"
+    """No rule can say what is right; a person reads the lines."""
+
+
+class Cause(StrEnum):
+    """What probably happened, where that can be known."""
+
+    UNKNOWN = ""
+    EVENT_LOST = "event_lost"
+    """Charged, and the event is neither in the log nor on its way."""
+    REDIS_BEHIND = "redis_behind"
+    """Redis knows less than the log: it lost its newest data, or a settlement was taken back."""
+    REDIS_AHEAD = "redis_ahead"
+    """Redis counted what the log never got."""
+    EDITED = "edited"
+    """Nothing that Weighbridge does leaves this: somebody changed it by hand."""
+    LOG_CHANGED = "log_changed"
+    """Rows of the hour are not those that were logged; the rollup may well be right."""
+    HOLD_LEFT = "hold_left"
+    """A hold outlived its task and every sweep."""
+
+
+_REMEDIES: Final[Mapping[Kind, Remedy]] = {
+    Kind.AVAILABLE: Remedy.MEND_HOLDS,
+    Kind.NEGATIVE: Remedy.BY_HAND,
+    Kind.GRANTED: Remedy.SYNC_GRANTS,
+    Kind.SETTLED: Remedy.REBUILD,
+    Kind.ROLLUP: Remedy.ROLL_UP,
+    Kind.DUPLICATE: Remedy.BY_HAND,
+    Kind.OVERDUE_HOLD: Remedy.MEND_HOLDS,
+    Kind.DENIED_BUT_RAN: Remedy.BY_HAND,
+    Kind.LOST_EVENT: Remedy.PUBLISH_AGAIN,
+}
+assert set(_REMEDIES) == set(Kind)  # noqa: S101 - a relation between constants
+
+
+def remedy_of(discrepancy: Discrepancy) -> Remedy:
+    """What puts it right."""
+    return _REMEDIES[discrepancy.kind]
+
+
+def cause_of(discrepancy: Discrepancy, lost_microcredits: int) -> Cause:
+    """What probably caused it.
+
+    Args:
+        discrepancy: What does not agree.
+        lost_microcredits: What the customer's lost events come to, as far as they are known.
+    """
+    match discrepancy.kind:
+        case Kind.LOST_EVENT:
+            return Cause.EVENT_LOST
+        case Kind.SETTLED:
+            ahead = discrepancy.found - discrepancy.expected
+            if ahead < 0:
+                return Cause.REDIS_BEHIND
+            return Cause.EVENT_LOST if lost_microcredits == ahead else Cause.REDIS_AHEAD
+        case Kind.ROLLUP | Kind.GRANTED:
+            return Cause.EDITED
+        case Kind.OVERDUE_HOLD:
+            return Cause.HOLD_LEFT
+        case _:
+            return Cause.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnTheWay:
+    """Usage of a customer that is charged and not logged yet.
+
+    ``in_outbox`` counts the customer's events; ``in_queue`` the messages of everybody in RabbitMQ,
+    None where that cannot be known.
+    """
+
+    in_outbox: int
+    in_queue: int | None
+
+    def told(self) -> str:
+        """For people."""
+        queue = "an unknown number" if self.in_queue is None else str(self.in_queue)
+        return f"{self.in_outbox} in the outbox, {queue} in the queue"
+
+
+def must_wait(discrepancy: Discrepancy, way: OnTheWay) -> bool:
+    """Whether a repair now could give out credits twice.
+
+    A rebuilt account begins from the log. What Redis has counted and the log has not got yet would
+    be available again until it arrives; so where Redis is ahead, nothing may be on its way. Where
+    Redis is behind, a rebuild only takes credits away, and that is never too early.
+    """
+    ahead = discrepancy.kind is Kind.SETTLED and discrepancy.found > discrepancy.expected
+    return ahead and (way.in_outbox > 0 or way.in_queue != 0)

@@ -1,0 +1,299 @@
+"""What is reported in a later hour than it was used in: signed carry lines. Pure.
+
+An event is never dated anew. What its hour can no longer tell a provider is taken out of that hour
+by a line and put into a later one, so that both come to what is said of them, and the sum of all
+hours to the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from billing.providers.port import Meter
+from billing.reporting.revision_rules import (
+    HOUR,
+    Bucket,
+    Holder,
+    Last,
+    Revision,
+    answered,
+    made,
+    revise,
+    waits_unsent,
+)
+from billing.reporting.usage_report import (
+    CREDIT_DECIMALS,
+    EVENT_OFFSET,
+    MAX_HOUR_VALUE,
+    TAKEN,
+    ParkedBy,
+    State,
+    scaled,
+)
+
+
+class Reason(StrEnum):
+    """Why an amount is carried."""
+
+    LATE = "late"
+    """The provider's invoice for its hour is final."""
+    TOO_OLD = "too_old"
+    """The provider takes no figure of that age."""
+    REMAINDER = "remainder"
+    """Less than the meter's unit; or carried into an hour, and more than that hour can tell."""
+    BELOW_ZERO = "below_zero"
+    """Its hour is negative; a provider would bill 0 and forget the rest."""
+    BILLED = "billed"
+    """The provider's invoice has another figure than it had accepted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carry:
+    """An amount, of either sign, that is reported in ``to_hour`` instead of ``from_hour``."""
+
+    from_hour: datetime
+    to_hour: datetime
+    amount_microcredits: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What else a bucket's next step depends on.
+
+    ``provider``, ``meter`` and ``decimals`` (of a credit) are where it is told. ``under_way``: the
+    start of the hour of now; what is carried goes there. ``too_old``: the provider takes no hour
+    that starts before; None: any.
+    """
+
+    provider: str
+    meter: Meter
+    decimals: int
+    under_way: datetime
+    too_old: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """What an hour could not tell: below zero, or above it and less than the meter's unit."""
+
+    hour: datetime
+    amount_microcredits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed:
+    """What becomes of a bucket.
+
+    ``out`` leaves it, always with a revision that does without that amount. ``taken`` are lines out
+    of leftovers into it.
+    """
+
+    revision: Revision | None = None
+    out: Carry | None = None
+    taken: tuple[Carry, ...] = ()
+
+
+def too_old_before(now: datetime, max_age: timedelta | None) -> datetime | None:
+    """Figures of hours that start before this are not taken any more; None where any are."""
+    return None if max_age is None else now - max_age - EVENT_OFFSET
+
+
+def closed_by(bucket: Bucket, too_old: datetime | None) -> Reason | None:
+    """Why nothing is sent for a bucket any more; None where it may be.
+
+    An hour in which a period ends is billed with the next one.
+    """
+    if bucket.sealed_until is not None and bucket.hour + HOUR <= bucket.sealed_until:
+        return Reason.LATE
+    if too_old is not None and bucket.hour < too_old:
+        return Reason.TOO_OLD
+    return None
+
+
+def weigh(bucket: Bucket, terms: Terms, leftovers: Sequence[Leftover] = ()) -> Weighed:
+    """The revision and the carry lines that a bucket needs now.
+
+    Args:
+        bucket: What it comes to, and its last revision.
+        terms: Where it is told.
+        leftovers: Of the customer's SKU; those of earlier hours are taken along.
+    """
+    reason = closed_by(bucket, terms.too_old)
+    # Whoever is known to nobody, or held back by hand, waits for a person, carried nowhere.
+    if reason is not None and bucket.customer_ref is not None and not _by_hand(bucket.last):
+        return _close(bucket, terms, reason)
+    plain = revise(bucket, terms.provider, terms.meter, terms.decimals)
+    taken = _take(bucket, terms, plain, leftovers)
+    if plain is None and not taken:
+        return Weighed()
+    amount = sum(carry.amount_microcredits for carry in taken)
+    grown = replace(
+        bucket,
+        total_microcredits=bucket.total_microcredits + amount,
+        carried_in_microcredits=bucket.carried_in_microcredits + amount,
+    )
+    return replace(_tell(grown, terms), taken=taken)
+
+
+def _by_hand(last: Last | None) -> bool:
+    return last is not None and last.state is State.PARKED and last.cause == ParkedBy.BY_HAND
+
+
+def _close(bucket: Bucket, terms: Terms, reason: Reason) -> Weighed:
+    """What the providers have is what the hour comes to; the rest is carried."""
+    last = bucket.last
+    if bucket.hour >= terms.under_way:
+        return Weighed()
+    if last is not None and not answered(last) and not waits_unsent(last):
+        return Weighed()
+    rest = bucket.total_microcredits - sum(bucket.taken.values())
+    stood_for = 0 if last is None else last.total_microcredits
+    open_still = last is not None and waits_unsent(last)
+    if not rest and not open_still and stood_for == bucket.total_microcredits:
+        return Weighed()
+    return Weighed(revision=_closing(bucket, terms), out=_out(bucket, terms, rest, reason))
+
+
+def _tell(bucket: Bucket, terms: Terms) -> Weighed:
+    """A revision in whole units of the meter; what is left goes on to the hour under way."""
+    holder = Holder(terms.provider, bucket.customer_ref, terms.meter.name)
+    rest = _rest(bucket, holder, terms.decimals)
+    rounded = replace(bucket, total_microcredits=bucket.total_microcredits - rest)
+    new = revise(rounded, terms.provider, terms.meter, terms.decimals)
+    if not rest or bucket.hour >= terms.under_way:
+        # Of the hour under way the rest stays; it is told when the hour is over.
+        return Weighed(revision=new)
+    if new is None:
+        told = bucket.last is not None and bucket.last.state in TAKEN
+        new = (
+            _closing(rounded, terms) if told else made(rounded, holder, terms.meter, terms.decimals)
+        )
+    return Weighed(revision=new, out=_out(bucket, terms, rest, Reason.REMAINDER))
+
+
+def _rest(bucket: Bucket, holder: Holder, decimals: int) -> int:
+    """What an hour does not tell: less than a unit, or above what fits into an hour.
+
+    The latter only of what came from other hours, after a long outage: an hour that is by itself
+    too large is parked and needs a coarser meter.
+    """
+    held = bucket.held_by(holder)
+    whole = scaled(held, decimals)
+    if bucket.customer_ref is None or held <= 0:
+        return 0
+    over = held - MAX_HOUR_VALUE * 10 ** (CREDIT_DECIMALS - decimals)
+    if over > 0:
+        return over if over <= bucket.carried_in_microcredits else 0
+    # Not yet a unit, and never told: it waits where it is.
+    waits = not whole.value and holder not in bucket.taken
+    return 0 if waits else whole.remainder_microcredits
+
+
+def _closing(bucket: Bucket, terms: Terms) -> Revision:
+    """A revision that stands for what the providers have, with nothing to send."""
+    holder = Holder(terms.provider, bucket.customer_ref, terms.meter.name)
+    last = bucket.last
+    own = bucket.taken.get(holder, 0)
+    return Revision(
+        revision=last.revision + 1 if last else 1,
+        holder=holder,
+        state=State.PARKED,
+        cause=ParkedBy.CARRIED.value,
+        value=scaled(own, terms.decimals).value,
+        total_microcredits=sum(bucket.taken.values()),
+        held_microcredits=own,
+        parks_last=ParkedBy.CARRIED if last and waits_unsent(last) else None,
+    )
+
+
+def _out(bucket: Bucket, terms: Terms, amount: int, reason: Reason) -> Carry | None:
+    if not amount:
+        return None
+    return Carry(
+        from_hour=bucket.hour,
+        to_hour=terms.under_way,
+        amount_microcredits=amount,
+        reason=reason,
+    )
+
+
+def _take(
+    bucket: Bucket, terms: Terms, plain: Revision | None, leftovers: Sequence[Leftover]
+) -> tuple[Carry, ...]:
+    """Lines out of earlier leftovers, never more below zero than the hour is above it.
+
+    What is below a unit is taken along where something is told anyway; what is below zero also
+    lowers an hour that was told already.
+    """
+    if bucket.customer_ref is None:
+        return ()
+    tells = plain is not None and (
+        plain.state is State.PENDING or plain.cause == ParkedBy.BELOW_UNIT
+    )
+    told = plain is None and bucket.last is not None and bucket.last.state in TAKEN
+    room = bucket.held_by(Holder(terms.provider, bucket.customer_ref, terms.meter.name))
+    lines: list[Carry] = []
+    for each in sorted(leftovers, key=lambda one: one.hour):
+        below = each.amount_microcredits < 0
+        amount = max(each.amount_microcredits, -room) if below else each.amount_microcredits
+        if each.hour >= bucket.hour or room <= 0 or not amount or not (tells or (told and below)):
+            continue
+        room += amount
+        lines.append(
+            Carry(
+                from_hour=each.hour,
+                to_hour=bucket.hour,
+                amount_microcredits=amount,
+                reason=Reason.BELOW_ZERO if below else Reason.REMAINDER,
+            )
+        )
+    return tuple(lines)
+
+
+def left_over(bucket: Bucket, terms: Terms) -> Leftover | None:
+    """What a parked bucket leaves to a later hour; None where it has to be told in its own.
+
+    A bucket that is closed at its provider leaves nothing: what it comes to is carried otherwise.
+    """
+    if bucket.customer_ref is None or closed_by(bucket, terms.too_old) is not None:
+        return None
+    amount = bucket.held_by(Holder(terms.provider, bucket.customer_ref, terms.meter.name))
+    return Leftover(bucket.hour, amount) if amount else None
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What a provider accepted for an hour: ``value`` in its meter's smallest unit."""
+
+    hour: datetime
+    answered_at: datetime
+    value: int
+
+
+def as_billed(holdings: Sequence[Holding], billed: int) -> dict[datetime, int]:
+    """The hours' values that add up to what was billed, of those that have to change.
+
+    What was answered last is the likeliest to have come too late: it is raised, or lowered to 0 and
+    then the one before it.
+
+    Args:
+        holdings: One per hour.
+        billed: The invoice's value for all of them.
+
+    Returns:
+        New values by hour; empty where nothing differs, and where there is no hour to raise.
+    """
+    changed: dict[datetime, int] = {}
+    difference = billed - sum(holding.value for holding in holdings)
+    for holding in sorted(holdings, key=lambda h: (h.answered_at, h.hour), reverse=True):
+        if not difference:
+            break
+        value = max(holding.value + difference, 0)
+        if value != holding.value:
+            changed[holding.hour] = value
+            difference -= value - holding.value
+    return changed

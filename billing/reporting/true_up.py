@@ -1,0 +1,173 @@
+"""Settling a sealed period: what was billed of it becomes what the books say was taken.
+
+One transaction: the hours' corrected revisions, the carry lines that make up for them, and the note
+that the period is settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, CursorResult, Row
+
+from billing.core.periods import hour_floor
+from billing.reporting import closed_period_queries as queries
+from billing.reporting.adjustments import Holding, Reason, as_billed
+from billing.reporting.destination import Metered
+from billing.reporting.revision_rules import HOUR
+from billing.reporting.usage_report import (
+    BILLED,
+    CREDIT_DECIMALS,
+    EVENT_OFFSET,
+    OPEN,
+    ParkedBy,
+    State,
+    identifier_of,
+    scaled,
+)
+
+_SEALED: Final = "the provider's invoice was final before this was answered"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A period that was billed otherwise than was accepted, in the meter's smallest unit."""
+
+    provider: str
+    customer: str
+    meter: str
+    period_start: datetime
+    period_end: datetime
+    invoice_refs: Sequence[str]
+    accepted_value: int
+    billed_value: int
+
+
+class Settlement:
+    """One period of one customer's meter.
+
+    Args:
+        connection: Of the transaction.
+        period: A row with provider, customer_id, customer_ref, meter, period_start and period_end.
+        metered: How the meter counts.
+        now: The time, not before the period's end.
+    """
+
+    def __init__(
+        self, connection: Connection, period: Row[Any], metered: Metered, now: datetime
+    ) -> None:
+        self._connection = connection
+        self._period = period
+        self._metered = metered
+        self._parameters = {
+            "provider": period.provider, "customer": period.customer_id,
+            "ref": period.customer_ref, "meter": period.meter, "sku": metered.meter.sku,
+            "start": period.period_start, "end": period.period_end, "now": now,
+            # An hour in which one period ends and the next begins is billed with the next.
+            "first": hour_floor(period.period_start), "before": hour_floor(period.period_end),
+            "under_way": hour_floor(now),
+        }  # fmt: skip
+
+    def run(self) -> Difference | None:
+        """Settle the period, if nothing of it is undecided; what differed, if anything did.
+
+        What is open of it is parked in any case.
+
+        Raises:
+            sqlalchemy.exc.IntegrityError: Somebody wrote a revision of one of its hours meanwhile.
+        """
+        seals = self._execute(queries.LOCK_SEALS).all()
+        if all(seal.settled_at is not None for seal in seals):
+            return None
+        billed = sum(int(seal.billed_value) for seal in seals)
+        self._execute(queries.PARK_OPEN, cause=ParkedBy.SEALED.value, detail=_SEALED)
+        self._execute(queries.LOCK_HOURS)
+        hours = {row.hour: row for row in self._execute(queries.HOURS)}
+        holdings = [
+            Holding(row.hour, row.answered_at, scaled(int(row.held), self._metered.decimals).value)
+            for row in hours.values()
+            if row.held is not None
+        ]
+        accepted = sum(holding.value for holding in holdings)
+        if not _decided(hours.values(), differs=accepted != billed):
+            return None
+        note = ", ".join(seal.invoice_ref for seal in seals)
+        for hour, value in as_billed(holdings or self._last_hour(), billed).items():
+            self._correct(hour, hours.get(hour), value, f"billed by invoice {note}")
+        self._execute(queries.SETTLED)
+        self._execute(queries.LOOK_BACK)
+        if accepted == billed:
+            return None
+        return Difference(
+            provider=self._period.provider,
+            customer=self._period.customer_id,
+            meter=self._period.meter,
+            period_start=self._period.period_start,
+            period_end=self._period.period_end,
+            invoice_refs=[seal.invoice_ref for seal in seals],
+            accepted_value=accepted,
+            billed_value=billed,
+        )
+
+    def _last_hour(self) -> list[Holding]:
+        """Where a figure goes of which nothing was accepted; none in less than an hour."""
+        last = self._parameters["before"] - HOUR
+        if last < self._parameters["first"]:
+            return []
+        return [Holding(last, self._parameters["now"], 0)]
+
+    def _correct(self, hour: datetime, last: Row[Any] | None, value: int, detail: str) -> None:
+        """Say that the provider has this of an hour, and carry what that takes or leaves."""
+        held = value * 10 ** (CREDIT_DECIMALS - self._metered.decimals)
+        added = held - int(last.held or 0) if last is not None else held
+        taken = int(last.taken) if last is not None else 0
+        revision = last.revision + 1 if last is not None else 1
+        if last is not None:
+            self._execute(queries.SUPERSEDE, id=last.id)
+        self._execute(
+            queries.INSERT,
+            hour=hour,
+            revision=revision,
+            overwrites=self._metered.meter.overwrites,
+            identifier=self._named(hour, revision),
+            value=value,
+            event_at=hour + EVENT_OFFSET,
+            total=taken + added,
+            held=held,
+            state=State.CONFIRMED.value,
+            cause=BILLED,
+            detail=detail,
+        )
+        self._execute(
+            queries.CARRY, hour=hour, amount=-added, reason=Reason.BILLED.value, note=detail
+        )
+
+    def _named(self, hour: datetime, revision: int) -> str:
+        """It is sent to nobody; its name only has to be its own."""
+        period = self._period
+        return identifier_of(
+            BILLED, period.provider, period.meter, period.customer_id, hour, revision
+        )
+
+    def _execute(self, statement: sa.TextClause, **more: object) -> CursorResult[Any]:
+        return self._connection.execute(statement, self._parameters | more)
+
+
+def _decided(hours: Iterable[Row[Any]], *, differs: bool) -> bool:
+    """Whether every figure of the hours is known to be there or not.
+
+    Hours that are held back by hand are not touched: a period that differs waits for them.
+    """
+    return not any(
+        row.state in OPEN
+        or (row.state == State.PARKED and (row.doubtful or (differs and _by_hand(row))))
+        for row in hours
+    )
+
+
+def _by_hand(row: Row[Any]) -> bool:
+    return bool(row.cause == ParkedBy.BY_HAND)

@@ -1,0 +1,267 @@
+"""The outbox: usage events that RabbitMQ has not confirmed yet, one Redis Stream per shard.
+
+``settle`` appends to it in the same atomic step that charges the account (``billing.quota``); the
+relay reads it, publishes, and removes what was confirmed.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Final, Protocol
+
+import redis
+import structlog
+
+from billing.core.errors import WeighbridgeError
+from billing.core.usage_event import InvalidEvent, UsageEvent, from_wire
+from billing.redis.keys import Keys
+
+_log = structlog.get_logger(__name__)
+
+_PROBE: Final = 4
+"""Entries asked of a shard that had few the last time."""
+
+
+class OutboxUnavailable(WeighbridgeError):  # noqa: N818 - a state of the outbox, not a mistake
+    """The outbox (Redis) did not answer. Its events stay where they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxEntry:
+    """One event that waits to be published: where it is, and what it says."""
+
+    shard: int
+    entry_id: str
+    event: UsageEvent
+
+
+class Outbox(Protocol):
+    """Where usage events wait for their confirm. All raise ``OutboxUnavailable``."""
+
+    def claim(self, owner: str, ttl_ms: int) -> list[int]:
+        """Lease what shards are free and renew those of ``owner``; returns all that it has.
+
+        A lease keeps relays from doing the same work twice. It is not a lock: two relays on one
+        shard only send duplicates, which the log drops.
+        """
+        ...
+
+    def give_back(self, owner: str) -> None:
+        """End the leases of ``owner``, so that another relay need not wait until they run out."""
+        ...
+
+    def read(self, shards: Sequence[int], count: int) -> list[OutboxEntry]:
+        """The oldest entries of each shard, about ``count`` in all, in order within a shard."""
+        ...
+
+    def remove(self, entries: Sequence[OutboxEntry]) -> None:
+        """Take out what was confirmed."""
+        ...
+
+    def length(self) -> int:
+        """How many entries wait, over all shards."""
+        ...
+
+    def bad_length(self) -> int:
+        """How many entries could not be read and were put aside, over all shards."""
+        ...
+
+    def oldest_ms(self) -> int | None:
+        """When the oldest waiting entry was put in, by the store's clock; None if there is none."""
+        ...
+
+    def generation(self) -> str:
+        """A name for this life of the store's data.
+
+        If it differs from what it was, the store has lost its data, or restarted and may have lost
+        the newest of it.
+        """
+        ...
+
+
+class RedisOutbox:
+    """The outbox in Redis or Valkey.
+
+    Args:
+        client: A client whose socket time-outs bound every call. May be shared by threads.
+        keys: The names of the streams.
+    """
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client = client
+        self._streams: list[str] = keys.outbox_keys()
+        self._marker = f"{keys.prefix}:relay:marker"
+        self._claim = client.register_script(_lua("claim"))
+        self._give_back = client.register_script(_lua("give_back"))
+        self._put_aside_script = client.register_script(_lua("put_aside"))
+        self._busy: frozenset[int] = frozenset()
+
+    def claim(self, owner: str, ttl_ms: int) -> list[int]:
+        """As ``Outbox.claim``; one round trip."""
+        with self._pipeline() as pipeline:
+            for stream in self._streams:
+                self._claim(keys=[lease_of(stream)], args=[owner, ttl_ms], client=pipeline)
+            answers = pipeline.execute()
+        return [shard for shard, answer in enumerate(answers) if answer]
+
+    def give_back(self, owner: str) -> None:
+        """As ``Outbox.give_back``; one round trip."""
+        with self._pipeline() as pipeline:
+            for stream in self._streams:
+                self._give_back(keys=[lease_of(stream)], args=[owner], client=pipeline)
+            pipeline.execute()
+
+    def read(self, shards: Sequence[int], count: int) -> list[OutboxEntry]:
+        """As ``Outbox.read``; one round trip.
+
+        ``count`` is divided among the shards that had much to say the last time; of the others
+        a few entries are asked, so that none starves and an idle outbox costs little.
+
+        An entry that is not an event is put aside into the stream ``…:out:bad`` and logged.
+        """
+        busy = self._busy.intersection(shards)
+        share = max(math.ceil(count / len(busy)), _PROBE) if busy else _PROBE
+        asked = {shard: share if shard in busy else _PROBE for shard in shards}
+        with self._pipeline() as pipeline:
+            for shard, wanted in asked.items():
+                pipeline.xrange(self._streams[shard], count=wanted)
+            answers = pipeline.execute()
+        found = dict(zip(asked, answers, strict=True))
+        self._busy = frozenset(shard for shard in asked if len(found[shard]) == asked[shard])
+        return [entry for shard in asked for entry in self._decoded(shard, found[shard])]
+
+    def everything(self, shard: int, *, page: int) -> Iterator[OutboxEntry]:
+        """Every entry of a shard, oldest first, page by page; one round trip each.
+
+        For checks: a relay reads what is oldest.
+        """
+        last = "-"
+        while True:
+            with self._pipeline() as pipeline:
+                pipeline.xrange(self._streams[shard], min=last, count=page)
+                (found,) = pipeline.execute()
+            yield from self._decoded(shard, found)
+            if len(found) < page:
+                return
+            last = f"({text_of(found[-1][0])}"
+
+    def remove(self, entries: Sequence[OutboxEntry]) -> None:
+        """As ``Outbox.remove``; one round trip."""
+        by_shard: defaultdict[int, list[str]] = defaultdict(list)
+        for entry in entries:
+            by_shard[entry.shard].append(entry.entry_id)
+        with self._pipeline() as pipeline:
+            for shard, ids in by_shard.items():
+                pipeline.xdel(self._streams[shard], *ids)
+            pipeline.execute()
+
+    def length(self) -> int:
+        """As ``Outbox.length``; one round trip."""
+        return sum(self._for_each(lambda pipeline, stream: pipeline.xlen(stream)))
+
+    def bad_length(self) -> int:
+        """As ``Outbox.bad_length``; one round trip."""
+        return sum(self._for_each(lambda pipeline, stream: pipeline.xlen(_bad(stream))))
+
+    def oldest_ms(self) -> int | None:
+        """As ``Outbox.oldest_ms``; one round trip."""
+        firsts = self._for_each(lambda pipeline, stream: pipeline.xrange(stream, count=1))
+        ages = [int(text_of(first[0][0]).partition("-")[0]) for first in firsts if first]
+        return min(ages, default=None)
+
+    def generation(self) -> str:
+        """As ``Outbox.generation``: a random marker kept in Redis, and the server's run id.
+
+        The marker goes when the data goes; the run id changes with a restart or a failover, which
+        may have cost the newest second (``appendfsync everysec``).
+        """
+        with self._pipeline() as pipeline:
+            pipeline.set(self._marker, uuid.uuid4().hex, nx=True)
+            pipeline.get(self._marker)
+            pipeline.info("server")
+            _, marker, info = pipeline.execute()
+        return f"{text_of(marker)}:{info['run_id']}"
+
+    def _decoded(
+        self, shard: int, found: list[tuple[Any, dict[Any, Any]]]
+    ) -> Iterator[OutboxEntry]:
+        for raw_id, fields in found:
+            entry_id = text_of(raw_id)
+            try:
+                yield OutboxEntry(shard, entry_id, _event(fields))
+            except (InvalidEvent, KeyError, ValueError, TypeError) as error:
+                self._put_aside(shard, entry_id, fields, error)
+
+    def _put_aside(
+        self, shard: int, entry_id: str, fields: Mapping[Any, Any], error: Exception
+    ) -> None:
+        stream = self._streams[shard]
+        told = {**fields, "error": repr(error)[:500]}
+        with self._pipeline() as pipeline:
+            self._put_aside_script(
+                keys=[stream, _bad(stream)],
+                args=[entry_id, *(part for pair in told.items() for part in pair)],
+                client=pipeline,
+            )
+            (moved,) = pipeline.execute()
+        if not moved:
+            return
+        _log.error(
+            "outbox_entry_unreadable",
+            stream=_bad(stream),
+            entry=entry_id,
+            error=str(error),
+            meaning="one usage event is not billed; it is kept in the stream named here",
+            remedy="find out what wrote it, correct it and put it back into the outbox",
+        )
+
+    def _for_each(self, ask: Callable[[Any, str], object]) -> list[Any]:
+        with self._pipeline() as pipeline:
+            for stream in self._streams:
+                ask(pipeline, stream)
+            answers: list[Any] = pipeline.execute()
+        return answers
+
+    @contextmanager
+    def _pipeline(self) -> Iterator[Any]:
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                yield pipeline
+        except (redis.RedisError, OSError) as error:
+            raise OutboxUnavailable(
+                f"the outbox in Redis did not answer ({error!r:.200}); its events stay where they "
+                "are and are published when it does"
+            ) from error
+
+
+def _event(fields: Mapping[Any, Any]) -> UsageEvent:
+    texts = {text_of(name): value for name, value in fields.items()}
+    template = texts["e"]
+    body = template.encode() if isinstance(template, str) else template
+    return from_wire(body).settled(
+        amount=int(texts["a"]), shortfall=int(texts["s"]), quota_epoch=int(texts["p"])
+    )
+
+
+def text_of(value: str | bytes) -> str:
+    """An answer of Redis as text."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def lease_of(stream: str) -> str:
+    """The key of the lease of a shard's stream."""
+    return f"{stream}:lease"
+
+
+def _bad(stream: str) -> str:
+    return f"{stream}:bad"
+
+
+def _lua(verb: str) -> str:
+    return files("billing.redis").joinpath(f"lua/{verb}.lua").read_text()

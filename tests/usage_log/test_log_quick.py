@@ -1,0 +1,230 @@
+"""The quick way to a candidate says what the thorough way says, or nothing."""
+
+from __future__ import annotations
+
+import json
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from ordinary import ordinary_events
+from support import NOW, make_event
+
+from billing.core.clock import format_instant
+from billing.core.usage_event import MAX_BODY_BYTES, Outcome, UsageEvent, denied_line
+from billing.usage_log import quick
+from billing.usage_log.candidate import Candidate
+from billing.usage_log.screen import Dead, Rules, Screener, screen
+
+RULES = Rules(max_age=timedelta(days=90), max_ahead=timedelta(seconds=300), currency="USD")
+LIMITS = quick.limits_between(NOW - RULES.max_age, NOW + RULES.max_ahead, "USD")
+TEXTS = quick.Texts()
+"""One for all examples, as a consumer has one for all messages: what it keeps must not matter."""
+
+
+def agrees(body: bytes) -> Candidate | None:
+    """What the quick way says; fails where the thorough way says something else."""
+    found = quick.read(body, TEXTS, LIMITS)
+    if found is not None:
+        assert found == screen(body, rules=RULES, now=NOW)
+    return found
+
+
+def changed(event: UsageEvent, **fields: object) -> bytes:
+    return json.dumps({**json.loads(event.to_wire()), **fields}, sort_keys=True).encode()
+
+
+@given(event=ordinary_events())
+def test_the_quick_way_takes_what_a_publisher_writes_and_says_what_the_thorough_way_says(
+    event: UsageEvent,
+) -> None:
+    assert agrees(event.to_wire()) is not None
+
+
+TEXTS_OF_ALL_KINDS = [
+    *("", "a\x00b", "\x00", "x" * 500, "x" * 501, "ä" * 500, "USD", "usd", "EUR", "12", "NaN"),
+    *("succeeded", "failed", "denied", "Succeeded", "true", "\u2028", "\U0001f600" * 500),
+]
+INSTANTS_OF_ALL_KINDS = [
+    *(format_instant(NOW + timedelta(seconds=s)) for s in (-1e9, 0, 299, 300, 300.001, 301, 1e9)),
+    "2026-11-21T14:47:36",
+    "2026-11-21T14:47:36+00:00",
+    "2026-11-21T14:47:36-00:00",
+    "2026-11-21T14:47:36.123456789Z",
+    "2026-11-21 14:47:36Z",
+    "20261121T144736Z",
+    "2026-11-21T15:47:36+01:00",
+    "2026-11-21",
+    "0001-01-01T00:00:00+10:00",
+    "0001-01-01T00:00:00Z",
+    "9999-12-31T23:59:59.999-10:00",
+    "2026-W47-6T14:47:36Z",
+]
+FLOATS = [-1.0, -0.0, 0.0, 0.5, 1.0, 2.0**31, 2.0**53, 1e300, float("inf"), float("nan")]
+INTEGERS = [-(2**63), -1, 0, 1, 2, 2**31 - 1, 2**31, 2**53 - 1, 2**53, 2**53 + 1, 2**63, 2**64]
+DIMENSIONS: list[Any] = [
+    *({}, {"a": "b"}, {"b": "1", "a": "2"}, {"a": None}, {"a": 1}, {"a": True}, {"a": {"b": "c"}}),
+    *({"a": []}, {"a\x00": "b"}, {"a": "\x00"}, {"": ""}, {"ä": "ö"}),
+    *({"x" * 500: "y" * 500}, {"x" * 501: "y"}, {"x": "y" * 501}),
+    *({str(number): "x" for number in range(count)} for count in (19, 20, 21)),
+]
+ODD: list[Any] = [
+    *(None, True, False, [], ["a"], [1], 10**30),
+    *(*TEXTS_OF_ALL_KINDS, *INSTANTS_OF_ALL_KINDS, *FLOATS, *INTEGERS, *DIMENSIONS),
+]
+BASES = {
+    "usage": make_event(subject="s", finished_at=None, attempt=1),
+    "nothing used": make_event(amount_microcredits=0, quantity=0),
+    "denied": make_event(
+        line=denied_line("page-capture", "budget_exceeded"),
+        outcome=Outcome.DENIED,
+        amount_microcredits=0,
+    ),
+}
+odd_texts, odd_values = st.sampled_from(TEXTS_OF_ALL_KINDS), st.sampled_from(ODD)
+
+
+@pytest.mark.parametrize("name", sorted(json.loads(BASES["usage"].to_wire())))
+@pytest.mark.parametrize("base", BASES)
+def test_whatever_one_field_says_the_quick_way_agrees_or_leaves_it(name: str, base: str) -> None:
+    for value in ODD:
+        agrees(changed(BASES[base], **{name: value}))
+
+
+@given(event=ordinary_events(), changes=st.data())
+def test_whatever_some_fields_say_the_quick_way_agrees_or_leaves_it(
+    event: UsageEvent, changes: st.DataObject
+) -> None:
+    wire = json.loads(event.to_wire())
+    for name in changes.draw(st.lists(st.sampled_from(sorted(wire)), min_size=1, max_size=3)):
+        wire[name] = changes.draw(odd_values)
+    agrees(json.dumps(wire, sort_keys=True).encode())
+
+
+@given(event=ordinary_events(), shape=st.data())
+def test_whatever_its_shape_the_quick_way_agrees_or_leaves_it(
+    event: UsageEvent, shape: st.DataObject
+) -> None:
+    pairs = list(json.loads(event.to_wire()).items())
+    for change in shape.draw(st.lists(st.sampled_from(["drop", "add", "twice", "shuffle"]))):
+        position = shape.draw(st.integers(0, max(0, len(pairs) - 1)))
+        if change == "shuffle":
+            random.Random(position).shuffle(pairs)
+        elif change == "add":
+            pairs.insert(position, (shape.draw(odd_texts), shape.draw(odd_values)))
+        elif pairs and change == "drop":
+            del pairs[position]
+        elif pairs:
+            pairs.insert(position, (pairs[position][0], shape.draw(odd_values)))
+    members = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in pairs)
+    agrees(f"{{{', '.join(members)}}}".encode("utf-8", "surrogatepass"))
+
+
+@given(event=ordinary_events(), cut=st.data())
+def test_whatever_its_bytes_the_quick_way_agrees_or_leaves_it(
+    event: UsageEvent, cut: st.DataObject
+) -> None:
+    body = bytearray(event.to_wire())
+    for _ in range(cut.draw(st.integers(1, 3))):
+        start = cut.draw(st.integers(0, len(body)))
+        end = start + cut.draw(st.integers(0, 3))
+        body[start:end] = cut.draw(
+            st.binary(max_size=3) | st.sampled_from([b"\\u0000", b"0", b" "])
+        )
+    agrees(bytes(body))
+
+
+def other_ids(identifier: str) -> list[str]:
+    digits = identifier.replace("-", "")
+    return [
+        identifier.upper(),
+        digits,
+        f"{{{identifier}}}",
+        f"urn:uuid:{identifier}",
+        identifier[:14] + "4" + identifier[15:],
+        identifier[:19] + "f" + identifier[20:],
+        " " + identifier[1:],
+        "+" + identifier[1:],
+        identifier[:3] + "_" + identifier[4:],
+        identifier[:8] + digits[8] + identifier[9:],
+        "0x" + identifier[2:],
+        identifier[:-1],
+        identifier + "0",
+        "ffffffff-ffff" + identifier[13:],
+    ]
+
+
+@given(event=ordinary_events(), number=st.integers(0, 13))
+def test_an_id_in_another_form_is_left_to_the_thorough_way(event: UsageEvent, number: int) -> None:
+    identifier = str(event.id)
+    other = other_ids(identifier)[number]
+    if other != identifier:
+        assert agrees(changed(event, id=other)) is None
+
+
+@pytest.mark.parametrize(
+    ("offset", "taken"),
+    [
+        (-RULES.max_age, True),
+        (-RULES.max_age - timedelta(milliseconds=1), False),
+        (RULES.max_ahead, True),
+        (RULES.max_ahead + timedelta(milliseconds=1), False),
+    ],
+)
+@pytest.mark.parametrize("microseconds", [0, 1, 500, 999])
+def test_the_limits_of_age_are_those_of_the_thorough_way_to_the_millisecond(
+    offset: timedelta, taken: bool, microseconds: int
+) -> None:
+    now = NOW + timedelta(microseconds=microseconds)
+    limits = quick.limits_between(now - RULES.max_age, now + RULES.max_ahead, "USD")
+    event = make_event(metered_at=NOW + offset, started_at=None, finished_at=None)
+    found = quick.read(event.to_wire(), TEXTS, limits)
+    told = screen(event.to_wire(), rules=RULES, now=now)
+    assert (found is not None) == isinstance(told, Candidate)
+    if microseconds == 0:
+        assert (found is not None) is taken
+
+
+@given(event=ordinary_events(), seconds=st.integers(299, 301), ms=st.integers(0, 999))
+def test_an_end_in_the_future_is_left_to_the_thorough_way(
+    event: UsageEvent, seconds: int, ms: int
+) -> None:
+    ended = NOW + timedelta(seconds=seconds, milliseconds=ms)
+    taken = agrees(changed(event, finished_at=format_instant(ended))) is not None
+    assert taken == (ended <= NOW + RULES.max_ahead)
+
+
+def test_a_message_beyond_the_size_limit_is_left_to_the_thorough_way() -> None:
+    body = make_event().to_wire()
+    padded = body[:-1] + b" " * (MAX_BODY_BYTES - len(body)) + b"}"
+    assert len(padded) == MAX_BODY_BYTES
+    assert agrees(padded) is not None
+    assert agrees(padded + b" ") is None
+
+
+@example(bodies=[b"{", make_event().to_wire(), b"{"])
+@given(bodies=st.lists(st.binary(max_size=5) | ordinary_events().map(UsageEvent.to_wire)))
+def test_a_screener_says_of_each_message_what_the_thorough_way_says(bodies: list[bytes]) -> None:
+    told = Screener(RULES).screen(bodies, NOW)
+    assert told == [screen(body, rules=RULES, now=NOW) for body in bodies]
+    assert all(isinstance(each, Candidate | Dead) for each in told)
+
+
+def test_a_candidate_can_tell_all_of_its_event() -> None:
+    event = make_event(started_at=datetime(2026, 11, 20, tzinfo=UTC))
+    found = agrees(event.to_wire())
+    assert found is not None
+    assert found.event == event
+    assert found.key == event.id.bytes
+
+
+def test_texts_that_come_again_are_kept_up_to_a_limit() -> None:
+    texts = quick.Texts()
+    assert texts["acme"] == b"\x00\x00\x00\x04acme"
+    assert "acme" in texts
+    with pytest.raises(ValueError):  # noqa: PT011 - it says no more
+        texts["x" * 501]
+    assert list(texts) == ["acme"]

@@ -1,0 +1,176 @@
+"""Who is billed, from submission to run, and what a body records while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from celery import current_app, current_task
+
+from billing.core.clock import format_instant, parse_instant
+from billing.core.errors import InvalidValue, WeighbridgeError
+
+if TYPE_CHECKING:
+    from billing.metering.usage_recorder import Recorder
+    from billing.settings import Settings
+
+HEADER: Final = "billing"
+"""Name of the message header."""
+
+_customer: ContextVar[str | None] = ContextVar("weighbridge_customer", default=None)
+_recorder: ContextVar[Recorder | None] = ContextVar("weighbridge_recorder", default=None)
+
+
+class CustomerRequired(WeighbridgeError):  # noqa: N818 - reads as what is wrong
+    """A metered task was submitted without a customer."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(
+            f"{task} is metered and nobody would pay for it. Say who: "
+            f'{task.rpartition(".")[2]}.bill_to("acme").delay(…), '
+            'apply_async(…, customer="acme"), or submit inside: with bill_to("acme"):'
+        )
+        self.args = (task,)
+
+
+@dataclass(frozen=True, slots=True)
+class BillingHeader:
+    """The ``billing`` header of a task message.
+
+    ``metered_at`` is the ETA if the message has one, else the time of submission; it decides the
+    period the usage belongs to, and with the task id it makes the event id. ``deferrals`` counts
+    how often the task was told to come back.
+    """
+
+    customer: str
+    metered_at: datetime
+    deferrals: int = 0
+
+    def to_message(self) -> dict[str, object]:
+        """The header as JSON-friendly dict."""
+        header: dict[str, object] = {
+            "customer": self.customer,
+            "metered_at": format_instant(self.metered_at),
+        }
+        if self.deferrals:
+            header["deferrals"] = self.deferrals
+        return header
+
+    @classmethod
+    def from_message(cls, header: object) -> BillingHeader:
+        """The header of a message.
+
+        Raises:
+            InvalidValue: It is not one; names the field.
+        """
+        if not isinstance(header, Mapping):
+            raise InvalidValue(HEADER, header, "send a dict with customer and metered_at")
+        customer, deferrals = header.get("customer"), header.get("deferrals", 0)
+        if not isinstance(customer, str) or not customer:
+            raise InvalidValue(f"{HEADER}.customer", customer, "send the customer's id")
+        if not isinstance(deferrals, int) or deferrals < 0:
+            raise InvalidValue(f"{HEADER}.deferrals", deferrals, "send a count")
+        instant = parse_instant(header.get("metered_at", ""), field=f"{HEADER}.metered_at")
+        return cls(customer, instant, deferrals)
+
+
+def header_of(request: Any) -> BillingHeader | None:
+    """The billing header of a running task's request, in a worker or eager; None if it has none.
+
+    Raises:
+        InvalidValue: It has one that cannot be read.
+    """
+    header = (getattr(request, "headers", None) or {}).get(HEADER)
+    if header is None:
+        header = getattr(request, HEADER, None)
+    return None if header is None else BillingHeader.from_message(header)
+
+
+def running_header() -> BillingHeader | None:
+    """The billing header of the task that is running here, metered or not."""
+    task: Any = current_task  # a proxy: false where no task runs
+    if not task or task.request.called_directly:
+        return None
+    return header_of(task.request)
+
+
+def current_customer() -> str | None:
+    """Who pays for what is submitted here: the innermost ``bill_to``, else the running task's."""
+    named = _customer.get()
+    if named is not None:
+        return named
+    header = running_header()
+    return header.customer if header else None
+
+
+@contextmanager
+def bill_to(customer: str) -> Iterator[None]:
+    """Everything submitted inside is billed to ``customer``: tasks, chains, groups, chords.
+
+    Example::
+
+        with bill_to("acme"):
+            chord(capture_page.s(url) for url in urls)(summarise.s())
+    """
+    token = _customer.set(customer)
+    try:
+        yield
+    finally:
+        _customer.reset(token)
+
+
+class Usage:
+    """What the running task used. ``from workers.billing_header import usage``."""
+
+    def record(
+        self,
+        *,
+        quantity: int | None = None,
+        cost_micros: int | None = None,
+        subject: str | None = None,
+        dimensions: Mapping[str, str] | None = None,
+        sku: str | None = None,
+    ) -> None:
+        """Add to what the running task used; see ``Recorder.record``.
+
+        Outside a metered run (a plain call, a test) there is nothing to add to; nothing happens.
+
+        Raises:
+            InvalidValue: A figure or text cannot be; nothing was added.
+            NotFound: There is no such SKU; nothing was added.
+        """
+        recorder = _recorder.get()
+        if recorder is not None:
+            recorder.record(
+                quantity=quantity,
+                cost_micros=cost_micros,
+                subject=subject,
+                dimensions=dimensions,
+                sku=sku,
+            )
+
+
+usage: Final = Usage()
+
+
+@contextmanager
+def recording(recorder: Recorder | None) -> Iterator[None]:
+    """``usage.record`` speaks to ``recorder`` inside; to nobody if it is None."""
+    token = _recorder.set(recorder)
+    try:
+        yield
+    finally:
+        _recorder.reset(token)
+
+
+def current_settings() -> Settings:
+    """The settings of the app that the running task belongs to."""
+    # The task's own app: an eager one need not be the current one. Its ``metering`` is ours.
+    task: Any = current_task  # a proxy: false where no task runs
+    app: Any = task.app if task else current_app
+    settings: Settings = app.metering.settings
+    return settings

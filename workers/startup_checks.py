@@ -1,0 +1,204 @@
+"""A worker that cannot be right does not start: the checks, pure, and the bootstep that asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+from celery import bootsteps
+
+from billing.core.errors import ConfigurationError, WeighbridgeError
+from billing.core.reservation import TIME_LIMIT_MARGIN_SECONDS
+from billing.settings import Settings
+from workers.task import MeteredTask
+
+log = structlog.get_logger(__name__)
+
+EX_CONFIG: Final = 78
+"""The exit code for a configuration error (sysexits.h), so that a supervisor does not try again."""
+
+_POOLS_WITH_TIME_LIMITS: Final = frozenset({"prefork", "gevent", "eventlet"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSetup:
+    """What a start-up check needs to know of a metered task."""
+
+    name: str
+    sku: str
+    acks_late: bool
+    time_limit: float | None
+    soft_time_limit: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSetup:
+    """What the servers say of themselves; None where one did not answer."""
+
+    maxmemory_policy: str | None
+    schema_revision: str | None
+    schema_head: str
+    database_answers: bool
+
+
+def check_tasks(settings: Settings, tasks: Iterable[TaskSetup]) -> list[ConfigurationError]:
+    """What is wrong between time limits, the hold's life and the broker's patience."""
+    found: list[ConfigurationError] = []
+    for task in tasks:
+        if not task.sku:
+            found.append(
+                ConfigurationError(
+                    f"{task.name}.sku",
+                    "a metered task without a SKU has no price",
+                    'name it: @app.task(base=MeteredTask, sku="page-capture")',
+                )
+            )
+        if task.time_limit is None:
+            found.append(
+                ConfigurationError(
+                    f"{task.name}.time_limit",
+                    "without a hard time limit a run can outlive its hold, and its credits be "
+                    "spent twice",
+                    "set task_time_limit (for example 600) or time_limit on the task",
+                )
+            )
+            continue
+        if task.soft_time_limit is not None and task.soft_time_limit >= task.time_limit:
+            found.append(
+                ConfigurationError(
+                    f"{task.name}.soft_time_limit",
+                    f"{task.soft_time_limit:g} s is not less than the hard time limit "
+                    f"({task.time_limit:g} s): Celery starts the hard one's clock only after the "
+                    "soft one, so a run could outlive its hold",
+                    "lower the soft limit, or set none",
+                )
+            )
+        least = task.time_limit + TIME_LIMIT_MARGIN_SECONDS
+        if settings.hold_ttl_seconds <= least:
+            found.append(
+                ConfigurationError(
+                    "WEIGHBRIDGE_HOLD_TTL_SECONDS",
+                    f"{settings.hold_ttl_seconds} s is not more than the hard time limit of "
+                    f"{task.name} ({task.time_limit:g} s) plus {TIME_LIMIT_MARGIN_SECONDS} s; a "
+                    "hold could expire under a running task",
+                    f"set it to more than {least:g}, or lower the time limit",
+                )
+            )
+        if task.acks_late and task.time_limit >= settings.broker_consumer_timeout_seconds:
+            found.append(
+                ConfigurationError(
+                    "WEIGHBRIDGE_BROKER_CONSUMER_TIMEOUT_SECONDS",
+                    f"{task.name} may run {task.time_limit:g} s unacknowledged, but RabbitMQ "
+                    f"closes the channel after {settings.broker_consumer_timeout_seconds} s and "
+                    "delivers it again",
+                    "raise consumer_timeout in rabbitmq.conf and this setting with it, or lower "
+                    "the time limit",
+                )
+            )
+    return found
+
+
+def check_serializers(accepted: Iterable[str]) -> list[ConfigurationError]:
+    """Whether only JSON is accepted: pickle would let a message run code."""
+    others = sorted(set(accepted) - {"json", "application/json"})
+    if not others:
+        return []
+    return [
+        ConfigurationError(
+            "accept_content",
+            f"accepts {', '.join(others)} beside json",
+            'set accept_content = ["json"]',
+        )
+    ]
+
+
+def check_servers(setup: ServerSetup) -> list[ConfigurationError]:
+    """Whether Redis keeps what it is told and PostgreSQL has this release's tables."""
+    found: list[ConfigurationError] = []
+    policy = setup.maxmemory_policy
+    if policy is not None and policy != "noeviction":
+        found.append(
+            ConfigurationError(
+                "maxmemory-policy",
+                f"Redis is set to {policy}: when memory is short it would throw away balances, "
+                "holds and events not yet billed",
+                "set maxmemory-policy noeviction on the Redis of WEIGHBRIDGE_REDIS_URL",
+            )
+        )
+    if setup.database_answers and setup.schema_revision != setup.schema_head:
+        found.append(
+            ConfigurationError(
+                "DATABASE_URL",
+                f"its schema is at {setup.schema_revision or 'nothing'}, this release needs "
+                f"{setup.schema_head}",
+                "run: billing migrate",
+            )
+        )
+    return found
+
+
+def show_no_variables() -> None:
+    """Where nobody configured structlog, print tracebacks without the variables of their frames.
+
+    Those would be passwords in URLs, and the arguments of customers' tasks.
+    """
+    if structlog.is_configured():
+        return
+    for processor in structlog.get_config()["processors"]:
+        if isinstance(processor, structlog.dev.ConsoleRenderer):
+            processor.exception_formatter = structlog.dev.plain_traceback
+
+
+class StartupCheckStep(bootsteps.StartStopStep):
+    """Refuses to start a worker that would lose usage or overspend; warns where no limit holds."""
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        show_no_variables()
+        problems = list(_problems(parent.app))
+        for problem in problems:
+            log.critical(
+                "refusing to start",
+                setting=problem.setting,
+                problem=problem.problem,
+                remedy=problem.remedy,
+            )
+        if problems:
+            raise SystemExit(EX_CONFIG)
+        pool = getattr(parent.pool_cls, "__module__", "").rpartition(".")[2]
+        if pool not in _POOLS_WITH_TIME_LIMITS:
+            log.warning(
+                "this pool enforces no time limits",
+                pool=pool,
+                money="a run that takes longer than its hold is charged from what is left then",
+                remedy="use prefork, or raise WEIGHBRIDGE_HOLD_TTL_SECONDS above the longest run",
+            )
+
+
+def _problems(app: Any) -> Iterable[ConfigurationError]:
+    metering = app.metering
+    settings: Settings = metering.settings
+    app.loader.import_default_modules()
+    tasks = [
+        TaskSetup(
+            name=task.name,
+            sku=task.sku,
+            acks_late=bool(task.acks_late),
+            time_limit=task.time_limit or app.conf.task_time_limit,
+            soft_time_limit=task.soft_time_limit or app.conf.task_soft_time_limit,
+        )
+        for task in app.tasks.values()
+        if isinstance(task, MeteredTask)
+    ]
+    yield from check_tasks(settings, tasks)
+    yield from check_serializers(app.conf.accept_content)
+    try:
+        setup = metering.system.server_setup()
+    except ConfigurationError as error:
+        yield error
+    except WeighbridgeError as error:
+        log.warning("the servers could not be checked", error=str(error))
+    else:
+        yield from check_servers(ServerSetup(**setup))
