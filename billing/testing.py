@@ -21,7 +21,7 @@ from billing.core.reservation import AccountState, LoadOutcome
 from billing.core.sku import Sku
 from billing.core.usage_event import UsageEvent
 from billing.metering.meter import Meter
-from billing.quota.memory_store import MemoryQuota
+from billing.quota.memory_store import MemoryQuotaStore
 from billing.settings import Settings
 
 
@@ -41,7 +41,7 @@ class Collected:
 
 
 class MemorySystem:
-    """What ``bootstrap.System`` is to a process, without any server.
+    """What ``bootstrap.Container`` is to a process, without any server.
 
     Args:
         skus: What is sold.
@@ -62,7 +62,7 @@ class MemorySystem:
         self.clock: Clock = clock or SystemClock()
         self._skus = {sku.id: sku for sku in skus}
         self._granted = {customer: parse_credits(text) for customer, text in credits.items()}
-        self.quota = MemoryQuota(
+        self.quota = MemoryQuotaStore(
             self.clock, hold_record_ttl_seconds=self.settings.hold_record_ttl_seconds
         )
         self.published = Collected()

@@ -10,19 +10,19 @@ from typing import Final, Self
 import redis
 import sqlalchemy as sa
 
-from billing.catalog.skus import Catalog
+from billing.catalog.skus import SkuStore
 from billing.core.clock import Clock
 from billing.core.errors import PublishFailed
-from billing.core.reservation import LoadOutcome, Quota
+from billing.core.reservation import LoadOutcome, QuotaStore
 from billing.core.usage_event import UsageEvent
 from billing.metering.meter import Meter
 from billing.metering.usage_recorder import Admission, TaskFacts
 from billing.postgres.engines import writer_engine
-from billing.quota.account_loader import AccountSync
-from billing.quota.memory_store import MemoryQuota
-from billing.quota.redis_store import RedisQuota
-from billing.reconciliation.checks import Reconcile
-from billing.redis.keys import SHARDS, Keys
+from billing.quota.account_loader import AccountLoader
+from billing.quota.memory_store import MemoryQuotaStore
+from billing.quota.redis_store import RedisQuotaStore
+from billing.reconciliation.checks import InvariantChecks
+from billing.redis.keys import SHARDS, RedisKeys
 from billing.settings import Settings
 from billing.transport.outbox import RedisOutbox
 from billing.usage_log.log_writer import LogWriter
@@ -47,9 +47,9 @@ class Shelf:
         self.events += events
 
 
-def redis_quota(client: redis.Redis, settings: Settings) -> RedisQuota:
+def redis_quota(client: redis.Redis, settings: Settings) -> RedisQuotaStore:
     """The quota store of a test's settings."""
-    return RedisQuota(
+    return RedisQuotaStore(
         client,
         prefix=settings.redis_prefix,
         hold_record_ttl_seconds=settings.hold_record_ttl_seconds,
@@ -65,14 +65,14 @@ class SmallSystem:
         database_url: The same, for the writer role.
         quota: The quota store.
         clock: The time.
-        outbox: Where a ``RedisQuota`` puts events; a ``MemoryQuota`` has its own.
+        outbox: Where a ``RedisQuotaStore`` puts events; a ``MemoryQuotaStore`` has its own.
     """
 
     def __init__(
         self,
         engine: sa.Engine,
         database_url: str,
-        quota: Quota,
+        quota: QuotaStore,
         clock: Clock,
         outbox: RedisOutbox | None = None,
     ) -> None:
@@ -82,8 +82,8 @@ class SmallSystem:
         self._outbox = outbox
         self._writer_engine = writer_engine(database_url)
         self.published, self.journal, self.spool = Shelf(), Shelf(), Shelf()
-        self.account_sync = AccountSync(self._writer_engine, quota, clock)
-        self.reconcile = Reconcile(engine, quota, clock)
+        self.account_loader = AccountLoader(self._writer_engine, quota, clock)
+        self.reconcile = InvariantChecks(engine, quota, clock)
         self.writer = LogWriter(
             self._writer_engine,
             clock=clock,
@@ -91,13 +91,13 @@ class SmallSystem:
             max_ahead=timedelta(seconds=300),
             currency="USD",
         )
-        self.meter = self.meter_with(self.account_sync.rebuild)
+        self.meter = self.meter_with(self.account_loader.rebuild)
 
     def meter_with(self, refresh: Callable[[str], LoadOutcome]) -> Meter:
         """A meter on the same servers that loads missing balances by ``refresh``."""
         return Meter(
             quota=self.quota,
-            skus=Catalog(self.engine).get,
+            skus=SkuStore(self.engine).get,
             refresh=refresh,
             publisher=self.published,
             journal=self.journal,
@@ -116,8 +116,8 @@ class SmallSystem:
         settings: Settings,
         clock: Clock,
     ) -> Self:
-        """With a ``RedisQuota`` under the settings' prefix."""
-        outbox = RedisOutbox(client, Keys(settings.redis_prefix))
+        """With a ``RedisQuotaStore`` under the settings' prefix."""
+        outbox = RedisOutbox(client, RedisKeys(settings.redis_prefix))
         return cls(engine, database_url, redis_quota(client, settings), clock, outbox)
 
     def __enter__(self) -> Self:
@@ -162,11 +162,11 @@ class SmallSystem:
         """Log events and tell the quota store what came late."""
         result = self.writer.write([event.to_wire() for event in events])
         assert not result.dead, result.dead
-        self.account_sync.sync_many(sorted(result.late_customers))
+        self.account_loader.sync_many(sorted(result.late_customers))
 
     def _take(self) -> list[UsageEvent]:
         taken, self.published.events = self.published.events, []
-        if isinstance(self.quota, MemoryQuota):
+        if isinstance(self.quota, MemoryQuotaStore):
             count = len(self.quota.outbox)
             taken += self.quota.outbox[:count]
             # Whoever settles meanwhile appends after these.

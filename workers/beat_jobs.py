@@ -10,7 +10,7 @@ from celery import shared_task
 from celery.schedules import crontab
 
 from billing.audit.sealer import SealingBusyError
-from billing.container import System
+from billing.container import Container
 from billing.core.credit_lease import LEASE_PREFIX
 from billing.transport.outbox import OutboxUnavailable
 from workers.reporting_jobs import REPORTING_SCHEDULE
@@ -65,10 +65,10 @@ BEAT_SCHEDULE: Final[dict[str, dict[str, Any]]] = {
 @shared_task(bind=True, name="billing.sweep_holds", ignore_result=True, acks_late=True)
 def sweep_holds(self: Any) -> int:
     """Expire holds that are over time; their credits can be spent again. Returns how many."""
-    system: System = self.app.metering.system
+    container: Container = self.app.metering.container
     swept = 0
     while True:
-        expired = system.quota.expire(SWEEP_LIMIT)
+        expired = container.quota.expire(SWEEP_LIMIT)
         for hold in expired:
             log.warning(
                 "a hold expired",
@@ -86,8 +86,8 @@ def sweep_holds(self: Any) -> int:
 @shared_task(bind=True, name="billing.ensure_partitions", ignore_result=True, acks_late=True)
 def ensure_partitions(self: Any) -> list[str]:
     """Make the log's partitions for the months ahead. Returns the names of new ones."""
-    system: System = self.app.metering.system
-    return system.ensure_partitions()
+    container: Container = self.app.metering.container
+    return container.ensure_partitions()
 
 
 @shared_task(bind=True, name="billing.check_balances", ignore_result=True, acks_late=True)
@@ -100,7 +100,7 @@ def check_balances(self: Any) -> list[dict[str, Any]]:
     Returns:
         What was found, JSON-friendly, with what became of it.
     """
-    return _check_books(self.app.metering.system)
+    return _check_books(self.app.metering.container)
 
 
 @shared_task(bind=True, name="billing.check_after_loss", ignore_result=True, acks_late=True)
@@ -110,9 +110,9 @@ def check_after_loss(self: Any) -> list[dict[str, Any]]:
     Returns:
         As ``check_balances``; nothing where there was no reason to look.
     """
-    system: System = self.app.metering.system
+    container: Container = self.app.metering.container
     try:
-        if not system.loss_watch.is_due():
+        if not container.redis_restart_watch.is_due():
             return []
     except OutboxUnavailable:
         # What it was like is seen once it is back.
@@ -121,7 +121,7 @@ def check_after_loss(self: Any) -> list[dict[str, Any]]:
         "redis restarted or lost data: the books are checked",
         money="balances may have forgotten their newest settlements; they are rebuilt from the log",
     )
-    return _check_books(system)
+    return _check_books(container)
 
 
 @shared_task(bind=True, name="billing.seal_log", ignore_result=True, acks_late=True)
@@ -131,9 +131,9 @@ def seal_log(self: Any) -> dict[str, Any]:
     Returns:
         How many seals were made over how many rows, and the newest seal's number.
     """
-    system: System = self.app.metering.system
+    container: Container = self.app.metering.container
     try:
-        done = system.seal()
+        done = container.seal()
     except SealingBusyError:
         # Another worker, or somebody by hand: what is due is being sealed.
         return {"seals": 0, "rows": 0, "head": None}
@@ -143,8 +143,8 @@ def seal_log(self: Any) -> dict[str, Any]:
     return {"seals": done.seals, "rows": done.rows, "head": head}
 
 
-def _check_books(system: System) -> list[dict[str, Any]]:
-    system.account_sync.sync_many(customer.id for customer in system.accounts.list())
-    since = system.clock.now() - _LOOK_BACK
-    findings = system.repair.run(since, repair=system.settings.reconcile_repairs)
+def _check_books(container: Container) -> list[dict[str, Any]]:
+    container.account_loader.sync_many(customer.id for customer in container.customers.list())
+    since = container.clock.now() - _LOOK_BACK
+    findings = container.repair.run(since, repair=container.settings.reconcile_repairs)
     return [finding.as_dict() for finding in findings]

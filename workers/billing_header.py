@@ -15,14 +15,14 @@ from billing.core.clock import format_instant, parse_instant
 from billing.core.errors import InvalidValue, WeighbridgeError
 
 if TYPE_CHECKING:
-    from billing.metering.usage_recorder import Recorder
+    from billing.metering.usage_recorder import UsageRecorder
     from billing.settings import Settings
 
 HEADER: Final = "billing"
 """Name of the message header."""
 
 _customer: ContextVar[str | None] = ContextVar("weighbridge_customer", default=None)
-_recorder: ContextVar[Recorder | None] = ContextVar("weighbridge_recorder", default=None)
+_recorder: ContextVar[UsageRecorder | None] = ContextVar("weighbridge_recorder", default=None)
 
 
 class CustomerRequired(WeighbridgeError):  # noqa: N818 - reads as what is wrong
@@ -123,7 +123,7 @@ def bill_to(customer: str) -> Iterator[None]:
         _customer.reset(token)
 
 
-class Usage:
+class CurrentUsage:
     """What the running task used. ``from workers.billing_header import usage``."""
 
     def record(
@@ -135,7 +135,7 @@ class Usage:
         dimensions: Mapping[str, str] | None = None,
         sku: str | None = None,
     ) -> None:
-        """Add to what the running task used; see ``Recorder.record``.
+        """Add to what the running task used; see ``UsageRecorder.record``.
 
         Outside a metered run (a plain call, a test) there is nothing to add to; nothing happens.
 
@@ -154,11 +154,11 @@ class Usage:
             )
 
 
-usage: Final = Usage()
+usage: Final = CurrentUsage()
 
 
 @contextmanager
-def recording(recorder: Recorder | None) -> Iterator[None]:
+def recording(recorder: UsageRecorder | None) -> Iterator[None]:
     """``usage.record`` speaks to ``recorder`` inside; to nobody if it is None."""
     token = _recorder.set(recorder)
     try:

@@ -43,7 +43,7 @@ class QuotaExceeded(Exception):  # noqa: N818 - named by the field, as Celery's 
         )
 
 
-class Unweighed(WeighbridgeError):  # noqa: N818 - as above
+class NotMetered(WeighbridgeError):  # noqa: N818 - as above
     """A metered task would have run without its hold, so nobody would have paid for it."""
 
     def __init__(self, task: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from celery import Celery, signals
 
-from billing.container import System
+from billing.container import Container
 from billing.core.clock import Clock
 from billing.core.errors import InvalidValue
 from billing.core.reservation import ReleaseCause
@@ -41,14 +41,14 @@ class Metering:
         self,
         app: Celery,
         settings: Settings | None = None,
-        build: Callable[[Settings], System] = System,
+        build: Callable[[Settings], Container] = Container,
     ) -> None:
         self.app = app
         self.settings = settings or Settings()
         self._build = build
         self._lock = threading.Lock()
         self._pid = 0
-        self._system: System | None = None
+        self._system: Container | None = None
         app.metering = self  # type: ignore[attr-defined]  # where a task finds it
         if app.events_cls == Celery.events_cls:
             app.events_cls = "workers.monitoring_events:UnconfirmedEvents"
@@ -64,7 +64,7 @@ class Metering:
         signals.worker_shutdown.connect(self._on_end, weak=False)
 
     @property
-    def system(self) -> System:
+    def container(self) -> Container:
         """This process's servers and stores."""
         if self._system is None or self._pid != os.getpid():
             with self._lock:
@@ -76,17 +76,17 @@ class Metering:
     @property
     def clock(self) -> Clock:
         """The time."""
-        return self.system.clock
+        return self.container.clock
 
     @property
     def meter(self) -> Meter:
         """Admits and settles, in a task."""
-        return self.system.meter
+        return self.container.meter
 
     @property
     def parent_meter(self) -> Meter:
         """The same with the short time-outs of the worker's main process."""
-        return self.system.parent_meter
+        return self.container.parent_meter
 
     def _on_fork(self, **_: Any) -> None:
         # A lock that another thread of the parent held at the fork would stay held for ever here.
@@ -94,9 +94,9 @@ class Metering:
         self._system = None
 
     def _on_end(self, **_: Any) -> None:
-        system = self._system
-        if system is not None and self._pid == os.getpid():
-            system.end_leases()
+        container = self._system
+        if container is not None and self._pid == os.getpid():
+            container.end_leases()
 
     def _inherit(self, headers: dict[str, Any] | None = None, **_: Any) -> None:
         """A plain task between metered ones, or before them, passes the customer on."""

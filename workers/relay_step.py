@@ -30,7 +30,7 @@ class RelayStep(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Start relaying."""
         self._stop.clear()
-        relay = parent.app.metering.system.relay(self._stop)
+        relay = parent.app.metering.container.relay(self._stop)
         self._thread = threading.Thread(
             target=relay.run, args=(self._stop,), name="weighbridge-relay", daemon=True
         )

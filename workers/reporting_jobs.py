@@ -17,7 +17,7 @@ import structlog
 from celery import shared_task
 from celery.schedules import crontab
 
-from billing.container import System
+from billing.container import Container
 from billing.core.errors import ConfigurationError
 from billing.core.periods import Period, month_of
 from billing.providers.port import ProviderUnavailable
@@ -60,10 +60,10 @@ REPORTING_SCHEDULE: Final[dict[str, dict[str, Any]]] = {
 @shared_task(bind=True, name="billing.report_usage", ignore_result=True, acks_late=True)
 def report_usage(self: Any) -> dict[str, Any]:
     """Advance everything due; returns what became of it."""
-    system: System = self.app.metering.system
+    container: Container = self.app.metering.container
     told: dict[str, Any] = {}
     with _told_to_an_operator("usage is not reported; it stays due and keeps accruing"):
-        done = system.reporting.reporter().advance(until=system.clock.now() + RUN)
+        done = container.reporting.reporter().advance(until=container.clock.now() + RUN)
         told = {
             "planned": done.planned,
             "became": {state.value: count for state, count in done.became.items()},
@@ -92,12 +92,12 @@ def report_usage(self: Any) -> dict[str, Any]:
 @shared_task(bind=True, name="billing.confirm_reports", ignore_result=True, acks_late=True)
 def confirm_reports(self: Any) -> dict[str, int]:
     """Read back what was accepted; returns how many reports were confirmed, resent, parked."""
-    system: System = self.app.metering.system
+    container: Container = self.app.metering.container
     told = Counter[str]()
     with _told_to_an_operator("what was accepted is not confirmed; it is read back later"):
-        until = system.clock.now() + RUN
+        until = container.clock.now() + RUN
         # A former provider, too, may count something else than it accepted.
-        for reader in system.reporting.readers():
+        for reader in container.reporting.readers():
             done = reader.confirm(until=until)
             told.update(confirmed=done.confirmed, resent=done.resent, parked=done.parked)
             if done.stopped:
@@ -115,11 +115,11 @@ def confirm_reports(self: Any) -> dict[str, int]:
 @shared_task(bind=True, name="billing.poll_invoices", ignore_result=True, acks_late=True)
 def poll_invoices(self: Any) -> dict[str, int]:
     """Notice invoices that became final, also where no webhook told of them; returns counts."""
-    system: System = self.app.metering.system
+    container: Container = self.app.metering.container
     done = Polled()
     with _told_to_an_operator("sealed periods are not noticed; late usage waits"):
-        since = system.clock.now() - INVOICES_BACK
-        done = system.reporting.notices.poll(system.reporting.provider, since)
+        since = container.clock.now() - INVOICES_BACK
+        done = container.reporting.webhook_processor.poll(container.reporting.provider, since)
     return asdict(done)
 
 
@@ -132,10 +132,10 @@ def check_reports(self: Any) -> list[dict[str, Any]]:
     Returns:
         Per customer, SKU and month where it does not hold, or what is in no report.
     """
-    system: System = self.app.metering.system
+    container: Container = self.app.metering.container
     found = []
-    for period in _closed_months(system):
-        for row in system.reporting.reports.sums(period):
+    for period in _closed_months(container):
+        for row in container.reporting.reports.sums(period):
             if not (row.unclaimed or row.off_by):
                 continue
             told = {
@@ -150,10 +150,10 @@ def check_reports(self: Any) -> list[dict[str, Any]]:
     return found
 
 
-def _closed_months(system: System) -> list[Period]:
+def _closed_months(container: Container) -> list[Period]:
     """This month and the last one, as far as their hours are closed and were looked at since."""
-    now = system.clock.now()
-    closed = now - timedelta(seconds=system.settings.report_lag_seconds) - timedelta(hours=2)
+    now = container.clock.now()
+    closed = now - timedelta(seconds=container.settings.report_lag_seconds) - timedelta(hours=2)
     this = month_of(now)
     months = (this, month_of(this.start - timedelta(days=1)))
     ends = ((month, min(month.end, closed)) for month in months)

@@ -195,7 +195,7 @@ def _problems(app: Any) -> Iterable[ConfigurationError]:
     yield from check_tasks(settings, tasks)
     yield from check_serializers(app.conf.accept_content)
     try:
-        setup = metering.system.server_setup()
+        setup = metering.container.server_setup()
     except ConfigurationError as error:
         yield error
     except WeighbridgeError as error:

@@ -29,7 +29,7 @@ from billing.core.errors import ConfigurationError, DenialReason, QuotaUnavailab
 from billing.core.reservation import ReleaseCause
 from billing.core.sku import DenialPolicy, UnavailablePolicy
 from billing.metering.meter import Meter
-from billing.metering.usage_recorder import Admission, Recorder, TaskFacts
+from billing.metering.usage_recorder import Admission, TaskFacts, UsageRecorder
 from workers.billing_header import (
     HEADER,
     BillingHeader,
@@ -42,7 +42,7 @@ from workers.billing_header import (
 )
 from workers.bound_task import BilledTask
 from workers.canvas import hand_over, is_mapped
-from workers.errors import QuotaExceeded, Unweighed
+from workers.errors import NotMetered, QuotaExceeded
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +54,7 @@ class _Run:
     """An admitted run, kept on its request; entered once, by the tracer."""
 
     admission: Admission
-    recorder: Recorder
+    recorder: UsageRecorder
     entered: bool = False
     replaced: bool = False
 
@@ -208,7 +208,7 @@ class MeteredTask(Task[Any, Any]):
         """
         run: _Run | None = getattr(self.request, _RUN, None)
         if run is None and (not self.request.called_directly or is_mapped(self)):
-            raise Unweighed(self.name)
+            raise NotMetered(self.name)
         if run is None or run.entered:
             with recording(None):
                 return super().__call__(*args, **kwargs)

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 
 from billing.api.access import AccessLog
 from billing.api.webhooks import STRIPE_PATH, Webhooks, webhook_router
-from billing.container import System
+from billing.container import Container
 from billing.health.prometheus import CONTENT_TYPE, exposition
 from billing.stripe_webhooks.signature import secrets_of
 
@@ -52,28 +52,28 @@ def create_app(
     return app
 
 
-def app_of(system: System) -> FastAPI:
+def app_of(container: Container) -> FastAPI:
     """The application on a process's servers. Nothing connects before a request comes.
 
     Raises:
         ConfigurationError: ``STRIPE_WEBHOOK_SECRET`` is not a signing secret.
     """
     webhooks = Webhooks(
-        secrets=webhook_secrets(system),
-        receive=system.reporting.notices.receive,
-        sync=system.sync,
-        clock=system.clock,
+        secrets=webhook_secrets(container),
+        receive=container.reporting.webhook_processor.receive,
+        sync=container.sync,
+        clock=container.clock,
     )
-    return create_app(webhooks, lambda: _ask(system.engine), lambda: exposition(system))
+    return create_app(webhooks, lambda: _ask(container.engine), lambda: exposition(container))
 
 
-def webhook_secrets(system: System) -> tuple[str, ...]:
+def webhook_secrets(container: Container) -> tuple[str, ...]:
     """The signing secrets of the system's settings.
 
     Raises:
         ConfigurationError: One of them is none.
     """
-    secret = system.settings.stripe_webhook_secret
+    secret = container.settings.stripe_webhook_secret
     return secrets_of(secret.get_secret_value() if secret else "")
 
 

@@ -42,7 +42,8 @@ _AWAY_TOO: Final = (sa.exc.InterfaceError, sa.exc.TimeoutError, sa.exc.InternalE
 class Webhooks:
     """What the endpoint works with.
 
-    ``receive`` does what a signed body asks for (``Notices.receive``), ``sync`` tells Redis of a
+    ``receive`` does what a signed body asks for (``WebhookProcessor.receive``), ``sync``
+        tells Redis of a
     customer whose balance changed.
     """
 

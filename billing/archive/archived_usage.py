@@ -20,7 +20,7 @@ IdRange = tuple[UUID, UUID]
 _Answer = TypeVar("_Answer")
 
 
-class Shelf(Protocol):
+class ArchivedUsage(Protocol):
     """Lines of archived months."""
 
     def months(self) -> list[Period]:
@@ -72,19 +72,19 @@ class OpenedMonth(Protocol):
     def lines(
         self, customer: str, low: UUID, end: UUID, *, limit: int, newest_first: bool = False
     ) -> list[Mapping[str, Any]]:
-        """As of ``Shelf``."""
+        """As of ``ArchivedUsage``."""
         ...
 
     def pieces(self, customer: str, ranges: Sequence[IdRange]) -> list[list[Mapping[str, Any]]]:
-        """As of ``Shelf``."""
+        """As of ``ArchivedUsage``."""
         ...
 
     def task(self, task_id: str) -> list[Mapping[str, Any]]:
-        """As of ``Shelf``."""
+        """As of ``ArchivedUsage``."""
         ...
 
 
-class EmptyShelf:
+class NoArchivedUsage:
     """For whoever never archives."""
 
     def months(self) -> list[Period]:
@@ -118,7 +118,7 @@ class EmptyShelf:
         return []
 
 
-class ArchiveShelf:
+class ArchiveReader:
     """The archives that the database knows of.
 
     Args:
@@ -182,7 +182,7 @@ class ArchiveShelf:
         return self._open_month(archive)
 
 
-def steadily(shelf: Shelf, read: Callable[[list[Period]], _Answer]) -> _Answer:
+def steadily(shelf: ArchivedUsage, read: Callable[[list[Period]], _Answer]) -> _Answer:
     """What ``read`` says while no month moves between database and archive.
 
     Args:

@@ -81,7 +81,7 @@ class Progress:
     checked: Checked = field(default_factory=Checked)
 
 
-class Archiver:
+class MonthExporter:
     """Moves months between the database and files.
 
     Args:

@@ -23,7 +23,7 @@ from billing.archive.parquet_files import read_rows, read_seals_file, rows_in
 from billing.audit.month_rows import HOUR, Bucket, Hour, Row
 from billing.audit.seal_chain import Leaves, Seal
 from billing.audit.sealer import read_seals, seals_of_hour
-from billing.audit.sort_buffer import Spill
+from billing.audit.sort_buffer import SortBuffer
 from billing.core.clock import from_ms
 from billing.core.errors import NotFound
 from billing.core.event_ids import hour_of, lowest_id
@@ -149,7 +149,7 @@ class ArchivedMonth:
             NotFound: A file is not there.
             ArchiveUnreadableError: One cannot be read.
         """
-        with Spill() as spill:
+        with SortBuffer() as spill:
             for row in self.rows():
                 identifier: UUID = row["id"]
                 spill.add(hour_of(identifier), identifier.bytes, leaf_of(row))

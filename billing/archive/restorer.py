@@ -36,7 +36,7 @@ _DIMENSIONS: Final = COLUMNS.index("dimensions")
 _SHOWN: Final = 3
 
 
-class Restorer:
+class MonthRestorer:
     """Brings months back into the database.
 
     Args:

@@ -19,7 +19,7 @@ from billing.audit.sealer import (
     MOST_ROWS,
     SEALING_KEY,
     SealingBusyError,
-    SealRun,
+    SealingResult,
     alone,
     keep,
     newest_seal,
@@ -28,7 +28,9 @@ from billing.audit.verifier import usable
 from billing.core.periods import Period
 
 
-def adopt(engine: Engine, month: Period, now: datetime, *, most_rows: int = MOST_ROWS) -> SealRun:
+def adopt(
+    engine: Engine, month: Period, now: datetime, *, most_rows: int = MOST_ROWS
+) -> SealingResult:
     """Seal every row of a UTC month that is in no seal and no manifest, as it is now.
 
     Killed anywhere, the next run goes on with the rows that are left.
@@ -55,7 +57,7 @@ def adopt(engine: Engine, month: Period, now: datetime, *, most_rows: int = MOST
                     keep(connection, seal, leaves)
                 seals, rows = seals + 1, rows + seal.rows
         with engine.connect() as connection:
-            return SealRun(seals, rows, newest_seal(connection))
+            return SealingResult(seals, rows, newest_seal(connection))
 
 
 def _next(records: Iterator[Record], most_rows: int) -> Leaves | None:

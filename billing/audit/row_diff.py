@@ -17,7 +17,7 @@ Record = tuple[bytes, bytes]
 
 
 @dataclass(slots=True)
-class Told:
+class LoggedRow:
     """Rows of one kind: the first so many, and how many there are."""
 
     named: list[tuple[bytes, int | None]] = field(default_factory=list)
@@ -37,10 +37,10 @@ class Differences:
 
     rows: int = 0
     waiting: int = 0
-    changed: Told = field(default_factory=Told)
-    removed: Told = field(default_factory=Told)
-    added: Told = field(default_factory=Told)
-    twice: Told = field(default_factory=Told)
+    changed: LoggedRow = field(default_factory=LoggedRow)
+    removed: LoggedRow = field(default_factory=LoggedRow)
+    added: LoggedRow = field(default_factory=LoggedRow)
+    twice: LoggedRow = field(default_factory=LoggedRow)
     """Ids that are in two lists."""
 
     def __bool__(self) -> bool:
@@ -85,7 +85,7 @@ def unlisted(rows: Iterable[Record], lists: Sequence[Leaves]) -> Iterator[Record
         rows: In the order of their ids.
         lists: Each in that order; of seals and of manifests.
     """
-    expected = _expected(lists, Told(), 0)
+    expected = _expected(lists, LoggedRow(), 0)
     wanted = next(expected, None)
     for identifier, leaf in rows:
         while wanted is not None and wanted[0] < identifier:
@@ -95,7 +95,7 @@ def unlisted(rows: Iterable[Record], lists: Sequence[Leaves]) -> Iterator[Record
 
 
 def _expected(
-    lists: Sequence[Leaves], twice: Told, most_named: int
+    lists: Sequence[Leaves], twice: LoggedRow, most_named: int
 ) -> Iterator[tuple[bytes, bytes, int | None]]:
     """Ids, leaves and seals of all lists in the order of the ids; the first list has the say."""
     before = None

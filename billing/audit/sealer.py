@@ -64,7 +64,7 @@ class SealingBusyError(WeighbridgeError):
 
 
 @dataclass(frozen=True, slots=True)
-class SealRun:
+class SealingResult:
     """What a run of sealing did; ``head`` is the newest seal, its own or an older one."""
 
     seals: int
@@ -126,7 +126,7 @@ class Sealer:
         self._lag = lag
         self._most_rows = most_rows
 
-    def seal(self, now: datetime) -> SealRun:
+    def seal(self, now: datetime) -> SealingResult:
         """Seal every hour that is over, and what came late to those sealed before.
 
         May fire twice, late or never: it does whatever is due.
@@ -142,7 +142,7 @@ class Sealer:
                 raise SealingBusyError
             return self._seal(now)
 
-    def _seal(self, now: datetime) -> SealRun:
+    def _seal(self, now: datetime) -> SealingResult:
         with self._engine.connect() as connection:
             # What is logged while this runs waits for the next run, so that there is an end.
             upto = connection.execute(_NEWEST_MANIFEST).scalar_one()
@@ -153,7 +153,7 @@ class Sealer:
             while seal := self._seal_some(hour, upto, now):
                 seals, rows = seals + 1, rows + seal.rows
         with self._engine.connect() as connection:
-            return SealRun(seals, rows, newest_seal(connection))
+            return SealingResult(seals, rows, newest_seal(connection))
 
     def _seal_some(self, hour: datetime, upto: int, now: datetime) -> Seal | None:
         limits = {"hour": hour, "upto": upto, "most": self._most_rows}

@@ -19,7 +19,7 @@ MOST_BYTES: Final = 67_108_864
 _ID_BYTES: Final = 16
 
 
-class Spill:
+class SortBuffer:
     """Takes records in any order, gives an hour's back in the order of their ids.
 
     Args:

@@ -31,7 +31,7 @@ class FindingKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class VerifyFinding:
     """One thing that is wrong.
 
     Attributes:
@@ -112,7 +112,7 @@ def gaps_of(lines: Mapping[Bucket, Totals], totals: Mapping[Bucket, Totals]) -> 
 
 def changed(
     identifier: UUID, hour: datetime, seal: int | None, row: Mapping[str, Any], gaps: list[Gap]
-) -> Finding:
+) -> VerifyFinding:
     """A row that is not the one that was logged."""
     if not gaps:
         money = (
@@ -123,7 +123,7 @@ def changed(
         own = _gap_of(row, gaps)
         first = sorted(gaps, key=lambda gap: gap is not own)
         money = f"{_told(first)}: {_BY_TOTALS}, so the receipt does not show what is billed"
-    return Finding(
+    return VerifyFinding(
         kind=FindingKind.CHANGED,
         hour=hour,
         event_id=identifier,
@@ -134,13 +134,15 @@ def changed(
     )
 
 
-def added(identifier: UUID, hour: datetime, row: Mapping[str, Any], gaps: list[Gap]) -> Finding:
+def added(
+    identifier: UUID, hour: datetime, row: Mapping[str, Any], gaps: list[Gap]
+) -> VerifyFinding:
     """A row that the application never logged."""
     if _gap_of(row, gaps) is None:
         money = f"the totals have it: {row['customer_id']} is billed for it"
     else:
         money = "the totals do not have it: it is on the receipt and is not billed"
-    return Finding(
+    return VerifyFinding(
         kind=FindingKind.ADDED,
         hour=hour,
         event_id=identifier,
@@ -152,7 +154,7 @@ def added(identifier: UUID, hour: datetime, row: Mapping[str, Any], gaps: list[G
 
 def removed(
     identifier: UUID, hour: datetime, seal: int | None, gaps: list[Gap], missing: int
-) -> Finding:
+) -> VerifyFinding:
     """A row that was logged and is not there.
 
     Args:
@@ -171,7 +173,7 @@ def removed(
     if len(short) == 1:
         customer, sku = short[0].bucket[:2]
         amount = short[0].beyond.amount_microcredits if missing == 1 else None
-    return Finding(
+    return VerifyFinding(
         kind=FindingKind.REMOVED,
         hour=hour,
         event_id=identifier,
@@ -184,9 +186,9 @@ def removed(
     )
 
 
-def too_many(kind: FindingKind, hour: datetime, rows: int) -> Finding:
+def too_many(kind: FindingKind, hour: datetime, rows: int) -> VerifyFinding:
     """Rows of one hour beyond those that are named."""
-    return Finding(
+    return VerifyFinding(
         kind=kind,
         hour=hour,
         rows=rows,
@@ -195,9 +197,9 @@ def too_many(kind: FindingKind, hour: datetime, rows: int) -> Finding:
     )
 
 
-def broken(words: str, *, hour: datetime | None = None, seal: int | None = None) -> Finding:
+def broken(words: str, *, hour: datetime | None = None, seal: int | None = None) -> VerifyFinding:
     """A seal, or what is kept under it, that is not what it was."""
-    return Finding(
+    return VerifyFinding(
         kind=FindingKind.CHAIN_BROKEN,
         hour=hour,
         seal=seal,
@@ -208,9 +210,9 @@ def broken(words: str, *, hour: datetime | None = None, seal: int | None = None)
     )
 
 
-def unsealed(hour: datetime, rows: int, since: datetime) -> Finding:
+def unsealed(hour: datetime, rows: int, since: datetime) -> VerifyFinding:
     """Rows that wait for a seal far longer than they should."""
-    return Finding(
+    return VerifyFinding(
         kind=FindingKind.UNSEALED,
         hour=hour,
         rows=rows,

@@ -14,10 +14,10 @@ from sqlalchemy.engine import Engine
 from billing.archive.catalog import ArchiveUnreadableError
 from billing.audit import verification_report as findings
 from billing.audit.month_rows import Hour, MonthOfLog, snapshots
-from billing.audit.row_diff import Differences, Told, compare
+from billing.audit.row_diff import Differences, LoggedRow, compare
 from billing.audit.seal_chain import Leaves, Seal, breaks_of, gathered
 from billing.audit.sealer import LAG, read_seals
-from billing.audit.verification_report import Finding, FindingKind, Gap
+from billing.audit.verification_report import FindingKind, Gap, VerifyFinding
 from billing.core.errors import NotFound
 from billing.core.periods import Period, hour_floor, month_of
 from billing.usage_log.totals import totals_of
@@ -70,7 +70,7 @@ class Verifier:
         self._engine = engine
         self._open_month = open_month
 
-    def chain(self, anchor: Mapping[int, bytes] | None = None) -> Iterator[Finding]:
+    def chain(self, anchor: Mapping[int, bytes] | None = None) -> Iterator[VerifyFinding]:
         """Check every seal against the one before it, and against what was written down elsewhere.
 
         Args:
@@ -95,7 +95,7 @@ class Verifier:
 
     def month(
         self, period: Period, now: datetime, checked: Checked | None = None
-    ) -> Iterator[Finding]:
+    ) -> Iterator[VerifyFinding]:
         """Check every row of a UTC month; what is found comes hour by hour.
 
         Args:
@@ -114,7 +114,7 @@ class Verifier:
             yield findings.broken(f"{period.label}: {error}")
         yield from self._unsealed(period, now)
 
-    def _hour(self, rows: MonthOfLog, hour: Hour, counts: Checked) -> Iterator[Finding]:
+    def _hour(self, rows: MonthOfLog, hour: Hour, counts: Checked) -> Iterator[VerifyFinding]:
         found = compare(hour.rows, usable(hour.lists))
         counts.rows += found.rows
         counts.waiting += found.waiting
@@ -126,7 +126,7 @@ class Verifier:
 
     def _differences(
         self, rows: MonthOfLog, hour: datetime, found: Differences
-    ) -> Iterator[Finding]:
+    ) -> Iterator[VerifyFinding]:
         gaps = self._gaps(rows, hour)
         there = rows.named(
             [UUID(bytes=each) for told in (found.changed, found.added) for each, _ in told.named]
@@ -157,7 +157,7 @@ class Verifier:
         totals = {(row[0], row[1], row[2], row[3]): totals_of(row[4:]) for row in found}
         return findings.gaps_of(rows.sums(hour), totals)
 
-    def _unsealed(self, period: Period, now: datetime) -> Iterator[Finding]:
+    def _unsealed(self, period: Period, now: datetime) -> Iterator[VerifyFinding]:
         late = hour_floor(now - LAG - OVERDUE)
         limits = {"start": period.start, "end": period.end, "late": late}
         with self._engine.connect() as connection:
@@ -166,7 +166,7 @@ class Verifier:
             yield findings.unsealed(hour, int(waiting), since)
 
 
-def faults_of(seals: list[Seal], lists: list[Leaves]) -> Iterator[Finding]:
+def faults_of(seals: list[Seal], lists: list[Leaves]) -> Iterator[VerifyFinding]:
     """What is wrong with the leaves under an hour's seals.
 
     Args:
@@ -199,5 +199,5 @@ def usable(lists: list[Leaves]) -> list[Leaves]:
     ]
 
 
-def _named(told: Told) -> list[tuple[UUID, int | None]]:
+def _named(told: LoggedRow) -> list[tuple[UUID, int | None]]:
     return [(UUID(bytes=identifier), number) for identifier, number in told.named]

@@ -28,7 +28,7 @@ from billing.core.periods import zone
 from billing.postgres.schema import budgets, customers, quota_fences, skus
 
 
-class Accounts:
+class CustomerStore:
     """Who is billed. Each method is one transaction.
 
     Args:

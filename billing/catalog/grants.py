@@ -33,7 +33,7 @@ class Grant:
     created_at: datetime
 
 
-class Credit:
+class GrantStore:
     """Credits given. Each method is one transaction.
 
     Args:
@@ -101,7 +101,7 @@ def grant_on(
     reference: str,
     note: str = "",
 ) -> Grant:
-    """``Credit.grant`` in a transaction that is under way; the fence stays locked until its end.
+    """``grant`` in a transaction that is under way; the fence stays locked until its end.
 
     Where it raises, nothing was written, and the transaction can go on.
     """

@@ -23,14 +23,14 @@ class CatalogUnavailable(WeighbridgeError):  # noqa: N818 - as QuotaUnavailable
 
 
 class SnapshotSource(Protocol):
-    """Where the copy comes from: ``catalog.store.Catalog``."""
+    """Where the copy comes from: ``catalog.store.SkuStore``."""
 
     def snapshot(self) -> Mapping[str, Sku]:
         """Every SKU with its prices, by id."""
         ...
 
 
-class CatalogCache:
+class SkuCache:
     """The catalogue as of at most ``ttl_seconds`` ago, or of when PostgreSQL last answered.
 
     Safe for threads: one of them asks PostgreSQL, the others go on with the copy there is.

@@ -33,7 +33,7 @@ _MAX_ALLOW_LIMIT: Final = 2**31 - 1
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
-class Catalog:
+class SkuStore:
     """What is sold. Each method is one transaction.
 
     Args:

@@ -11,11 +11,11 @@ import typer
 from billing.api.access import ToStructlog
 from billing.api.app import SERVES, app_of, webhook_secrets
 from billing.api.server import ApiServer
-from billing.cli.context import system_of
+from billing.cli.context import container_of
 from billing.cli.logs import configure_logs
 from billing.cli.output import say
 from billing.cli.services import until_signalled
-from billing.container import System
+from billing.container import Container
 from billing.core.errors import ConfigurationError
 
 _UVICORN: Final = "uvicorn.error"
@@ -25,15 +25,15 @@ _log = structlog.get_logger(__name__)
 
 def api(context: typer.Context) -> None:
     """Serve Stripe's webhooks, until stopped (Ctrl-C finishes what is under way)."""
-    system = system_of(context)
-    configure_logs(system.settings.log_level)
-    settings = system.settings
-    server = ApiServer(app_of(system), settings.api_address, settings.api_port)
+    container = container_of(context)
+    configure_logs(container.settings.log_level)
+    settings = container.settings
+    server = ApiServer(app_of(container), settings.api_address, settings.api_port)
     uvicorn, handler = logging.getLogger(_UVICORN), ToStructlog()
     uvicorn.addHandler(handler)
     try:
         with until_signalled() as stop, server:
-            _say_what_is_served(system, server.url)
+            _say_what_is_served(container, server.url)
             server.wait(stop)
             _log.info("api stopping")
     finally:
@@ -41,9 +41,9 @@ def api(context: typer.Context) -> None:
     say("api: stopped; what was under way has ended")
 
 
-def _say_what_is_served(system: System, url: str) -> None:
-    secrets = webhook_secrets(system)
-    mode = "live" if system.reporting.bills_live else "test"
+def _say_what_is_served(container: Container, url: str) -> None:
+    secrets = webhook_secrets(container)
+    mode = "live" if container.reporting.bills_live else "test"
     _log.info("api started", url=url, serves=SERVES, webhook_secrets=len(secrets), mode=mode)
     if not secrets:
         _log.warning(
@@ -51,7 +51,7 @@ def _say_what_is_served(system: System, url: str) -> None:
             reason="STRIPE_WEBHOOK_SECRET is not set: Stripe gets 503, and delivers again",
         )
     try:
-        _ = system.reporting.stripe
+        _ = container.reporting.stripe
     except ConfigurationError as error:
         _log.warning(
             "stripe cannot be asked",

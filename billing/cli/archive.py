@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from billing.archive.catalog import Archive
-from billing.cli.context import Json, system_of
+from billing.cli.context import Json, container_of
 from billing.cli.output import Column, print_json, print_table, say
 from billing.cli.services import reporting
-from billing.container import System
+from billing.container import Container
 from billing.core.credits import format_credits
 from billing.core.periods import Period, month_labelled
 
@@ -38,18 +38,18 @@ def archive(
     Rollups stay, and receipts of these months are read from the files. Interrupted anywhere, run it
     again.
     """
-    system = system_of(context)
+    container = container_of(context)
     if sum((before is not None, month is not None, listed)) != 1:
         raise typer.BadParameter("give one of --before, --month and --list")
     if listed:
-        _print(system.keeping.archives(), json, empty="nothing was archived yet")
+        _print(container.audit.archives(), json, empty="nothing was archived yet")
         return
-    now, archiver = system.clock.now(), system.keeping.archiver
+    now, archiver = container.clock.now(), container.audit.archiver
     months = [month_labelled(month)] if month else archiver.due(month_labelled(before or ""))
     for each in months:
         # Before the first is touched.
         archiver.check_age(each, now)
-    done = [_archive(system, each, despite_findings) for each in months]
+    done = [_archive(container, each, despite_findings) for each in months]
     _print(done, json, empty="no month to archive")
 
 
@@ -60,17 +60,17 @@ def restore(
     json: Json = False,
 ) -> None:
     """Make an archived month part of the database again; its files stay."""
-    system = system_of(context)
-    restorer = system.keeping.restorer
+    container = container_of(context)
+    restorer = container.audit.restorer
     with reporting("restore", lambda: {"month": month}):
         done = restorer.restore(
-            month_labelled(month), system.clock.now(), despite_findings=despite_findings
+            month_labelled(month), container.clock.now(), despite_findings=despite_findings
         )
     _print([done], json, empty="")
 
 
-def _archive(system: System, month: Period, despite_findings: bool) -> Archive:
-    archiver = system.keeping.archiver
+def _archive(container: Container, month: Period, despite_findings: bool) -> Archive:
+    archiver = container.audit.archiver
     progress = archiver.progress
 
     def figures() -> dict[str, object]:
@@ -78,7 +78,7 @@ def _archive(system: System, month: Period, despite_findings: bool) -> Archive:
         return {"month": month.label, "step": progress.step, "rows": f"{rows:,}"}
 
     with reporting("archive", figures):
-        return archiver.archive(month, system.clock.now(), despite_findings=despite_findings)
+        return archiver.archive(month, container.clock.now(), despite_findings=despite_findings)
 
 
 def archive_document(archive: Archive) -> dict[str, object]:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from billing.cli.output import Cell
-from billing.container import System
+from billing.container import Container
 from billing.core.clock import EPOCH
 from billing.core.credits import format_credits
 from billing.core.errors import QuotaUnavailable
@@ -33,7 +33,7 @@ class Balance:
     unanswered: str = ""
 
 
-def balance_of(system: System, customer: str) -> Balance:
+def balance_of(container: Container, customer: str) -> Balance:
     """Both sides of a customer's balance.
 
     Raises:
@@ -41,14 +41,14 @@ def balance_of(system: System, customer: str) -> Balance:
     """
     account, unanswered = None, ""
     try:
-        account = system.quota.account(customer)
+        account = container.quota.account(customer)
     except QuotaUnavailable as error:
         unanswered = str(error)
     return Balance(
         customer=customer,
-        granted_microcredits=system.credit.granted(customer),
-        logged_microcredits=system.usage.total(
-            customer, _all_time(system.clock.now())
+        granted_microcredits=container.grants.granted(customer),
+        logged_microcredits=container.usage.total(
+            customer, _all_time(container.clock.now())
         ).amount_microcredits,
         account=account,
         unanswered=unanswered,

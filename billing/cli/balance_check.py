@@ -10,27 +10,37 @@ from typing import Annotated, Final
 import typer
 from rich.text import Text
 
-from billing.cli.context import Json, system_of
+from billing.cli.context import Json, container_of
 from billing.cli.logs import configure_logs
 from billing.cli.output import Cell, Column, err, over, print_json, print_table, printable, say
 from billing.core.credits import format_credits
-from billing.reconciliation.discrepancies import Finding, Record, Row, State
-from billing.reconciliation.invariants import Kind
+from billing.reconciliation.discrepancies import (
+    DiscrepancyRow,
+    DiscrepancyState,
+    DiscrepancyStore,
+    RecordedDiscrepancy,
+)
+from billing.reconciliation.invariants import DiscrepancyKind
 
-_AMOUNTS: Final = frozenset(Kind) - {Kind.DUPLICATE, Kind.DENIED_BUT_RAN}
+_AMOUNTS: Final = frozenset(DiscrepancyKind) - {
+    DiscrepancyKind.DUPLICATE,
+    DiscrepancyKind.DENIED_BUT_RAN,
+}
 """Kinds whose figures are microcredits; the others count."""
 _STYLES: Final = {
-    State.REPAIRED: "green",
-    State.GONE: "dim",
-    State.WAITING: "yellow",
-    State.FOUND: "red",
-    State.FAILED: "bold red",
+    DiscrepancyState.REPAIRED: "green",
+    DiscrepancyState.GONE: "dim",
+    DiscrepancyState.WAITING: "yellow",
+    DiscrepancyState.FOUND: "red",
+    DiscrepancyState.FAILED: "bold red",
 }
 _NEXT: Final = {
-    State.FOUND: "found: billing reconcile --repair puts right what a rule can; by_hand is for a "
+    DiscrepancyState.FOUND: "found: billing reconcile --repair puts right what a rule can; "
+    "by_hand is for a "
     "person, see docs/operating.md",
-    State.WAITING: "waiting: usage is on its way to the log; repair again once it has arrived",
-    State.FAILED: "failed: it is there still; see its note, and billing doctor",
+    DiscrepancyState.WAITING: "waiting: usage is on its way to the log; repair again once it "
+    "has arrived",
+    DiscrepancyState.FAILED: "failed: it is there still; see its note, and billing doctor",
 }
 
 Days = Annotated[int, typer.Option(min=1, max=400, help="How far back lines are compared.")]
@@ -41,12 +51,12 @@ Repair = Annotated[
 
 def check_books(context: typer.Context, *, repair: bool, days: int, json: bool) -> None:
     """Look twice, repair if asked, tell; exits with 1 where something is left."""
-    system = system_of(context)
+    container = container_of(context)
     # What the repair logs belongs to standard error: standard output is the result.
-    configure_logs(system.settings.log_level)
-    since = system.clock.now() - timedelta(days=days)
+    configure_logs(container.settings.log_level)
+    since = container.clock.now() - timedelta(days=days)
     with err().status("comparing Redis, log and rollups; what differs is looked at twice"):
-        findings = system.repair.run(since, repair=repair)
+        findings = container.repair.run(since, repair=repair)
     if json:
         print_json([finding.as_dict() for finding in findings])
     else:
@@ -57,7 +67,7 @@ def check_books(context: typer.Context, *, repair: bool, days: int, json: bool) 
             empty="none; Redis, log, rollups and outbox agree",
         )
         _say_next([finding.state for finding in findings])
-    if any(finding.state is not State.REPAIRED for finding in findings):
+    if any(finding.state is not DiscrepancyState.REPAIRED for finding in findings):
         raise typer.Exit(1)
 
 
@@ -70,7 +80,7 @@ def list_discrepancies(
     json: Json = False,
 ) -> None:
     """List what did not agree, newest first, with its cause and what became of it."""
-    rows = Record(system_of(context).engine).list(ended=ended, limit=limit)
+    rows = DiscrepancyStore(container_of(context).engine).list(ended=ended, limit=limit)
     if json:
         print_json([row.as_dict() for row in rows])
         return
@@ -92,7 +102,7 @@ _COLUMNS: Final = (
 )
 
 
-def _row_of(finding: Finding) -> tuple[Cell, ...]:
+def _row_of(finding: RecordedDiscrepancy) -> tuple[Cell, ...]:
     about = finding.discrepancy
     return (
         over(about.kind.value, about.customer),
@@ -103,7 +113,7 @@ def _row_of(finding: Finding) -> tuple[Cell, ...]:
     )
 
 
-def _row_listed(row: Row) -> tuple[Cell, ...]:
+def _row_listed(row: DiscrepancyRow) -> tuple[Cell, ...]:
     return (
         over(row.kind.value, row.customer),
         over(_figure(row.kind, row.expected), _figure(row.kind, row.found)),
@@ -114,11 +124,11 @@ def _row_listed(row: Row) -> tuple[Cell, ...]:
     )
 
 
-def _figure(kind: Kind, value: int) -> str:
+def _figure(kind: DiscrepancyKind, value: int) -> str:
     return format_credits(value) if kind in _AMOUNTS else f"{value:,}"
 
 
-def _say_next(states: Sequence[State]) -> None:
+def _say_next(states: Sequence[DiscrepancyState]) -> None:
     counts = Counter(states)
     for state, remedy in _NEXT.items():
         if counts[state]:

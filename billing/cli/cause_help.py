@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from billing.providers.port import Cause, ProviderUnavailable
+from billing.providers.port import ProviderCause, ProviderUnavailable
 from billing.reporting.usage_report import ParkedBy
 
 KEYS_PAGE: Final = "https://dashboard.stripe.com/test/apikeys"
@@ -25,37 +25,37 @@ class Words:
 
 
 PARKED: Final[dict[str, Words]] = {
-    Cause.TOO_OLD.value: Words(
+    ProviderCause.TOO_OLD.value: Words(
         "the provider takes no figure as old as this",
         "it is carried into the hour under way by the next run; if it is not, see billing report "
         "show",
     ),
-    Cause.IN_THE_FUTURE.value: Words(
+    ProviderCause.IN_THE_FUTURE.value: Words(
         "the provider says that the hour is still to come: a clock is wrong",
         "run an NTP client here, then billing report retry --cause in_the_future",
     ),
-    Cause.CUSTOMER_MISSING.value: Words(
+    ProviderCause.CUSTOMER_MISSING.value: Words(
         "the provider does not know the customer, or it was deleted there",
         "billing customers link CUSTOMER cus_...: then it is sent by itself",
     ),
-    Cause.UNMAPPED_CUSTOMER.value: Words(
+    ProviderCause.UNMAPPED_CUSTOMER.value: Words(
         "the customer is linked to nobody at the provider: not yet, or it was deleted there",
         "billing stripe setup; for one that was deleted, billing customers link with another: then "
         "it is sent by itself",
     ),
-    Cause.METER_MISSING.value: Words(
+    ProviderCause.METER_MISSING.value: Words(
         "the provider has no such meter",
         "billing stripe setup, then billing report retry --cause meter_missing",
     ),
-    Cause.METER_INACTIVE.value: Words(
+    ProviderCause.METER_INACTIVE.value: Words(
         "somebody deactivated the meter at the provider",
         "reactivate it there, then billing report retry --cause meter_inactive",
     ),
-    Cause.INVALID_VALUE.value: Words(
+    ProviderCause.INVALID_VALUE.value: Words(
         "the figure has more digits than a provider keeps exactly",
         "see billing report show; give the SKU a coarser scale (--meter-decimals) or split it",
     ),
-    Cause.INVALID_REQUEST.value: Words(
+    ProviderCause.INVALID_REQUEST.value: Words(
         "the provider refuses the request as it is",
         "billing report show says why; mend it, then billing report retry",
     ),
@@ -99,33 +99,37 @@ PARKED: Final[dict[str, Words]] = {
 
 _LOST_NOTHING: Final = "no usage is lost: it waits in PostgreSQL"
 
-UNANSWERED: Final[dict[Cause, Words]] = {
-    Cause.KEY_REFUSED: Words(
+UNANSWERED: Final[dict[ProviderCause, Words]] = {
+    ProviderCause.KEY_REFUSED: Words(
         f"Stripe does not accept the key: it was rolled, deleted, not copied whole, or belongs to "
         f"another sandbox; {_LOST_NOTHING}",
         f"copy the secret key of test mode (sk_test_...) from {KEYS_PAGE} into STRIPE_API_KEY, "
         "then billing stripe setup --dry-run",
     ),
-    Cause.PERMISSION_REFUSED: Words(
+    ProviderCause.PERMISSION_REFUSED: Words(
         f"the key is right, but may not do this; {_LOST_NOTHING}",
         f"use a secret key with full rights from {KEYS_PAGE}",
     ),
-    Cause.CONNECTION_FAILED: Words(
+    ProviderCause.CONNECTION_FAILED: Words(
         f"the provider could not be reached; {_LOST_NOTHING}",
         f"is the network up, and is STRIPE_API_BASE right where it is set? {_TRY_AGAIN}",
     ),
-    Cause.TIMED_OUT: Words(f"the provider did not answer in time; {_LOST_NOTHING}", _TRY_AGAIN),
-    Cause.SERVER_ERROR: Words(
+    ProviderCause.TIMED_OUT: Words(
+        f"the provider did not answer in time; {_LOST_NOTHING}", _TRY_AGAIN
+    ),
+    ProviderCause.SERVER_ERROR: Words(
         f"the provider has a fault; {_LOST_NOTHING}", f"see its status page; {_TRY_AGAIN}"
     ),
-    Cause.RATE_LIMITED: Words(
+    ProviderCause.RATE_LIMITED: Words(
         f"the provider wants fewer requests; {_LOST_NOTHING}",
         f"lower WEIGHBRIDGE_REPORT_RATE, or {_TRY_AGAIN}",
     ),
-    Cause.LOCK_TIMEOUT: Words(
+    ProviderCause.LOCK_TIMEOUT: Words(
         f"the provider is at work on the same thing; {_LOST_NOTHING}", _TRY_AGAIN
     ),
-    Cause.CONFLICT: Words(f"the same request is under way already; {_LOST_NOTHING}", _TRY_AGAIN),
+    ProviderCause.CONFLICT: Words(
+        f"the same request is under way already; {_LOST_NOTHING}", _TRY_AGAIN
+    ),
 }
 """By why there was no answer, or no further one."""
 
@@ -139,10 +143,10 @@ def words_of_parked(cause: str) -> Words:
     return PARKED.get(cause, Words(f"parked: {cause}", "billing report show ID says more"))
 
 
-def cause_in(text: str) -> Cause | None:
+def cause_in(text: str) -> ProviderCause | None:
     """The cause that a sentence such as ``Stripe: key_refused: …`` tells of."""
     parts = text.split(":")
-    named = [Cause(part.strip()) for part in parts if part.strip() in set(Cause)]
+    named = [ProviderCause(part.strip()) for part in parts if part.strip() in set(ProviderCause)]
     return named[0] if named else None
 
 

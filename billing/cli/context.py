@@ -1,4 +1,4 @@
-"""What a command works with: one ``System``, built when first used and closed at the end."""
+"""What a command works with: one ``Container``, built when first used and closed at the end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from billing.cli.output import warn
-from billing.container import System
+from billing.container import Container
 from billing.core.errors import QuotaUnavailable
 from billing.settings import Settings
 
@@ -26,7 +26,7 @@ class Session:
     def __init__(self) -> None:
         self._open = ExitStack()
         self._settings: Settings | None = None
-        self._system: System | None = None
+        self._system: Container | None = None
 
     @property
     def settings(self) -> Settings:
@@ -37,10 +37,10 @@ class Session:
         return self._settings
 
     @property
-    def system(self) -> System:
+    def container(self) -> Container:
         """The system of these settings."""
         if self._system is None:
-            self._system = self._open.enter_context(System(self.settings))
+            self._system = self._open.enter_context(Container(self.settings))
         return self._system
 
     def close(self) -> None:
@@ -56,18 +56,18 @@ def session_of(context: typer.Context) -> Session:
     return found
 
 
-def system_of(context: typer.Context) -> System:
+def container_of(context: typer.Context) -> Container:
     """The system of this run."""
-    return session_of(context).system
+    return session_of(context).container
 
 
-def sync(system: System, customer: str) -> bool:
+def sync(container: Container, customer: str) -> bool:
     """Tell Redis what PostgreSQL has just been told; whether it was told.
 
     A Redis that is away is only a warning: PostgreSQL is the truth.
     """
     try:
-        system.sync(customer)
+        container.sync(customer)
     except QuotaUnavailable as error:
         warn(f"PostgreSQL has it; Redis gets it with the next balance check ({error})")
         return False

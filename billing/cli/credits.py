@@ -8,7 +8,7 @@ import typer
 
 from billing.catalog.grants import Grant
 from billing.cli.balance import Balance, balance_document, balance_facts, balance_of
-from billing.cli.context import CustomerId, Json, sync, system_of
+from billing.cli.context import CustomerId, Json, container_of, sync
 from billing.cli.output import Column, print_facts, print_json, print_table, say
 from billing.core.credits import format_credits, parse_credits
 
@@ -30,11 +30,11 @@ def grant(
     json: Json = False,
 ) -> None:
     """Give credits. Repeating it under the same reference gives nothing more."""
-    system = system_of(context)
+    container = container_of(context)
     microcredits = parse_credits(amount, field="amount")
-    before = system.credit.find(customer, reference)
-    given = system.credit.grant(customer, microcredits, reference, note)
-    sync(system, customer)
+    before = container.grants.find(customer, reference)
+    given = container.grants.grant(customer, microcredits, reference, note)
+    sync(container, customer)
     if json:
         print_json({**_grant_document(given), "existed": before is not None})
         return
@@ -52,14 +52,14 @@ def rebuild(context: typer.Context, customer: CustomerId, json: Json = False) ->
     Open holds stay held. Do it when nothing of this customer is between outbox and log (see
     doctor): what is still on its way can be spent once more until it is logged.
     """
-    system = system_of(context)
-    system.accounts.get(customer)
-    outcome = system.account_sync.rebuild(customer, force=True)
+    container = container_of(context)
+    container.customers.get(customer)
+    outcome = container.account_loader.rebuild(customer, force=True)
     if json:
-        print_json({"outcome": outcome.value, **balance_document(balance_of(system, customer))})
+        print_json({"outcome": outcome.value, **balance_document(balance_of(container, customer))})
         return
     say(f"customer {customer}: {outcome.value}")
-    print_facts(f"Balance of {customer} (credits)", balance_facts(balance_of(system, customer)))
+    print_facts(f"Balance of {customer} (credits)", balance_facts(balance_of(container, customer)))
 
 
 @app.command()
@@ -71,13 +71,13 @@ def balance(
     json: Json = False,
 ) -> None:
     """Show what is left: granted, settled, held, available; for one customer the grants too."""
-    system = system_of(context)
+    container = container_of(context)
     if customer is None:
-        everyone = [balance_of(system, each.id) for each in system.accounts.list()]
+        everyone = [balance_of(container, each.id) for each in container.customers.list()]
         _print_everyone(everyone, json=json)
         return
-    grants = system.credit.grants(customer)
-    found = balance_of(system, customer)
+    grants = container.grants.grants(customer)
+    found = balance_of(container, customer)
     if json:
         document = balance_document(found)
         document["grants"] = [_grant_document(each) for each in grants]

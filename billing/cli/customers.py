@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from billing.cli.balance import balance_document, balance_facts, balance_of
-from billing.cli.context import CustomerId, Json, sync, system_of
+from billing.cli.context import CustomerId, Json, container_of, sync
 from billing.cli.links import link, link_cell
 from billing.cli.output import Column, print_facts, print_json, print_table, say
 from billing.core.credits import format_credits, parse_credits
@@ -30,7 +30,7 @@ def add(
     json: Json = False,
 ) -> None:
     """Take a customer in. The same again changes nothing."""
-    added = system_of(context).accounts.add(customer, name, time_zone, stripe_customer_id)
+    added = container_of(context).customers.add(customer, name, time_zone, stripe_customer_id)
     if json:
         print_json(customer_document(added))
     else:
@@ -40,7 +40,7 @@ def add(
 @app.command("list")
 def list_(context: typer.Context, json: Json = False) -> None:
     """List every customer."""
-    found = system_of(context).accounts.list()
+    found = container_of(context).customers.list()
     if json:
         print_json([customer_document(each) for each in found])
         return
@@ -55,10 +55,10 @@ def list_(context: typer.Context, json: Json = False) -> None:
 @app.command()
 def show(context: typer.Context, customer: CustomerId, json: Json = False) -> None:
     """Show a customer with balance and budgets."""
-    system = system_of(context)
-    found = system.accounts.get(customer)
-    budgets = system.accounts.budgets(customer)
-    balance = balance_of(system, customer)
+    container = container_of(context)
+    found = container.customers.get(customer)
+    budgets = container.customers.budgets(customer)
+    balance = balance_of(container, customer)
     if json:
         document = customer_document(found)
         document["budgets"] = [budget_document(each) for each in budgets]
@@ -105,9 +105,9 @@ def resume(context: typer.Context, customer: CustomerId, json: Json = False) -> 
 
 
 def _set_status(context: typer.Context, customer: str, status: str, *, json: bool) -> None:
-    system = system_of(context)
-    changed = system.accounts.set_status(customer, status)
-    sync(system, customer)
+    container = container_of(context)
+    changed = container.customers.set_status(customer, status)
+    sync(container, customer)
     if json:
         print_json(customer_document(changed))
     else:
@@ -125,10 +125,10 @@ def budget(
     json: Json = False,
 ) -> None:
     """Set a ceiling per calendar month of the customer's time zone."""
-    system = system_of(context)
+    container = container_of(context)
     microcredits = None if limit == "none" else parse_credits(limit, field="limit")
-    budget = system.accounts.set_budget(customer, sku, microcredits)
-    sync(system, customer)
+    budget = container.customers.set_budget(customer, sku, microcredits)
+    sync(container, customer)
     if json:
         print_json(budget_document(budget) if budget else None)
     elif budget is None:

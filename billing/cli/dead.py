@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from billing.cli.context import Json, sync, system_of
+from billing.cli.context import Json, container_of, sync
 from billing.cli.output import Column, over, print_facts, print_json, print_table, say
 from billing.core.errors import InvalidValue
 from billing.core.usage_event import DeadReason
@@ -29,7 +29,7 @@ def list_(
     json: Json = False,
 ) -> None:
     """List dead letters, the latest seen first."""
-    letters = system_of(context).dead_letters
+    letters = container_of(context).dead_letters
     found = letters.list(reason, limit=limit, include_replayed=replayed)
     if json:
         print_json([letter_document(each) for each in found])
@@ -69,7 +69,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Show one dead letter with the message as it came."""
-    found = system_of(context).dead_letters.show(letter)
+    found = container_of(context).dead_letters.show(letter)
     body = (found.body or b"").decode("utf-8", "backslashreplace")
     if json:
         print_json({**letter_document(found), "body": body})
@@ -105,11 +105,11 @@ def replay(
     """Try messages again, by number or all of a reason. What is in the log is not billed twice."""
     if bool(letters) == (reason is not None):
         raise typer.BadParameter("give the numbers of dead letters, or --reason; not both")
-    system = system_of(context)
+    container = container_of(context)
     which = reason if reason is not None else _unique(letters or [])
-    results = system.dead_letters.replay(which, system.writer)
+    results = container.dead_letters.replay(which, container.writer)
     for customer in sorted(set[str]().union(*(each.late_customers for each in results))):
-        sync(system, customer)
+        sync(container, customer)
     if json:
         print_json([_result_document(each) for each in results])
     else:

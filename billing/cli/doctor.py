@@ -8,10 +8,10 @@ from typing import Final
 import typer
 from rich.text import Text
 
-from billing.cli.context import Json, system_of
+from billing.cli.context import Json, container_of
 from billing.cli.output import Column, print_json, print_table, say
 from billing.health.doctor_probe import examine
-from billing.health.rules import Finding, Level, worst
+from billing.health.rules import HealthFinding, Level, worst
 
 _STYLES: Final = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 
@@ -21,7 +21,7 @@ def doctor(context: typer.Context, json: Json = False) -> None:
 
     Exits with 1 if any check fails.
     """
-    findings = examine(system_of(context))
+    findings = examine(container_of(context))
     level = worst(findings)
     if json:
         print_json({"level": level.value, "checks": [asdict(each) for each in findings]})
@@ -31,7 +31,7 @@ def doctor(context: typer.Context, json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _print(findings: list[Finding], level: Level) -> None:
+def _print(findings: list[HealthFinding], level: Level) -> None:
     print_table(
         "Doctor",
         [Column("check"), Column("verdict"), Column("found")],

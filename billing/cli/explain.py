@@ -11,11 +11,11 @@ import redis
 import sqlalchemy as sa
 import typer
 
-from billing.cli.context import Json, system_of
+from billing.cli.context import Json, container_of
 from billing.cli.holds import hold_document
 from billing.cli.output import Column, print_json, print_table, say, warn
-from billing.cli.task_timeline import Known, Told, tell
-from billing.container import System
+from billing.cli.task_timeline import TaskFactsKnown, TimelineStep, tell
+from billing.container import Container
 from billing.core.clock import to_ms
 from billing.core.credits import format_credits
 from billing.core.errors import NotFound, QuotaUnavailable
@@ -42,10 +42,10 @@ def explain(
     json: Json = False,
 ) -> None:
     """Tell what became of a task: admitted or denied and why, its cost, where its event is."""
-    system = system_of(context)
-    known = look_up(system, task, customer)
+    container = container_of(context)
+    known = look_up(container, task, customer)
     if not known.anything and "\x00" not in task:
-        known = in_archives(system, task, known)
+        known = in_archives(container, task, known)
     for error in known.unanswered:
         warn(f"incomplete: {error}")
     if not known.anything:
@@ -56,7 +56,7 @@ def explain(
         )
     story = tell(known)
     if json:
-        print_json(_document(known, story, to_ms(system.clock.now())))
+        print_json(_document(known, story, to_ms(container.clock.now())))
         return
     say(f"Task {task} of customer {known.customer or 'unknown'}", style="bold")
     for told in story:
@@ -65,24 +65,24 @@ def explain(
         _print_account(known.account)
 
 
-def look_up(system: System, task: str, customer: str | None) -> Known:
+def look_up(container: Container, task: str, customer: str | None) -> TaskFactsKnown:
     """All that PostgreSQL and Redis know of a task."""
     unanswered: list[str] = []
     # PostgreSQL can neither keep a NUL nor compare with one.
     known_to_log = "\x00" not in task
-    logged = system.receipts.for_task(task) if known_to_log else []
-    dead = _dead_letters(system, task) if known_to_log else []
+    logged = container.receipts.for_task(task) if known_to_log else []
+    dead = _dead_letters(container, task) if known_to_log else []
     owners = [each.customer for each in logged] + [each.customer_id for each in dead]
     owner = customer or next((each for each in owners if each), None)
-    candidates = [owner] if owner else [each.id for each in system.accounts.list()]
-    hold = _ask(unanswered, partial(_hold, system, candidates, task), None)
+    candidates = [owner] if owner else [each.id for each in container.customers.list()]
+    hold = _ask(unanswered, partial(_hold, container, candidates, task), None)
     if hold is not None:
         candidates = [hold.customer]
     nothing: list[UsageEvent] = []
-    waiting = _ask(unanswered, partial(_waiting, system, candidates, task), nothing)
+    waiting = _ask(unanswered, partial(_waiting, container, candidates, task), nothing)
     owner = next((each.customer for each in (hold, *waiting) if each), owner)
-    account = _ask(unanswered, lambda: system.quota.account(owner) if owner else None, None)
-    return Known(
+    account = _ask(unanswered, lambda: container.quota.account(owner) if owner else None, None)
+    return TaskFactsKnown(
         task_id=task,
         customer=owner,
         logged=logged,
@@ -90,17 +90,17 @@ def look_up(system: System, task: str, customer: str | None) -> Known:
         dead=dead,
         hold=hold,
         account=account,
-        prices=_prices(system.catalog.snapshot(), [*logged, *waiting]),
+        prices=_prices(container.catalog.snapshot(), [*logged, *waiting]),
         unanswered=list(dict.fromkeys(unanswered)),
     )
 
 
-def in_archives(system: System, task: str, known: Known) -> Known:
+def in_archives(container: Container, task: str, known: TaskFactsKnown) -> TaskFactsKnown:
     """What archived months know of a task that nobody else does; they are read through for it."""
-    logged = system.receipts.archived_task(task)
+    logged = container.receipts.archived_task(task)
     if not logged:
         return known
-    prices = _prices(system.catalog.snapshot(), logged)
+    prices = _prices(container.catalog.snapshot(), logged)
     return replace(known, customer=logged[0].customer, logged=logged, prices=prices)
 
 
@@ -120,30 +120,30 @@ def _prices(skus: dict[str, Sku], facts: Iterable[Any]) -> dict[str, int]:
     }
 
 
-def _dead_letters(system: System, task: str) -> list[DeadLetter]:
+def _dead_letters(container: Container, task: str) -> list[DeadLetter]:
     query = sa.select(dead_letters.c.id).where(dead_letters.c.task_id == task)
-    with system.engine.connect() as connection:
+    with container.engine.connect() as connection:
         ids: Sequence[int] = connection.execute(query.order_by(dead_letters.c.id)).scalars().all()
-    return [system.dead_letters.show(each) for each in ids]
+    return [container.dead_letters.show(each) for each in ids]
 
 
-def _hold(system: System, candidates: Sequence[str], task: str) -> HoldView | None:
-    holds = (system.quota.hold(customer, task) for customer in candidates)
+def _hold(container: Container, candidates: Sequence[str], task: str) -> HoldView | None:
+    holds = (container.quota.hold(customer, task) for customer in candidates)
     return next((hold for hold in holds if hold is not None), None)
 
 
-def _waiting(system: System, candidates: Sequence[str], task: str) -> list[UsageEvent]:
+def _waiting(container: Container, candidates: Sequence[str], task: str) -> list[UsageEvent]:
     """The task's events in the outboxes of these customers; only reads."""
     shards = sorted({shard_of(customer) for customer in candidates})
-    return [event for shard in shards for event in _waiting_in(system, shard, task)]
+    return [event for shard in shards for event in _waiting_in(container, shard, task)]
 
 
-def _waiting_in(system: System, shard: int, task: str) -> Iterator[UsageEvent]:
+def _waiting_in(container: Container, shard: int, task: str) -> Iterator[UsageEvent]:
     start, looked_at = "-", 0
     while looked_at < _MOST_WAITING:
         # redis-py's types allow for decoded and for empty answers; this client gives neither.
         page: list[tuple[bytes, dict[bytes, bytes]]] = cast(
-            "Any", system.redis.xrange(system.keys.out(shard), min=start, count=_PAGE)
+            "Any", container.redis.xrange(container.keys.out(shard), min=start, count=_PAGE)
         )
         for _, fields in page:
             event = _event_of(fields, task)
@@ -188,7 +188,9 @@ def _print_account(account: AccountView) -> None:
         )
 
 
-def _document(known: Known, story: Sequence[Told], now_ms: int) -> dict[str, object]:
+def _document(
+    known: TaskFactsKnown, story: Sequence[TimelineStep], now_ms: int
+) -> dict[str, object]:
     account = known.account
     return {
         "task_id": known.task_id,

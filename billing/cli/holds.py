@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from billing.cli.context import Json, system_of
+from billing.cli.context import Json, container_of
 from billing.cli.output import Column, over, print_json, print_table, say
 from billing.core.clock import from_ms, to_ms
 from billing.core.credits import format_credits
@@ -22,11 +22,11 @@ def list_(
     json: Json = False,
 ) -> None:
     """List open holds, the next to expire first."""
-    system = system_of(context)
+    container = container_of(context)
     if customer is not None:
-        system.accounts.get(customer)
-    holds = system.quota.open_holds(customer)
-    now_ms = to_ms(system.clock.now())
+        container.customers.get(customer)
+    holds = container.quota.open_holds(customer)
+    now_ms = to_ms(container.clock.now())
     if json:
         print_json([hold_document(each, now_ms) for each in holds])
         return

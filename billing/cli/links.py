@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from billing.cli.context import CustomerId, Json, system_of
+from billing.cli.context import CustomerId, Json, container_of
 from billing.cli.output import Cell, instant, print_json, say
-from billing.container import System
+from billing.container import Container
 from billing.core.customer import Customer
 from billing.providers.stripe.customers import check_for
 
@@ -30,25 +30,27 @@ def link(
     """Say who a customer is at Stripe. What Stripe has accepted before stays where it is."""
     if unlink == (stripe_id is not None):
         raise typer.BadParameter("give the id of a customer at Stripe, or --unlink; not both")
-    system = system_of(context)
-    before = system.accounts.get(customer)
-    is_checked = stripe_id is not None and check and system.settings.stripe_api_key is not None
+    container = container_of(context)
+    before = container.customers.get(customer)
+    is_checked = stripe_id is not None and check and container.settings.stripe_api_key is not None
     if stripe_id is not None and is_checked:
-        check_for(customer, system.reporting.stripe_customer(stripe_id))
-    after = system.accounts.link_stripe(customer, stripe_id)
+        check_for(customer, container.reporting.stripe_customer(stripe_id))
+    after = container.customers.link_stripe(customer, stripe_id)
     if json:
         print_json({**link_document(after), "former": before.stripe_customer_id})
     elif unlink:
         say(f"customer {customer} is nobody at Stripe; what is used adds up in the log")
         say("and is parked (unmapped_customer); billing stripe setup would link them again")
     else:
-        _say_linked(system, before, after, is_checked=is_checked)
+        _say_linked(container, before, after, is_checked=is_checked)
 
 
-def _say_linked(system: System, before: Customer, after: Customer, *, is_checked: bool) -> None:
+def _say_linked(
+    container: Container, before: Customer, after: Customer, *, is_checked: bool
+) -> None:
     said = f"customer {after.id} is {after.stripe_customer_id} at Stripe"
     if not is_checked:
-        said += " (not checked: no STRIPE_API_KEY)" if not _has_key(system) else " (not checked)"
+        said += " (not checked: no STRIPE_API_KEY)" if not _has_key(container) else " (not checked)"
     say(said)
     former = before.stripe_customer_id
     if former not in (None, after.stripe_customer_id):
@@ -56,8 +58,8 @@ def _say_linked(system: System, before: Customer, after: Customer, *, is_checked
     say("what was parked for want of a customer goes out with the next billing report run")
 
 
-def _has_key(system: System) -> bool:
-    return system.settings.stripe_api_key is not None
+def _has_key(container: Container) -> bool:
+    return container.settings.stripe_api_key is not None
 
 
 def link_document(customer: Customer) -> dict[str, object]:

@@ -12,7 +12,7 @@ import typer
 
 from billing.cli.context import Json, session_of
 from billing.cli.output import Column, print_facts, print_json, print_table, say, warn
-from billing.container import System
+from billing.container import Container
 from billing.core.errors import ConfigurationError
 from billing.devtools.embedded_servers import Endpoints, LocalServers
 from billing.devtools.embedded_servers.up import up as run_everything
@@ -84,9 +84,9 @@ def up(
         )
 
     def prepare(endpoints: Endpoints) -> None:
-        with System(endpoints.applied_to(settings)) as system:
-            migrations.upgrade(system.database_url)
-            system.ensure_partitions()
+        with Container(endpoints.applied_to(settings)) as container:
+            migrations.upgrade(container.database_url)
+            container.ensure_partitions()
 
     raise typer.Exit(run_everything(settings, say=say, procfile=procfile, prepare=prepare))
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from billing.cli.context import system_of
+from billing.cli.context import container_of
 from billing.health.prometheus import exposition
 
 
@@ -15,4 +15,4 @@ def metrics(context: typer.Context) -> None:
 
     The same as GET /metrics of billing api; for node_exporter's textfile collector, or to look.
     """
-    sys.stdout.write(exposition(system_of(context)).decode())
+    sys.stdout.write(exposition(container_of(context)).decode())

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import typer
 
-from billing.cli.context import Json, system_of
+from billing.cli.context import Json, container_of
 from billing.cli.output import print_json, say
 from billing.postgres import migrations
 
 
 def migrate(context: typer.Context, json: Json = False) -> None:
     """Bring the database to the newest schema, and make the log's partitions. May be repeated."""
-    system = system_of(context)
-    url = system.endpoints.database_url
+    container = container_of(context)
+    url = container.endpoints.database_url
     before = migrations.current(url)
     migrations.upgrade(url)
     after = migrations.current(url)
-    made = system.ensure_partitions()
+    made = container.ensure_partitions()
     if json:
         print_json({"revision_before": before, "revision": after, "partitions_made": made})
         return

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import structlog
 import typer
 
-from billing.cli.context import system_of
+from billing.cli.context import container_of
 from billing.cli.logs import configure_logs
 from billing.cli.output import say
 from billing.cli.services import Rate, reporting, until_signalled
@@ -29,25 +29,25 @@ _Drain = Annotated[
 
 def consumer(context: typer.Context, drain: _Drain = False) -> None:
     """Write the usage queue into the fulfillment log, until stopped (Ctrl-C finishes the batch)."""
-    system = system_of(context)
-    configure_logs(system.settings.log_level)
+    container = container_of(context)
+    configure_logs(container.settings.log_level)
     rate = Rate()
 
     def count(result: BatchResult) -> None:
         rate.add(result.inserted + result.duplicates + sum(result.dead.values()))
 
     def figures() -> dict[str, object]:
-        depth = queue_depth(system)
+        depth = queue_depth(container)
         return {
             "events_per_second": round(rate.per_second(), 1),
             "events": rate.total,
             "queue_lag": "unknown" if depth is None else depth,
         }
 
-    running = system.consumer(on_batch=count)
+    running = container.consumer(on_batch=count)
     spare_collections()
     with quick_turns(), until_signalled() as stop, reporting("consumer", figures):
-        _log.info("consumer started", queue=system.settings.usage_queue)
+        _log.info("consumer started", queue=container.settings.usage_queue)
         consumed = running.run(stop, idle_exit=drain)
     dead = sum(consumed.dead.values())
     say(
@@ -83,9 +83,9 @@ def quick_turns() -> Iterator[None]:
 
 def relay(context: typer.Context, drain: _Drain = False) -> None:
     """Take usage from the outbox and this node's spool to RabbitMQ, until stopped."""
-    system = system_of(context)
-    configure_logs(system.settings.log_level)
-    running = system.relay()
+    container = container_of(context)
+    configure_logs(container.settings.log_level)
+    running = container.relay()
 
     def figures() -> dict[str, object]:
         lag = running.lag()
@@ -97,7 +97,7 @@ def relay(context: typer.Context, drain: _Drain = False) -> None:
         }
 
     with until_signalled() as stop, reporting("relay", figures):
-        _log.info("relay started", exchange=system.settings.usage_exchange)
+        _log.info("relay started", exchange=container.settings.usage_exchange)
         if not drain:
             running.run(stop)
             return
@@ -105,4 +105,4 @@ def relay(context: typer.Context, drain: _Drain = False) -> None:
         # Another relay may have leased some shards; then it drains those.
         while not stop.is_set() and (now := running.run_once()):
             confirmed += now
-    say(f"relayed: {confirmed:,} events confirmed; {system.outbox.length():,} still wait")
+    say(f"relayed: {confirmed:,} events confirmed; {container.outbox.length():,} still wait")

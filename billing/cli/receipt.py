@@ -11,10 +11,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from billing.cli.context import Month, system_of
+from billing.cli.context import Month, container_of
 from billing.cli.output import Column, Format, over, print_table, say
 from billing.cli.usage import as_of_document, month_for, period_document, totals_document
-from billing.container import System
+from billing.container import Container
 from billing.core.clock import format_instant
 from billing.core.credits import format_credits
 from billing.core.errors import NotFound
@@ -72,21 +72,21 @@ def receipt(
     json_: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Print the itemised receipt of a customer's month, or of one task."""
-    system = system_of(context)
+    container = container_of(context)
     form = "json" if json_ else form
     if task is not None:
-        _of_task(system, task, customer, form)
+        _of_task(container, task, customer, form)
         return
     if customer is None:
         raise typer.BadParameter("name a CUSTOMER, or a task with --task")
-    period = month_for(system, customer, month)
-    as_of = system.as_of()
+    period = month_for(container, customer, month)
+    as_of = container.as_of()
     head = {**period_document(customer, period), **as_of_document(as_of)}
-    totals = system.receipts_read.totals(customer, period)
+    totals = container.receipts_read.totals(customer, period)
     _print(
         f"Receipt of {customer} for {period.label}",
         head,
-        _pages(system, customer, period),
+        _pages(container, customer, period),
         totals,
         form,
     )
@@ -94,8 +94,8 @@ def receipt(
         say(str(as_of))
 
 
-def _of_task(system: System, task: str, customer: str | None, form: Format) -> None:
-    found = system.receipts.for_task(task) or system.receipts.archived_task(task)
+def _of_task(container: Container, task: str, customer: str | None, form: Format) -> None:
+    found = container.receipts.for_task(task) or container.receipts.archived_task(task)
     lines = [each for each in found if customer is None or each.customer == customer]
     if not lines:
         raise NotFound("receipt line of task", task, f"see: billing explain {task}")
@@ -109,12 +109,12 @@ def _of_task(system: System, task: str, customer: str | None, form: Format) -> N
     _print(f"Receipt of task {task}", {"task_id": task}, iter(lines), totals, form)
 
 
-def _pages(system: System, customer: str, period: Period) -> Iterator[ReceiptLine]:
+def _pages(container: Container, customer: str, period: Period) -> Iterator[ReceiptLine]:
     """Every line of the period, a page at a time: a month may have millions."""
-    page = system.receipts_read.lines(customer, period, limit=_PAGE)
+    page = container.receipts_read.lines(customer, period, limit=_PAGE)
     while page:
         yield from page
-        page = system.receipts_read.lines(customer, period, after_id=page[-1].id, limit=_PAGE)
+        page = container.receipts_read.lines(customer, period, after_id=page[-1].id, limit=_PAGE)
 
 
 def _print(

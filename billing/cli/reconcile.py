@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from billing.cli.balance_check import Days, Repair, check_books, list_discrepancies
-from billing.cli.context import Json, Month, system_of
+from billing.cli.context import Json, Month, container_of
 from billing.cli.output import Cell, Column, over, print_json, print_table, printable, say
 from billing.cli.progress import shown
 from billing.core.credits import format_credits
@@ -99,18 +99,18 @@ def provider(
 
     One request per customer, SKU and day. Changes nothing. Exits with 1 where a day differs.
     """
-    system = system_of(context)
-    now = system.clock.now()
+    container = container_of(context)
+    now = container.clock.now()
     period = month_labelled(month) if month else month_of(now)
     if customer is not None:
-        system.accounts.get(customer)
-    decimals = {sku: one.decimals for sku, one in system.reporting.metered().items()}
-    days = system.reporting.comparison().compare(period, customer=customer)
+        container.customers.get(customer)
+    decimals = {sku: one.decimals for sku, one in container.reporting.metered().items()}
+    days = container.reporting.comparison().compare(period, customer=customer)
     compared = [
         Compared(day, agreement_of(day, decimals=_scale(decimals, day), now=now))
         for day in shown(days, name="reading the provider's figures")
     ]
-    name = system.settings.provider_name
+    name = container.settings.provider_name
     if json:
         print_json(
             {

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from billing.cli.context import Json, system_of
+from billing.cli.context import Json, container_of
 from billing.cli.output import Column, print_json, print_table, say
 from billing.cli.report_run import run
 from billing.cli.report_status import status
@@ -19,10 +19,10 @@ from billing.cli.report_tables import (
     report_document,
     why_not_sent,
 )
-from billing.container import System
+from billing.container import Container
 from billing.core.errors import AlreadyExists, NotFound
 from billing.reporting.listing import ReportRow
-from billing.reporting.usage_report import State
+from billing.reporting.usage_report import ReportState
 
 app = typer.Typer(no_args_is_help=True, help="Usage on its way to the billing provider.")
 app.command()(run)
@@ -37,7 +37,8 @@ _SHOWN: Final = 50
 def list_(
     context: typer.Context,
     states: Annotated[
-        list[State] | None, typer.Option("--state", help="Only in this state; may be repeated.")
+        list[ReportState] | None,
+        typer.Option("--state", help="Only in this state; may be repeated."),
     ] = None,
     customer: Annotated[str | None, typer.Option(help="Only of this customer.")] = None,
     sku: Annotated[str | None, typer.Option(help="Only of this SKU.")] = None,
@@ -50,9 +51,9 @@ def list_(
     json: Json = False,
 ) -> None:
     """List reports, the newest hour first."""
-    system = system_of(context)
-    _check_names(system, customer, sku)
-    found = system.reporting.reports.list(
+    container = container_of(context)
+    _check_names(container, customer, sku)
+    found = container.reporting.reports.list(
         states=states, customer=customer, sku=sku, cause=cause, provider=provider, limit=limit,
         only_latest=not revisions,
     )  # fmt: skip
@@ -62,17 +63,17 @@ def list_(
         print_reports("Reports", found, limit=limit)
 
 
-def _check_names(system: System, customer: str | None, sku: str | None) -> None:
+def _check_names(container: Container, customer: str | None, sku: str | None) -> None:
     if customer is not None:
-        system.accounts.get(customer)
+        container.customers.get(customer)
     if sku is not None:
-        system.catalog.get(sku)
+        container.catalog.get(sku)
 
 
 @app.command()
 def show(context: typer.Context, report: _Id, json: Json = False) -> None:
     """Show a report: the complete request, its answer, its hour's revisions and carry lines."""
-    history = system_of(context).reporting.reports.show(report)
+    history = container_of(context).reporting.reports.show(report)
     if json:
         print_json(
             {
@@ -109,11 +110,11 @@ def retry(
     """
     if bool(reports) == (cause is not None):
         raise typer.BadParameter("give the numbers of reports, or --cause; not both")
-    system = system_of(context)
+    container = container_of(context)
     if reports:
-        results = [_retry(system, each) for each in dict.fromkeys(reports)]
+        results = [_retry(container, each) for each in dict.fromkeys(reports)]
     else:
-        results = _retry_all(system, cause or "")
+        results = _retry_all(container, cause or "")
     if json:
         print_json([asdict(each) for each in results])
     else:
@@ -122,26 +123,28 @@ def retry(
         raise typer.Exit(1)
 
 
-def _retry(system: System, report: int) -> Retried:
-    if system.reporting.reports.retry(report, now=system.clock.now()):
+def _retry(container: Container, report: int) -> Retried:
+    if container.reporting.reports.retry(report, now=container.clock.now()):
         return Retried(id=report, retried=True, detail="")
     try:
-        row = system.reporting.reports.show(report).report
+        row = container.reporting.reports.show(report).report
     except NotFound:
         return Retried(id=report, retried=False, detail="there is no such report")
     return Retried(id=report, retried=False, detail=why_not_sent(row))
 
 
-def _retry_all(system: System, cause: str) -> list[Retried]:
+def _retry_all(container: Container, cause: str) -> list[Retried]:
     """Page by page: what is sent again is parked no longer, so that the next page comes up."""
     results: dict[int, Retried] = {}
     while True:
         limit = _AT_ONCE + sum(not each.retried for each in results.values())
-        page = system.reporting.reports.list(states=[State.PARKED], cause=cause, limit=limit)
+        page = container.reporting.reports.list(
+            states=[ReportState.PARKED], cause=cause, limit=limit
+        )
         rows = [row for row in page if row.id not in results]
         if not rows:
             return list(results.values())
-        results |= {row.id: _retry(system, row.id) for row in rows}
+        results |= {row.id: _retry(container, row.id) for row in rows}
 
 
 def _print_retried(results: Sequence[Retried]) -> None:
@@ -164,15 +167,15 @@ def park(
     json: Json = False,
 ) -> None:
     """Hold a report back, and what its hour still comes to. Its usage is parked and not lost."""
-    system = system_of(context)
-    before = system.reporting.reports.show(report).report
-    if not system.reporting.reports.park(report, reason):
-        now = system.reporting.reports.show(report).report
+    container = container_of(context)
+    before = container.reporting.reports.show(report).report
+    if not container.reporting.reports.park(report, reason):
+        now = container.reporting.reports.show(report).report
         raise AlreadyExists(
             f"report {report} is {now.state.value}: only one that is pending or unknown can be "
             "held back; while it is being sent, wait for its answer"
         )
-    _told(system, before, json=json)
+    _told(container, before, json=json)
 
 
 @app.command()
@@ -189,24 +192,24 @@ def unpark(
     json: Json = False,
 ) -> None:
     """Let a report go on that was held back, or say whether one without an answer arrived."""
-    system = system_of(context)
-    reports = system.reporting.reports
+    container = container_of(context)
+    reports = container.reporting.reports
     before = reports.show(report).report
-    if not reports.unpark(report, arrived=arrived, now=system.clock.now()):
+    if not reports.unpark(report, arrived=arrived, now=container.clock.now()):
         raise AlreadyExists(f"report {report} stays as it is: {_why_not_unparked(before, arrived)}")
-    _told(system, before, json=json)
+    _told(container, before, json=json)
 
 
 def _why_not_unparked(row: ReportRow, arrived: bool | None) -> str:
-    if row.state is State.PARKED and row.latest and arrived and not row.doubtful:
+    if row.state is ReportState.PARKED and row.latest and arrived and not row.doubtful:
         return "nothing of it was ever sent without an answer, so it cannot have arrived"
     return why_not_sent(row)
 
 
-def _told(system: System, before: ReportRow, *, json: bool) -> None:
-    after = system.reporting.reports.show(before.id).report
+def _told(container: Container, before: ReportRow, *, json: bool) -> None:
+    after = container.reporting.reports.show(before.id).report
     if json:
         print_json(report_document(after))
     else:
-        said = f" ({after.cause})" if after.state is State.PARKED else ""
+        said = f" ({after.cause})" if after.state is ReportState.PARKED else ""
         say(f"report {after.id} was {before.state.value} and is {after.state.value}{said}")

@@ -11,16 +11,16 @@ from typing import Annotated
 import typer
 
 from billing.cli.cause_help import words_of_parked, words_of_stop
-from billing.cli.context import Json, system_of
+from billing.cli.context import Json, container_of
 from billing.cli.logs import configure_logs
 from billing.cli.output import print_json, say
 from billing.cli.services import Rate, reporting
-from billing.container import System
-from billing.providers.port import VERDICTS, Verdict
+from billing.container import Container
+from billing.providers.port import VERDICTS, ProviderVerdict
 from billing.reporting.read_back import Reading
 from billing.reporting.sender import Advance
 from billing.reporting.true_up import Difference
-from billing.reporting.usage_report import State
+from billing.reporting.usage_report import ReportState
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ class Run:
         return found
 
 
-_SHOWN = (State.ACCEPTED, State.UNKNOWN, State.PARKED)
+_SHOWN = (ReportState.ACCEPTED, ReportState.UNKNOWN, ReportState.PARKED)
 
 
 def run(
@@ -76,12 +76,12 @@ def run(
     May be run at any time, by several at once, and be interrupted. Exits with 1 where the provider
     stopped us or a meter is not as it has to be.
     """
-    system = system_of(context)
-    configure_logs(system.settings.log_level)
+    container = container_of(context)
+    configure_logs(container.settings.log_level)
     done = Run()
     with reporting("report", done.figures):
-        _run(system, done, up_to_now=up_to_now, confirm=confirm, seconds=seconds)
-    name = system.settings.provider_name
+        _run(container, done, up_to_now=up_to_now, confirm=confirm, seconds=seconds)
+    name = container.settings.provider_name
     if json:
         print_json(_document(name, done))
     else:
@@ -90,12 +90,14 @@ def run(
         raise typer.Exit(1)
 
 
-def _run(system: System, done: Run, *, up_to_now: bool, confirm: bool, seconds: int | None) -> None:
-    until = None if seconds is None else system.clock.now() + timedelta(seconds=seconds)
-    system.reporting.reporter().advance(until=until, up_to_now=up_to_now, into=done.advance)
+def _run(
+    container: Container, done: Run, *, up_to_now: bool, confirm: bool, seconds: int | None
+) -> None:
+    until = None if seconds is None else container.clock.now() + timedelta(seconds=seconds)
+    container.reporting.reporter().advance(until=until, up_to_now=up_to_now, into=done.advance)
     if not confirm:
         return
-    for reader in system.reporting.readers():
+    for reader in container.reporting.readers():
         done.readings.append(reader.confirm(until=until))
 
 
@@ -125,7 +127,7 @@ def _print(provider: str, done: Run) -> None:
     for reading in done.readings:
         _print_reading(reading)
     for cause, n in sorted(advance.causes.items()):
-        if VERDICTS[cause] is Verdict.REFUSED:
+        if VERDICTS[cause] is ProviderVerdict.REFUSED:
             words = words_of_parked(cause.value)
             say(f"parked, {cause.value} ({n:,}): {words.meaning}", style="yellow")
             say(f"  remedy: {words.remedy}")

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from billing.cli.context import Json, system_of
+from billing.cli.context import Json, container_of
 from billing.cli.output import print_json
 from billing.cli.report_status_tables import print_status
 from billing.cli.report_tables import carry_document
-from billing.health.report_standing import Status, status_of
+from billing.health.report_standing import ReportStatus, status_of
 
 
 def status(
@@ -25,7 +25,7 @@ def status(
 
     The figures of a month add up: log = accepted + open + parked + unclaimed + carried.
     """
-    found = status_of(system_of(context), check=check)
+    found = status_of(container_of(context), check=check)
     if json:
         print_json(_document(found))
     else:
@@ -34,7 +34,7 @@ def status(
         raise typer.Exit(1)
 
 
-def _document(found: Status) -> dict[str, object]:
+def _document(found: ReportStatus) -> dict[str, object]:
     return {
         "provider": found.provider,
         "needs_somebody": found.needs_somebody,

@@ -12,10 +12,10 @@ from billing.cli.output import Cell, Column, over, print_facts, print_table, say
 from billing.cli.report_tables import hour_text
 from billing.core.credits import format_credits
 from billing.health.doctor_reporting import HARMLESS, span_text
-from billing.health.report_standing import Books, Status
-from billing.health.rules import Finding, Level
+from billing.health.report_standing import ReportedTotals, ReportStatus
+from billing.health.rules import HealthFinding, Level
 from billing.reporting.report_store import Sums
-from billing.reporting.usage_report import State
+from billing.reporting.usage_report import ReportState
 
 _ROWS: Final = 20
 """The most customers and SKUs that a table lists; --json has them all."""
@@ -23,7 +23,7 @@ _ROWS: Final = 20
 _STYLES: Final = {Level.WARN: "yellow", Level.FAIL: "red"}
 
 
-def print_status(found: Status) -> None:
+def print_status(found: ReportStatus) -> None:
     """Where usage is, and what needs somebody."""
     late = "nothing waits" if found.since is None else f"{span_text(found.now - found.since)} ago"
     oldest = None if found.oldest_open is None else hour_text(found.oldest_open)
@@ -48,20 +48,20 @@ def print_status(found: Status) -> None:
         say("nobody is needed", style="green")
 
 
-def _print_states(found: Status) -> None:
+def _print_states(found: ReportStatus) -> None:
     print_table(
         "Hours by the state of their last report",
         [Column("state"), Column("reports", numeric=True), Column("credits", numeric=True)],
         [
             (state.value, count.reports, format_credits(count.amount_microcredits))
-            for state in State
+            for state in ReportState
             if (count := found.counts.get(state)) is not None
         ],
         empty="none yet",
     )
 
 
-def _print_parked(found: Status) -> None:
+def _print_parked(found: ReportStatus) -> None:
     if not found.parked:
         return
     print_table(
@@ -89,7 +89,7 @@ def _print_parked(found: Status) -> None:
             say(f"remedy for {each.cause}: {words_of_parked(each.cause).remedy}")
 
 
-def _print_others(found: Status) -> None:
+def _print_others(found: ReportStatus) -> None:
     if found.blocked is not None and not found.blocked:
         say("every meter is as it has to be")
     for meter, why in sorted((found.blocked or {}).items()):
@@ -130,7 +130,7 @@ def _say_more(rows: int) -> None:
         say(f"the first {_ROWS} of {rows:,}; all of them with --json")
 
 
-def _print_books(books: Books) -> None:
+def _print_books(books: ReportedTotals) -> None:
     ordered = sorted(books.sums, key=_interest, reverse=True)
     if not ordered:
         say(f"Credits of {books.month}: nothing was used")
@@ -180,7 +180,7 @@ def _total(all_of: Sequence[Sums]) -> Sums:
     return Sums(customer="", sku="", **total)
 
 
-def _print_carries(found: Status) -> None:
+def _print_carries(found: ReportStatus) -> None:
     amounts: dict[str, list[int]] = {}
     for line in found.carries:
         amounts.setdefault(line.reason.value, []).append(line.amount_microcredits)
@@ -191,7 +191,7 @@ def _print_carries(found: Status) -> None:
         )
 
 
-def _print_findings(findings: Sequence[Finding]) -> None:
+def _print_findings(findings: Sequence[HealthFinding]) -> None:
     for each in findings:
         if each.level is not Level.OK and each.check != "Parked reports":
             say(f"{each.level.value}: {each.check}: {each.found}", style=_STYLES[each.level])

@@ -10,9 +10,9 @@ from typing import Final
 from billing.cli.cause_help import words_of_parked
 from billing.cli.output import Cell, Column, over, print_facts, print_table, say
 from billing.core.credits import format_credits
-from billing.providers.port import Cause
+from billing.providers.port import ProviderCause
 from billing.reporting.listing import CarryRow, ReportHistory, ReportRow
-from billing.reporting.usage_report import AT_REST, MAX_HOUR_VALUE, TAKEN, State
+from billing.reporting.usage_report import AT_REST, MAX_HOUR_VALUE, TAKEN, ReportState
 
 
 def report_document(row: ReportRow) -> dict[str, object]:
@@ -75,14 +75,14 @@ def state_text(row: ReportRow) -> str:
 
 def _cause(row: ReportRow) -> str:
     """Why, where that says more than the state does."""
-    return "" if row.cause == Cause.TAKEN else row.cause
+    return "" if row.cause == ProviderCause.TAKEN else row.cause
 
 
 def print_history(history: ReportHistory) -> None:
     """A report with the complete request, its answer, and what else is known of its hour."""
     row = history.report
     print_facts(f"Report {row.id}", _facts(row))
-    if row.state is State.PARKED and row.latest:
+    if row.state is ReportState.PARKED and row.latest:
         words = words_of_parked(row.cause)
         say(f"{row.cause}: {words.meaning}")
         say(f"  remedy: {words.remedy}")
@@ -141,7 +141,7 @@ def _facts(row: ReportRow) -> list[tuple[str, Cell]]:
     ]
 
 
-_TO_BE_SENT: Final = frozenset({State.PENDING, State.UNKNOWN})
+_TO_BE_SENT: Final = frozenset({ReportState.PENDING, ReportState.UNKNOWN})
 
 
 def print_carries(title: str, carries: Sequence[CarryRow]) -> None:
@@ -175,7 +175,7 @@ def why_not_sent(row: ReportRow) -> str:
     """Why a report cannot be sent again as it is, as far as can be told. Pure."""
     obstacles = (
         (not row.latest, "a later revision stands for its hour"),
-        (row.state is not State.PARKED, f"it is {row.state.value}, not parked"),
+        (row.state is not ReportState.PARKED, f"it is {row.state.value}, not parked"),
         (row.customer_ref is None, "link the customer; then it is sent by itself"),
         (row.cause in AT_REST, "it comes to nothing"),
         (row.held_microcredits < 0, "it is below zero; later hours make up for it"),

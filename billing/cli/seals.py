@@ -9,8 +9,8 @@ from uuid import UUID
 import typer
 
 from billing.audit.seal_chain import ANCHOR_HEAD, anchor_line
-from billing.audit.sealer import SealRun
-from billing.cli.context import Json, system_of
+from billing.audit.sealer import SealingResult
+from billing.cli.context import Json, container_of
 from billing.cli.output import print_json, say
 from billing.cli.verify import seal_document
 from billing.core.errors import InvalidValue
@@ -22,7 +22,7 @@ app = typer.Typer(no_args_is_help=True, help="Seals: what makes tampering with t
 @app.command()
 def now(context: typer.Context, json: Json = False) -> None:
     """Seal every hour that is over; beat does this by itself."""
-    _print_run(system_of(context).seal(), json)
+    _print_run(container_of(context).seal(), json)
 
 
 @app.command()
@@ -36,7 +36,7 @@ def export(
     """
     if not after:
         sys.stdout.write(f"{ANCHOR_HEAD}\n")
-    for seal, kept in system_of(context).keeping.seals(after):
+    for seal, kept in container_of(context).audit.seals(after):
         sys.stdout.write(f"{anchor_line(seal.number, kept)}\n")
 
 
@@ -51,8 +51,8 @@ def adopt(
     For a log that is older than sealing, once; and for rows that billing verify found as added and
     that somebody has found to be right. Their seals say that they were adopted.
     """
-    system = system_of(context)
-    _print_run(system.keeping.adopt(month_labelled(month), system.clock.now()), json)
+    container = container_of(context)
+    _print_run(container.audit.adopt(month_labelled(month), container.clock.now()), json)
 
 
 def proof(
@@ -64,10 +64,10 @@ def proof(
         identifier = UUID(event)
     except ValueError:
         raise InvalidValue("EVENT_ID", event, "use the event_id of a receipt's line") from None
-    print_json(system_of(context).keeping.prover.proof(identifier))
+    print_json(container_of(context).audit.prover.proof(identifier))
 
 
-def _print_run(run: SealRun, json: bool) -> None:
+def _print_run(run: SealingResult, json: bool) -> None:
     if json:
         print_json({"seals": run.seals, "rows": run.rows, "head": seal_document(run.head)})
         return

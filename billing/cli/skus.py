@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from billing.cli.context import Json, system_of
+from billing.cli.context import Json, container_of
 from billing.cli.output import (
     Cell,
     Column,
@@ -80,12 +80,12 @@ def add(
     json: Json = False,
 ) -> None:
     """Add a SKU with its first price. The same again changes nothing."""
-    system = system_of(context)
-    added = system.catalog.add(
+    container = container_of(context)
+    added = container.catalog.add(
         sku,
         unit=unit,
         unit_price_microcredits=parse_credits(price, field="price"),
-        effective_from=system.clock.now(),
+        effective_from=container.clock.now(),
         pricing=Pricing.MEASURED if measured else Pricing.FIXED,
         hold_quantity=hold,
         failure_policy=on_failure,
@@ -97,18 +97,18 @@ def add(
         admission=admission,
     )
     if json:
-        print_json(sku_document(added, system.clock.now()))
+        print_json(sku_document(added, container.clock.now()))
     else:
-        current = format_credits(added.unit_price_at(system.clock.now()))
+        current = format_credits(added.unit_price_at(container.clock.now()))
         say(f"SKU {added.id} is there: {current} credits a {added.unit}")
 
 
 @app.command("list")
 def list_(context: typer.Context, json: Json = False) -> None:
     """List every SKU with its price and policies."""
-    system = system_of(context)
-    now = system.clock.now()
-    found = system.catalog.list()
+    container = container_of(context)
+    now = container.clock.now()
+    found = container.catalog.list()
     if json:
         print_json([sku_document(each, now) for each in found])
         return
@@ -132,10 +132,10 @@ def list_(context: typer.Context, json: Json = False) -> None:
 @app.command()
 def show(context: typer.Context, sku: _SkuId, json: Json = False) -> None:
     """Show a SKU with its meter at the provider."""
-    system = system_of(context)
-    now = system.clock.now()
-    found = system.catalog.get(sku)
-    meter = meter_of(found, system.settings.environment)
+    container = container_of(context)
+    now = container.clock.now()
+    found = container.catalog.get(sku)
+    meter = meter_of(found, container.settings.environment)
     if json:
         print_json({**sku_document(found, now), "meter": meter.name})
         return
@@ -170,17 +170,19 @@ def price(
     json: Json = False,
 ) -> None:
     """Set what one unit costs from an instant on. What was charged before never changes."""
-    system = system_of(context)
-    now = system.clock.now()
+    container = container_of(context)
+    now = container.clock.now()
     begin = now if effective_from is None else parse_instant(effective_from, field="from")
-    priced = system.catalog.set_price(sku, parse_credits(unit_price, field="price"), begin, now=now)
+    priced = container.catalog.set_price(
+        sku, parse_credits(unit_price, field="price"), begin, now=now
+    )
     if json:
         print_json(sku_document(priced, now))
         return
     amount = format_credits(parse_credits(unit_price))
     say(f"SKU {priced.id} costs {amount} credits a {priced.unit} from {format_instant(begin)} on")
     if effective_from is None:
-        ttl = system.settings.catalog_ttl_seconds
+        ttl = container.settings.catalog_ttl_seconds
         say(f"workers know the new price within {ttl} seconds; announce a price ahead with --from")
 
 
@@ -204,13 +206,13 @@ def meter_decimals(
     What the former meter has stays its own. Refused while figures are on their way to it, and once
     Stripe has any of the SKU's.
     """
-    system = system_of(context)
-    now = system.clock.now()
-    found = system.catalog.get(sku)
+    container = container_of(context)
+    now = container.clock.now()
+    found = container.catalog.get(sku)
     if found.meter_decimals != decimals:
-        check_rescaling(system.engine, sku)
-        found = system.catalog.set_meter_decimals(sku, decimals)
-    meter = meter_of(found, system.settings.environment)
+        check_rescaling(container.engine, sku)
+        found = container.catalog.set_meter_decimals(sku, decimals)
+    meter = meter_of(found, container.settings.environment)
     if json:
         print_json({**sku_document(found, now), "meter": meter.name})
         return
@@ -226,12 +228,12 @@ def admission(
     json: Json = False,
 ) -> None:
     """Have tasks of a SKU admitted one by one (exact), or from leased credits (leased)."""
-    system = system_of(context)
-    changed = system.catalog.set_admission(sku, policy)
+    container = container_of(context)
+    changed = container.catalog.set_admission(sku, policy)
     if json:
-        print_json(sku_document(changed, system.clock.now()))
+        print_json(sku_document(changed, container.clock.now()))
         return
-    ttl = system.settings.catalog_ttl_seconds
+    ttl = container.settings.catalog_ttl_seconds
     say(f"SKU {changed.id} is admitted {changed.admission}; workers know it within {ttl} seconds")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from billing.cli.context import Json, system_of
+from billing.cli.context import Json, container_of
 from billing.cli.output import print_json
 from billing.cli.progress import shown
 from billing.cli.stripe_events import app as events
@@ -47,29 +47,31 @@ def setup(
     May be run again at any time. Exits with 1 where a meter at Stripe counts otherwise than is
     needed (then nothing is made at all) or a customer could not be linked.
     """
-    system = system_of(context)
-    running = system.reporting.setup()
-    chosen = [system.accounts.get(one) for one in dict.fromkeys(customers or ())]
-    metered = system.reporting.metered()
+    container = container_of(context)
+    running = container.reporting.setup()
+    chosen = [container.customers.get(one) for one in dict.fromkeys(customers or ())]
+    metered = container.reporting.metered()
     meters = running.meters([one.meter for one in metered.values()], dry_run=dry_run)
     lines: list[CustomerLine] = []
     if not differing(meters):
-        everybody = chosen or system.accounts.list()
+        everybody = chosen or container.customers.list()
         steps = running.customers(everybody, create=create, dry_run=dry_run)
         lines = list(shown(steps, name="linking customers", total=len(everybody)))
     report = Report(
         dry_run=dry_run,
         create=create,
-        live=system.reporting.bills_live,
-        environment=system.settings.environment,
-        base=system.settings.stripe_api_base,
-        provider=system.settings.provider_name,
-        has_webhook_secret=system.settings.stripe_webhook_secret is not None,
-        credit_value=system.settings.credit_value,
-        currency=system.settings.currency,
+        live=container.reporting.bills_live,
+        environment=container.settings.environment,
+        base=container.settings.stripe_api_base,
+        provider=container.settings.provider_name,
+        has_webhook_secret=container.settings.stripe_webhook_secret is not None,
+        credit_value=container.settings.credit_value,
+        currency=container.settings.currency,
         meters=meters,
         prices={
-            sku: unit_price(system.settings.credit_value, system.settings.currency, one.decimals)
+            sku: unit_price(
+                container.settings.credit_value, container.settings.currency, one.decimals
+            )
             for sku, one in metered.items()
         },
         customers=lines,

@@ -6,12 +6,12 @@ from typing import Annotated, Final
 
 import typer
 
-from billing.cli.context import Json, sync, system_of
+from billing.cli.context import Json, container_of, sync
 from billing.cli.output import Column, over, print_json, print_table, say
 from billing.core.clock import format_instant
 from billing.stripe_webhooks.event_store import WebhookEvent
 from billing.stripe_webhooks.processor import PROVIDER, Received, Reception
-from billing.stripe_webhooks.stripe_event import Result
+from billing.stripe_webhooks.stripe_event import NoticeResult
 
 app = typer.Typer(invoke_without_command=True, help="What Stripe has told by webhook.")
 
@@ -26,14 +26,16 @@ _WORDS: Final = {
 @app.callback()
 def events(
     context: typer.Context,
-    result: Annotated[Result | None, typer.Option(help="Only those with this result.")] = None,
+    result: Annotated[
+        NoticeResult | None, typer.Option(help="Only those with this result.")
+    ] = None,
     limit: Annotated[int, typer.Option(help="The most to list.", min=1)] = 100,
     json: Json = False,
 ) -> None:
     """List what Stripe has told by webhook, the newest first; kept ones wait for a person."""
     if context.invoked_subcommand is not None:
         return
-    told = system_of(context).reporting.webhook_events
+    told = container_of(context).reporting.webhook_events
     found = told.list(PROVIDER, result=result, limit=limit)
     if json:
         print_json([event_document(each) for each in found])
@@ -52,7 +54,7 @@ def events(
         ],
         empty="none",
     )
-    if any(each.result is Result.KEPT for each in found):
+    if any(each.result is NoticeResult.KEPT for each in found):
         say("kept ones are tried again with: billing stripe events retry EVENT_ID")
 
 
@@ -63,10 +65,10 @@ def retry(
     json: Json = False,
 ) -> None:
     """Try an event again that was kept. Exits with 1 where it still is not possible."""
-    system = system_of(context)
-    received = system.reporting.notices.retry(event)
+    container = container_of(context)
+    received = container.reporting.webhook_processor.retry(event)
     for customer in sorted(received.customers):
-        sync(system, customer)
+        sync(container, customer)
     if json:
         print_json(_received_document(received))
     else:

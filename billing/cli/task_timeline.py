@@ -35,7 +35,7 @@ class Place(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class TaskFactsKnown:
     """All that is known of a task. ``prices``: microcredits a unit, by SKU, when it was metered."""
 
     task_id: str
@@ -56,7 +56,7 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class TimelineStep:
     """One line of the task, or a hold without one, in words and figures."""
 
     place: Place
@@ -88,7 +88,7 @@ _DENIED: Final = {
 }
 
 
-def tell(known: Known) -> list[Told]:
+def tell(known: TaskFactsKnown) -> list[TimelineStep]:
     """The story, line by line: what is settled first, what is open last."""
     logged = {each.id for each in known.logged}
     story = [
@@ -106,8 +106,10 @@ def tell(known: Known) -> list[Told]:
 _WAITS: Final = "waits in the outbox for RabbitMQ's confirm"
 
 
-def _told(known: Known, fact: _Fact, place: Place, since: datetime | None, where: str) -> Told:
-    return Told(
+def _told(
+    known: TaskFactsKnown, fact: _Fact, place: Place, since: datetime | None, where: str
+) -> TimelineStep:
+    return TimelineStep(
         place=place,
         since=since,
         line=fact.line,
@@ -129,7 +131,7 @@ def _logged_words(line: ReceiptLine) -> str:
     return f"is in the log since {instant(line.logged_at)} UTC"
 
 
-def _what(known: Known, fact: _Fact) -> str:
+def _what(known: TaskFactsKnown, fact: _Fact) -> str:
     if fact.outcome is Outcome.DENIED:
         return f"denied: {_denial(fact)}; its body did not run and it cost nothing"
     cost = (
@@ -155,7 +157,7 @@ def _denial(fact: _Fact) -> str:
     return f"{fact.reason}, {words}" if words != fact.reason else words
 
 
-def _charge(known: Known, fact: _Fact) -> str:
+def _charge(known: TaskFactsKnown, fact: _Fact) -> str:
     price = known.prices.get(fact.sku)
     words = f"{fact.quantity:,} x {fact.sku}"
     if price is not None:
@@ -173,8 +175,8 @@ def _charge(known: Known, fact: _Fact) -> str:
     return words
 
 
-def _dead(letter: DeadLetter) -> Told:
-    return Told(
+def _dead(letter: DeadLetter) -> TimelineStep:
+    return TimelineStep(
         place=Place.DEAD_LETTER,
         since=letter.first_seen_at,
         line="",
@@ -193,7 +195,7 @@ def _dead(letter: DeadLetter) -> Told:
     )
 
 
-def _of_hold(known: Known, story: Sequence[Told]) -> Iterator[Told]:
+def _of_hold(known: TaskFactsKnown, story: Sequence[TimelineStep]) -> Iterator[TimelineStep]:
     """What only the hold knows: it is open, has expired, or its event is nowhere to be seen."""
     hold = known.hold
     if hold is None:
@@ -231,7 +233,7 @@ def _of_hold(known: Known, story: Sequence[Told]) -> Iterator[Told]:
         )
 
 
-def _has_end(hold: HoldView, story: Sequence[Told]) -> bool:
+def _has_end(hold: HoldView, story: Sequence[TimelineStep]) -> bool:
     """Whether the story has the event that ended this hold (or a dead letter, which may be it)."""
     for told in story:
         if told.place is Place.DEAD_LETTER:
@@ -243,8 +245,8 @@ def _has_end(hold: HoldView, story: Sequence[Told]) -> bool:
     return False
 
 
-def _hold_told(hold: HoldView, place: Place, words: str) -> Told:
-    return Told(
+def _hold_told(hold: HoldView, place: Place, words: str) -> TimelineStep:
+    return TimelineStep(
         place=place,
         since=None,
         line="",

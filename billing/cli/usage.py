@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from billing.cli.context import CustomerId, Json, Month, system_of
+from billing.cli.context import CustomerId, Json, Month, container_of
 from billing.cli.output import Cell, Column, print_json, print_table, say
-from billing.container import System
+from billing.container import Container
 from billing.core.credits import format_credits
 from billing.core.money import format_cost, format_money, margin_of
 from billing.core.periods import Period, month_labelled, month_of
@@ -26,39 +26,39 @@ def usage(
     json: Json = False,
 ) -> None:
     """Show a customer's usage of a month: counts, credits, provider cost and margin."""
-    system = system_of(context)
-    period = month_for(system, customer, month)
-    as_of = system.as_of()
-    rows = system.usage_read.by(customer, period, by)
-    total = system.usage_read.total(customer, period)
-    subjects = _subjects(system, customer, period) if by is By.SKU else {}
+    container = container_of(context)
+    period = month_for(container, customer, month)
+    as_of = container.as_of()
+    rows = container.usage_read.by(customer, period, by)
+    total = container.usage_read.total(customer, period)
+    subjects = _subjects(container, customer, period) if by is By.SKU else {}
     if json:
         print_json(
             {
                 **period_document(customer, period),
                 **as_of_document(as_of),
                 "by": by.value,
-                "currency": system.settings.currency,
+                "currency": container.settings.currency,
                 "rows": [_row_document(each, by, subjects) for each in rows],
                 "total": totals_document(total),
             }
         )
         return
-    _print(system, customer, period, by, rows, total, subjects)
+    _print(container, customer, period, by, rows, total, subjects)
     if as_of is not None:
         say(str(as_of))
 
 
-def month_for(system: System, customer: str, month: str | None) -> Period:
+def month_for(container: Container, customer: str, month: str | None) -> Period:
     """The month of that label, else the present one, on the customer's wall clocks.
 
     Raises:
         NotFound: There is no such customer.
         InvalidValue: The label is not a month.
     """
-    time_zone = system.accounts.get(customer).time_zone
+    time_zone = container.customers.get(customer).time_zone
     if month is None:
-        return month_of(system.clock.now(), time_zone)
+        return month_of(container.clock.now(), time_zone)
     return month_labelled(month, time_zone)
 
 
@@ -90,9 +90,9 @@ def totals_document(totals: Totals) -> dict[str, int]:
     }
 
 
-def _subjects(system: System, customer: str, period: Period) -> dict[str, int]:
+def _subjects(container: Container, customer: str, period: Period) -> dict[str, int]:
     """Distinct subjects by SKU; they are counted per UTC month, whatever the customer's zone."""
-    return system.usage_read.subjects(customer, date.fromisoformat(f"{period.label}-01"))
+    return container.usage_read.subjects(customer, date.fromisoformat(f"{period.label}-01"))
 
 
 def _row_document(row: UsageRow, by: By, subjects: dict[str, int]) -> dict[str, object]:
@@ -105,7 +105,7 @@ def _row_document(row: UsageRow, by: By, subjects: dict[str, int]) -> dict[str, 
 
 
 def _print(
-    system: System,
+    container: Container,
     customer: str,
     period: Period,
     by: By,
@@ -118,7 +118,7 @@ def _print(
     columns = [Column(by.value), *extra, *(Column(name, numeric=True) for name in figures)]
 
     def figures_of(totals: Totals) -> tuple[Cell, ...]:
-        settings = system.settings
+        settings = container.settings
         margin = margin_of(
             totals.amount_microcredits,
             totals.cost_micros,
@@ -144,5 +144,5 @@ def _print(
         table.append(("total", *((None,) * len(extra)), *figures_of(total)))
     print_table(f"Usage of {customer} in {period.label}", columns, table, empty="none")
     if rows:
-        worth = f"{system.settings.credit_value} {system.settings.currency}"
+        worth = f"{container.settings.credit_value} {container.settings.currency}"
         say(f"margin: credits at {worth} each, less provider cost")

@@ -11,12 +11,12 @@ from typing import Annotated, Final
 import typer
 
 from billing.audit.seal_chain import Seal, anchor_line, parse_anchor
-from billing.audit.verification_report import Finding
+from billing.audit.verification_report import VerifyFinding
 from billing.audit.verifier import Checked
-from billing.cli.context import Json, system_of
+from billing.cli.context import Json, container_of
 from billing.cli.output import instant, print_json, say
 from billing.cli.services import reporting
-from billing.container import System
+from billing.container import Container
 from billing.core.errors import InvalidValue
 from billing.core.periods import Period, month_labelled
 
@@ -46,16 +46,16 @@ def verify(
 
     Exits with 1 if there is any.
     """
-    system = system_of(context)
+    container = container_of(context)
     if head:
-        _print_head(system.keeping.head(), json)
+        _print_head(container.audit.head(), json)
         return
     known = _anchor(anchor)
-    months = [month_labelled(month)] if month else system.keeping.months()
+    months = [month_labelled(month)] if month else container.audit.months()
     checked = Checked()
     with reporting("verify", lambda: {"rows": f"{checked.rows:,}", "hours": f"{checked.hours:,}"}):
-        findings = list(_found(system, months, known, checked))
-    newest = system.keeping.head()
+        findings = list(_found(container, months, known, checked))
+    newest = container.audit.head()
     if json:
         print_json(_document(months, checked, newest, findings, anchored=anchor is not None))
     else:
@@ -65,12 +65,12 @@ def verify(
 
 
 def _found(
-    system: System, months: list[Period], anchor: dict[int, bytes] | None, checked: Checked
-) -> Iterator[Finding]:
-    verifier = system.keeping.verifier
+    container: Container, months: list[Period], anchor: dict[int, bytes] | None, checked: Checked
+) -> Iterator[VerifyFinding]:
+    verifier = container.audit.verifier
     yield from verifier.chain(anchor)
     for month in months:
-        yield from verifier.month(month, system.clock.now(), checked)
+        yield from verifier.month(month, container.clock.now(), checked)
 
 
 def _anchor(path: Path | None) -> dict[int, bytes] | None:
@@ -83,7 +83,7 @@ def _anchor(path: Path | None) -> dict[int, bytes] | None:
         raise InvalidValue("anchor", str(path), remedy) from None
 
 
-def finding_document(finding: Finding) -> dict[str, object]:
+def finding_document(finding: VerifyFinding) -> dict[str, object]:
     """A finding for machines."""
     return {**asdict(finding), "kind": finding.kind.value}
 
@@ -106,7 +106,7 @@ def _document(
     months: list[Period],
     checked: Checked,
     head: Seal | None,
-    findings: list[Finding],
+    findings: list[VerifyFinding],
     *,
     anchored: bool,
 ) -> dict[str, object]:
@@ -131,7 +131,7 @@ def _print_head(head: Seal | None, json: bool) -> None:
 
 
 def _print(
-    months: list[Period], checked: Checked, head: Seal | None, findings: list[Finding]
+    months: list[Period], checked: Checked, head: Seal | None, findings: list[VerifyFinding]
 ) -> None:
     for finding in findings[:_MOST_SHOWN]:
         _print_finding(finding)
@@ -153,7 +153,7 @@ def _print(
         say("every row is the one that was logged", style="bold")
 
 
-def _print_finding(finding: Finding) -> None:
+def _print_finding(finding: VerifyFinding) -> None:
     what = [finding.kind.value]
     if finding.event_id is not None:
         what.append(str(finding.event_id))

@@ -9,29 +9,29 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from billing.archive.archived_usage import ArchiveShelf, Shelf
+from billing.archive.archived_usage import ArchivedUsage, ArchiveReader
 from billing.archive.catalog import Archive, archive_of, archives
 from billing.audit.backfill_seals import adopt
 from billing.audit.month_rows import LiveMonth, MonthOfLog, snapshots
 from billing.audit.proofs import Prover
 from billing.audit.seal_chain import Seal
-from billing.audit.sealer import Sealer, SealRun, newest_seal, read_seals
+from billing.audit.sealer import Sealer, SealingResult, newest_seal, read_seals
 from billing.audit.verifier import Verifier
 from billing.core.periods import Period
 from billing.postgres.partitions import existing_partitions
 from billing.settings import Settings
 
 if TYPE_CHECKING:
-    from billing.archive.exporter import Archiver
+    from billing.archive.exporter import MonthExporter
     from billing.archive.reader import ArchivedMonth
-    from billing.archive.restorer import Restorer
+    from billing.archive.restorer import MonthRestorer
 
 # pyarrow takes 60 MB and a sixth of a second: only what reads or writes an archive loads it, not
 # every worker and every command.
 # ruff: noqa: PLC0415
 
 
-class Keeping:
+class AuditServices:
     """What keeps the log as it was written. Nothing connects before it is used.
 
     Args:
@@ -59,16 +59,16 @@ class Keeping:
         return Prover(self._engine, self.open_month)
 
     @cached_property
-    def shelf(self) -> Shelf:
+    def shelf(self) -> ArchivedUsage:
         """Lines of archived months."""
-        return ArchiveShelf(self._engine, self._open_archive)
+        return ArchiveReader(self._engine, self._open_archive)
 
     @cached_property
-    def archiver(self) -> Archiver:
+    def archiver(self) -> MonthExporter:
         """Takes months out of the database."""
-        from billing.archive.exporter import Archiver
+        from billing.archive.exporter import MonthExporter
 
-        return Archiver(
+        return MonthExporter(
             self._engine,
             self._settings.archive_dir,
             sealer=self.sealer,
@@ -76,13 +76,13 @@ class Keeping:
         )
 
     @cached_property
-    def restorer(self) -> Restorer:
+    def restorer(self) -> MonthRestorer:
         """Brings them back."""
-        from billing.archive.restorer import Restorer
+        from billing.archive.restorer import MonthRestorer
 
-        return Restorer(self._engine, self._settings.archive_dir)
+        return MonthRestorer(self._engine, self._settings.archive_dir)
 
-    def adopt(self, month: Period, now: datetime) -> SealRun:
+    def adopt(self, month: Period, now: datetime) -> SealingResult:
         """Seal what no application said it logged; see ``billing.audit.backfill_seals``."""
         return adopt(self._engine, month, now)
 

@@ -1,6 +1,6 @@
 """One process's servers and stores.
 
-A ``System`` is what one process works with. Everything in it is built when it is first used, so
+A ``Container`` is what one process works with. Everything in it is built when it is first used, so
 that nothing connects at import and a command pays only for what it needs. It belongs to the process
 that built it: a forked child builds its own.
 """
@@ -22,39 +22,39 @@ from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from billing.audit.sealer import SealRun
-from billing.catalog.customers import Accounts
-from billing.catalog.grants import Credit
-from billing.catalog.sku_cache import CatalogCache, CatalogUnavailable
-from billing.catalog.skus import Catalog
-from billing.container.audit_services import Keeping
+from billing.audit.sealer import SealingResult
+from billing.catalog.customers import CustomerStore
+from billing.catalog.grants import GrantStore
+from billing.catalog.sku_cache import CatalogUnavailable, SkuCache
+from billing.catalog.skus import SkuStore
+from billing.container.audit_services import AuditServices
 from billing.container.reconciliation_services import build_repair
-from billing.container.reporting_services import Reporting
+from billing.container.reporting_services import ReportingServices
 from billing.core import failpoints
 from billing.core.clock import Clock, SystemClock
 from billing.core.errors import QuotaUnavailable
-from billing.core.reservation import LoadOutcome, Quota
+from billing.core.reservation import LoadOutcome, QuotaStore
 from billing.core.sku import Sku
 from billing.devtools.embedded_servers import Endpoints
 from billing.devtools.embedded_servers.lookup import endpoints_of, url_of
-from billing.metering.lease_manager import Leaseholder
-from billing.metering.lease_recovery import LeftSlips
+from billing.metering.lease_manager import LeaseManager
+from billing.metering.lease_recovery import LeaseRecovery
 from billing.metering.meter import Meter
 from billing.postgres import migrations
 from billing.postgres.engines import owner_engine, replica_engine, writer_engine
 from billing.postgres.partitions import ensure_partitions, months_back
 from billing.postgres.replica import AsOf, as_of
-from billing.quota.account_loader import AccountSync
-from billing.quota.redis_store import RedisQuota
-from billing.reconciliation.checks import Reconcile
-from billing.reconciliation.redis_restart_watch import LossWatch
+from billing.quota.account_loader import AccountLoader
+from billing.quota.redis_store import RedisQuotaStore
+from billing.reconciliation.checks import InvariantChecks
+from billing.reconciliation.redis_restart_watch import RedisRestartWatch
 from billing.reconciliation.repair import Repair
 from billing.redis.cluster import ClusterClient, is_cluster
-from billing.redis.keys import Keys
+from billing.redis.keys import RedisKeys
 from billing.settings import Settings
 from billing.transport.cluster_outbox import ClusterOutbox
 from billing.transport.journal import Journal
-from billing.transport.lease_wal import SlipBook
+from billing.transport.lease_wal import LeaseWal
 from billing.transport.outbox import RedisOutbox
 from billing.transport.publishers import Publisher, publisher_for
 from billing.transport.relay import Relay
@@ -63,7 +63,7 @@ from billing.usage_log.dead_letters import DeadLetters
 from billing.usage_log.log_writer import BatchResult, LogWriter
 from billing.usage_log.queue_reader import broker
 from billing.usage_log.receipts import Receipts
-from billing.usage_log.usage_queries import Usage
+from billing.usage_log.usage_queries import UsageQueries
 
 LEAST_MONTHS_BACK: Final = 3
 
@@ -77,7 +77,7 @@ class ServerFacts(TypedDict):
     database_answers: bool
 
 
-class System:
+class Container:
     """One process's servers and stores.
 
     Args:
@@ -164,42 +164,42 @@ class System:
         return replica_engine(url.get_secret_value(), self.database_url)
 
     @cached_property
-    def accounts(self) -> Accounts:
+    def customers(self) -> CustomerStore:
         """Customers and budgets."""
-        return Accounts(self.engine)
+        return CustomerStore(self.engine)
 
     @cached_property
-    def catalog(self) -> Catalog:
+    def catalog(self) -> SkuStore:
         """SKUs and prices."""
-        return Catalog(self.engine)
+        return SkuStore(self.engine)
 
     @cached_property
-    def credit(self) -> Credit:
+    def grants(self) -> GrantStore:
         """Grants."""
-        return Credit(self.engine)
+        return GrantStore(self.engine)
 
     @cached_property
-    def usage(self) -> Usage:
+    def usage(self) -> UsageQueries:
         """Totals, from the rollups."""
-        return Usage(self.engine, self.keeping.shelf)
+        return UsageQueries(self.engine, self.audit.shelf)
 
     @cached_property
     def receipts(self) -> Receipts:
         """Lines, from the log."""
-        return Receipts(self.engine, self.keeping.shelf)
+        return Receipts(self.engine, self.audit.shelf)
 
     @cached_property
-    def usage_read(self) -> Usage:
+    def usage_read(self) -> UsageQueries:
         """Totals as customers are shown them: from the replica, where there is one.
 
         What compares totals with something newer (balances, reconcile) asks ``usage``.
         """
-        return Usage(self.read_engine)
+        return UsageQueries(self.read_engine)
 
     @cached_property
     def receipts_read(self) -> Receipts:
         """Lines as customers are shown them: from the replica, where there is one."""
-        return Receipts(self.read_engine, self.keeping.shelf)
+        return Receipts(self.read_engine, self.audit.shelf)
 
     def as_of(self) -> AsOf | None:
         """As of when ``usage_read`` and ``receipts_read`` answer; None: there is no replica.
@@ -225,11 +225,11 @@ class System:
         )
 
     @cached_property
-    def keeping(self) -> Keeping:
+    def audit(self) -> AuditServices:
         """The log's seals and archives."""
-        return Keeping(self.settings, self.engine)
+        return AuditServices(self.settings, self.engine)
 
-    def seal(self, now: datetime | None = None) -> SealRun:
+    def seal(self, now: datetime | None = None) -> SealingResult:
         """Seal every hour of the log that is over; see ``billing.audit.sealer.Sealer.seal``.
 
         Args:
@@ -238,7 +238,7 @@ class System:
         Raises:
             SealingBusyError: Another process is at it, and seals what is due.
         """
-        return self.keeping.sealer.seal(now or self.clock.now())
+        return self.audit.sealer.seal(now or self.clock.now())
 
     def ensure_partitions(self) -> list[str]:
         """Make the log's missing partitions; returns their names."""
@@ -255,9 +255,9 @@ class System:
     # -- Redis ---------------------------------------------------------------------------------
 
     @cached_property
-    def keys(self) -> Keys:
+    def keys(self) -> RedisKeys:
         """The names of Redis keys."""
-        return Keys(self.settings.redis_prefix)
+        return RedisKeys(self.settings.redis_prefix)
 
     @cached_property
     def redis(self) -> Redis:
@@ -286,8 +286,8 @@ class System:
             health_check_interval=0,
         )
 
-    def _quota_on(self, client: Redis) -> RedisQuota:
-        return RedisQuota(
+    def _quota_on(self, client: Redis) -> RedisQuotaStore:
+        return RedisQuotaStore(
             client,
             prefix=self.settings.redis_prefix,
             hold_record_ttl_seconds=self.settings.hold_record_ttl_seconds,
@@ -295,18 +295,18 @@ class System:
         )
 
     @cached_property
-    def quota(self) -> Quota:
+    def quota(self) -> QuotaStore:
         """The quota store."""
         return self._quota_on(self.redis)
 
     @cached_property
-    def account_sync(self) -> AccountSync:
+    def account_loader(self) -> AccountLoader:
         """Carries accounts from PostgreSQL to the quota store."""
-        return AccountSync(self.writer_engine, self.quota, self.clock)
+        return AccountLoader(self.writer_engine, self.quota, self.clock)
 
     def sync(self, customer: str) -> LoadOutcome:
-        """Tell Redis what changed in PostgreSQL for one customer; see ``AccountSync.sync``."""
-        return self.account_sync.sync(customer)
+        """Tell Redis what changed in PostgreSQL for one customer; see ``AccountLoader.sync``."""
+        return self.account_loader.sync(customer)
 
     @cached_property
     def outbox(self) -> RedisOutbox:
@@ -324,9 +324,9 @@ class System:
         return Journal(self.settings.spool_dir / "journal", clock=self.clock)
 
     @cached_property
-    def slips(self) -> SlipBook:
+    def lease_wal(self) -> LeaseWal:
         """What runs under leases were, until the quota store is told."""
-        return SlipBook(
+        return LeaseWal(
             self.settings.spool_dir / "slips", clock=self.clock, sync=self.settings.lease_sync
         )
 
@@ -366,7 +366,9 @@ class System:
             batch=self.settings.relay_batch,
             lease_ms=self.settings.relay_lease_seconds * 1000,
             clock=self.clock,
-            left_slips=LeftSlips(self.slips, self._quota_on(self._relay_redis), self.journal).check,
+            left_slips=LeaseRecovery(
+                self.lease_wal, self._quota_on(self._relay_redis), self.journal
+            ).check,
         )
 
     def consumer(self, on_batch: Callable[[BatchResult], None] | None = None) -> UsageConsumer:
@@ -382,15 +384,15 @@ class System:
             writer=self.writer,
             batch=self.settings.consumer_batch,
             linger_seconds=self.settings.consumer_linger_ms / 1000,
-            on_late=self.account_sync.sync_many,
+            on_late=self.account_loader.sync_many,
             on_batch=on_batch,
         )
 
     # -- the way of a task ---------------------------------------------------------------------
 
     @cached_property
-    def _catalog_cache(self) -> CatalogCache:
-        return CatalogCache(self.catalog, self.clock, self.settings.catalog_ttl_seconds)
+    def _catalog_cache(self) -> SkuCache:
+        return SkuCache(self.catalog, self.clock, self.settings.catalog_ttl_seconds)
 
     def sku(self, sku_id: str) -> Sku:
         """The SKU of an id, from this process's copy of the catalogue.
@@ -405,11 +407,11 @@ class System:
             raise QuotaUnavailable(str(error)) from error
 
     @cached_property
-    def leases(self) -> Leaseholder:
+    def leases(self) -> LeaseManager:
         """This process's leases; ended with ``end_leases``."""
-        return Leaseholder(
+        return LeaseManager(
             self._quota_on(self.redis),
-            self.slips,
+            self.lease_wal,
             self.journal,
             name=self.settings.node,
             window_seconds=self.settings.lease_seconds,
@@ -419,7 +421,7 @@ class System:
 
     def end_leases(self) -> None:
         """Tell what is to be told of leases, and give them back; nothing where there are none."""
-        leases: Leaseholder | None = self.__dict__.get("leases")
+        leases: LeaseManager | None = self.__dict__.get("leases")
         if leases is not None:
             leases.close()
 
@@ -433,8 +435,8 @@ class System:
         """The same, with the short time-outs of a worker's main process."""
         return self._meter_on(self._quota_on(self._parent_redis))
 
-    def _meter_on(self, quota: Quota, leases: Leaseholder | None = None) -> Meter:
-        sync = AccountSync(self.writer_engine, quota, self.clock)
+    def _meter_on(self, quota: QuotaStore, leases: LeaseManager | None = None) -> Meter:
+        sync = AccountLoader(self.writer_engine, quota, self.clock)
         return Meter(
             quota=quota,
             skus=self.sku,
@@ -449,20 +451,20 @@ class System:
         )
 
     @cached_property
-    def reporting(self) -> Reporting:
+    def reporting(self) -> ReportingServices:
         """Between the rollups and a billing provider."""
-        return Reporting(self.settings, self.engine, self.catalog, self.clock)
+        return ReportingServices(self.settings, self.engine, self.catalog, self.clock)
 
     @cached_property
-    def reconcile(self) -> Reconcile:
+    def invariant_checks(self) -> InvariantChecks:
         """Checks every invariant."""
-        return Reconcile(self.engine, self.quota, self.clock)
+        return InvariantChecks(self.engine, self.quota, self.clock)
 
     @cached_property
-    def loss_watch(self) -> LossWatch:
+    def redis_restart_watch(self) -> RedisRestartWatch:
         """Says when the books are to be checked out of turn, as this node has seen Redis."""
         file = self.settings.spool_dir / "books" / "generation"
-        return LossWatch(self.outbox.generation, file, self.clock)
+        return RedisRestartWatch(self.outbox.generation, file, self.clock)
 
     @cached_property
     def repair(self) -> Repair:
@@ -488,4 +490,4 @@ class System:
         )
 
 
-__all__: Sequence[str] = ["ServerFacts", "System", "endpoints_of"]
+__all__: Sequence[str] = ["Container", "ServerFacts", "endpoints_of"]

@@ -11,31 +11,31 @@ from typing import Final
 import sqlalchemy as sa
 import stripe
 
-from billing.catalog.customers import Accounts
-from billing.catalog.skus import Catalog
+from billing.catalog.customers import CustomerStore
+from billing.catalog.skus import SkuStore
 from billing.core.clock import Clock
 from billing.core.errors import ConfigurationError
 from billing.providers.files import FileProvider
 from billing.providers.ledger import LedgerProvider
-from billing.providers.port import Meter, Provider
+from billing.providers.port import Provider, ProviderMeter
 from billing.providers.stripe.api_key import check_key
 from billing.providers.stripe.client import client_of
 from billing.providers.stripe.customers import StripeCustomer, customer_at
 from billing.providers.stripe.provider import StripeProvider
 from billing.reporting.comparison import ProviderComparison
-from billing.reporting.confirmations import Confirmations
+from billing.reporting.confirmations import ConfirmationStore
 from billing.reporting.meter_names import meter_of, meter_prefix
 from billing.reporting.rate_limiter import TokenBucket
-from billing.reporting.read_back import Reader, ReadPace
-from billing.reporting.report_store import CustomerIds, Destination, Metered, Reports
-from billing.reporting.sender import Pace, Reporter
+from billing.reporting.read_back import ReadBack, ReadBackPace
+from billing.reporting.report_store import CustomerIds, Destination, Metered, ReportStore
+from billing.reporting.sender import Pace, ReportSender
 from billing.reporting.setup import Setup
 from billing.settings import Settings
 from billing.stripe_webhooks.event_store import WebhookEvents
-from billing.stripe_webhooks.handlers import AtStripe, Handlers
-from billing.stripe_webhooks.processor import Notices
+from billing.stripe_webhooks.handlers import AtStripe, EventHandlers
+from billing.stripe_webhooks.processor import WebhookProcessor
 from billing.stripe_webhooks.stripe_reads import StripeReads
-from billing.stripe_webhooks.topups import Terms
+from billing.stripe_webhooks.topups import TopupTerms
 
 CUSTOMER_IDS: Final = {
     "ledger": CustomerIds.OURS,
@@ -52,7 +52,7 @@ SPACING: Final = {"stripe": timedelta(hours=6)}
 for the first reading of the next ones for so long. What differs or was told of is read at once."""
 
 
-class Reporting:
+class ReportingServices:
     """Everything between the rollups and a provider. Nothing connects before it is used.
 
     Args:
@@ -63,7 +63,7 @@ class Reporting:
     """
 
     def __init__(
-        self, settings: Settings, engine: sa.Engine, catalog: Catalog, clock: Clock
+        self, settings: Settings, engine: sa.Engine, catalog: SkuStore, clock: Clock
     ) -> None:
         self._settings = settings
         self._engine = engine
@@ -136,7 +136,7 @@ class Reporting:
             monotonic=time.monotonic,
             sleep=time.sleep,
         )
-        return Setup(self.stripe, Accounts(self._engine), bucket.take)
+        return Setup(self.stripe, CustomerStore(self._engine), bucket.take)
 
     @property
     def bills_live(self) -> bool:
@@ -146,15 +146,15 @@ class Reporting:
         return text.startswith("sk_live_") if text else self._settings.stripe_live
 
     @cached_property
-    def notices(self) -> Notices:
+    def webhook_processor(self) -> WebhookProcessor:
         """What Stripe tells by itself; its key is needed only where Stripe has to be asked."""
         settings = self._settings
-        handlers = Handlers(
+        handlers = EventHandlers(
             stripe=lambda: AtStripe(provider=self.stripe, reads=StripeReads(self.stripe_client)),
-            confirmations=Confirmations(self._engine),
-            terms=Terms(currency=settings.currency, credit_value=settings.credit_value),
+            confirmations=ConfirmationStore(self._engine),
+            terms=TopupTerms(currency=settings.currency, credit_value=settings.credit_value),
         )
-        return Notices(
+        return WebhookProcessor(
             self._engine,
             handlers,
             live=self.bills_live,
@@ -168,9 +168,9 @@ class Reporting:
         return WebhookEvents(self._engine)
 
     @cached_property
-    def reports(self) -> Reports:
+    def reports(self) -> ReportStore:
         """The outbox of reports."""
-        return Reports(self._engine)
+        return ReportStore(self._engine)
 
     def metered(self) -> dict[str, Metered]:
         """How each SKU is counted at the provider, by its id."""
@@ -192,7 +192,7 @@ class Reporting:
             max_age=self.provider.max_age,
         )
 
-    def meters(self) -> list[Meter]:
+    def meters(self) -> list[ProviderMeter]:
         """Every SKU's meter."""
         return [one.meter for one in self.metered().values()]
 
@@ -204,14 +204,14 @@ class Reporting:
             senders=self._settings.report_senders,
         )
 
-    def reporter(self) -> Reporter:
+    def reporter(self) -> ReportSender:
         """Sends what is due. Made anew for each run, so that it knows the SKUs of that moment.
 
         Raises:
             ConfigurationError: The provider cannot be talked to as the settings are.
         """
         metered = self.metered()
-        return Reporter(
+        return ReportSender(
             self.reports,
             self.provider,
             self.destination(metered),
@@ -221,29 +221,29 @@ class Reporting:
             pace=self.pace(),
         )
 
-    def reader(self, provider: Provider | None = None) -> Reader:
+    def reader(self, provider: Provider | None = None) -> ReadBack:
         """Reads back what a provider has accepted, by default the one that gets usage now.
 
         Raises:
             ConfigurationError: The provider cannot be talked to as the settings are.
         """
         chosen = provider or self.provider
-        return Reader(
-            Confirmations(self._engine),
+        return ReadBack(
+            ConfirmationStore(self._engine),
             chosen,
             self._clock,
             environment=self._settings.environment,
-            pace=ReadPace(spacing=SPACING.get(chosen.name, timedelta(0))),
+            pace=ReadBackPace(spacing=SPACING.get(chosen.name, timedelta(0))),
         )
 
-    def readers(self) -> list[Reader]:
+    def readers(self) -> list[ReadBack]:
         """One for the provider that gets usage now, and one for each former one to be read back.
 
         Raises:
             ConfigurationError: The provider cannot be talked to as the settings are.
         """
         current = self._settings.provider_name
-        others = [name for name in Confirmations(self._engine).providers() if name != current]
+        others = [name for name in ConfirmationStore(self._engine).providers() if name != current]
         return [self.reader(), *(self.reader(other) for other in self._usable(others))]
 
     def comparison(self) -> ProviderComparison:

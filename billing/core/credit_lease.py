@@ -141,7 +141,7 @@ class BatchSettlement:
 
 
 class LeaseStore(Protocol):
-    """What a quota store can do with leases; beside ``hold.Quota``, which knows them as holds.
+    """What a quota store can do with leases; beside ``hold.QuotaStore``, which knows them as holds.
 
     All raise ``QuotaUnavailable`` when the store does not answer in time; the step may then have
     happened or not, and repeating it is safe.
@@ -167,7 +167,7 @@ class LeaseStore(Protocol):
     def release(
         self, customer: str, task_id: str, cause: ReleaseCause, event: UsageEvent | None
     ) -> ReleaseOutcome:
-        """End a lease as any hold; see ``hold.Quota.release``."""
+        """End a lease as any hold; see ``hold.QuotaStore.release``."""
         ...
 
 
@@ -274,7 +274,7 @@ class Lease:
 
 
 @dataclass(slots=True, eq=False)
-class Ticket:
+class LeasedAdmission:
     """One run that was admitted from a lease.
 
     ``run`` is what it is to be settled for, once that is known, and ``line`` and ``place`` its slip

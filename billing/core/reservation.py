@@ -243,10 +243,10 @@ class HoldView:
     expires_at_ms: int
 
 
-class Quota(Protocol):
+class QuotaStore(Protocol):
     """The quota store. Every verb is one atomic step; a repeat of any of them changes nothing.
 
-    Implemented by ``redis_quota.RedisQuota`` and ``memory.MemoryQuota``, which pass the same
+    Implemented by ``RedisQuotaStore`` and ``MemoryQuotaStore``, which pass the same
     contract suite. All raise ``QuotaUnavailable`` when the store does not answer within its
     time-out; the step may then have happened or not, and repeating it is safe.
     """

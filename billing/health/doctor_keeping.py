@@ -11,11 +11,11 @@ import sqlalchemy as sa
 
 from billing.archive.catalog import Archive, ArchiveState
 from billing.audit.sealer import LAG, unsealed_since
-from billing.container import System
+from billing.container import Container
 from billing.core.clock import from_ms
-from billing.health.rules import Finding, Level, fine
-from billing.reconciliation.discrepancies import Record
-from billing.reconciliation.invariants import Kind
+from billing.health.rules import HealthFinding, Level, fine
+from billing.reconciliation.discrepancies import DiscrepancyStore
+from billing.reconciliation.invariants import DiscrepancyKind
 
 SEALED_WITHIN_SECONDS: Final = (LAG + timedelta(hours=2)).total_seconds()
 """Beat seals every hour; past this it did not."""
@@ -33,20 +33,20 @@ _MOVING: Final = frozenset(
 )
 
 
-def examine_keeping(system: System, connection: sa.Connection) -> Iterator[Finding]:
+def examine_keeping(container: Container, connection: sa.Connection) -> Iterator[HealthFinding]:
     """The books, the seals and the archives."""
-    yield books(Record(system.engine).open())
-    since = unsealed_since(connection, system.clock.now())
-    age = None if since is None else (system.clock.now() - since).total_seconds()
-    head = system.keeping.head()
+    yield books(DiscrepancyStore(container.engine).open())
+    since = unsealed_since(connection, container.clock.now())
+    age = None if since is None else (container.clock.now() - since).total_seconds()
+    head = container.audit.head()
     yield seals(head.number if head else None, age)
-    found = system.keeping.archives()
+    found = container.audit.archives()
     stuck = [
         each.month.label
         for each in found
-        if each.state in _MOVING and each.begun_at < system.clock.now() - ARCHIVED_WITHIN
+        if each.state in _MOVING and each.begun_at < container.clock.now() - ARCHIVED_WITHIN
     ]
-    yield archives(len(found), _missing(found, system.settings.archive_dir), stuck)
+    yield archives(len(found), _missing(found, container.settings.archive_dir), stuck)
 
 
 def _missing(found: Sequence[Archive], folder: Path) -> list[str]:
@@ -62,27 +62,30 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def examine_node(system: System) -> Iterator[Finding]:
+def examine_node(container: Container) -> Iterator[HealthFinding]:
     """What waits on this node's disk."""
-    now = system.clock.now()
+    now = container.clock.now()
     ages = []
-    for segment in system.spool.segments():
+    for segment in container.spool.segments():
         try:
             ages.append((now - from_ms(int(segment.stat().st_mtime * 1000))).total_seconds())
         except OSError:
             # Drained meanwhile.
             continue
     yield spool(len(ages), max(ages, default=0.0))
-    yield slips(system.slips.left(now - timedelta(seconds=LEFT_SECONDS)), system.slips.unreadable())
+    yield slips(
+        container.lease_wal.left(now - timedelta(seconds=LEFT_SECONDS)),
+        container.lease_wal.unreadable(),
+    )
 
 
-def books(open_by_kind: Mapping[Kind, int]) -> Finding:
+def books(open_by_kind: Mapping[DiscrepancyKind, int]) -> HealthFinding:
     """What the last check of the books found and is not put right."""
     check = "Books"
     if not open_by_kind:
         return fine(check, "no discrepancy is open")
     kinds = ", ".join(f"{count:,} {kind.value}" for kind, count in sorted(open_by_kind.items()))
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.WARN,
         found=f"{sum(open_by_kind.values()):,} open: {kinds}",
@@ -91,7 +94,7 @@ def books(open_by_kind: Mapping[Kind, int]) -> Finding:
     )
 
 
-def seals(newest: int | None, unsealed_seconds: float | None) -> Finding:
+def seals(newest: int | None, unsealed_seconds: float | None) -> HealthFinding:
     """Whether hours that are over are sealed.
 
     Args:
@@ -102,7 +105,7 @@ def seals(newest: int | None, unsealed_seconds: float | None) -> Finding:
     found = "none yet" if newest is None else f"newest is {newest:,}"
     if (unsealed_seconds or 0.0) <= SEALED_WITHIN_SECONDS:
         return fine(check, found)
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.WARN,
         found=f"{found}; an hour waits for {(unsealed_seconds or 0.0) / 3600:,.1f} h",
@@ -111,7 +114,7 @@ def seals(newest: int | None, unsealed_seconds: float | None) -> Finding:
     )
 
 
-def archives(months: int, missing: Sequence[str], stuck: Sequence[str]) -> Finding:
+def archives(months: int, missing: Sequence[str], stuck: Sequence[str]) -> HealthFinding:
     """Whether the files of archived months are where this process looks for them.
 
     Args:
@@ -121,7 +124,7 @@ def archives(months: int, missing: Sequence[str], stuck: Sequence[str]) -> Findi
     """
     check = "Archives"
     if missing:
-        return Finding(
+        return HealthFinding(
             check=check,
             level=Level.FAIL,
             found=f"{len(missing):,} not here as written: {', '.join(missing[:3])}",
@@ -129,7 +132,7 @@ def archives(months: int, missing: Sequence[str], stuck: Sequence[str]) -> Findi
             remedy="correct WEIGHBRIDGE_ARCHIVE_DIR, mount it here, or put a copy back",
         )
     if stuck:
-        return Finding(
+        return HealthFinding(
             check=check,
             level=Level.WARN,
             found=f"begun and not ended: {', '.join(stuck)}",
@@ -139,12 +142,12 @@ def archives(months: int, missing: Sequence[str], stuck: Sequence[str]) -> Findi
     return fine(check, f"{months:,} months" if months else "none")
 
 
-def spool(segments: int, oldest_seconds: float) -> Finding:
+def spool(segments: int, oldest_seconds: float) -> HealthFinding:
     """Usage that could be neither put into the outbox nor published when it was charged."""
     check = "Spool of this node"
     if not segments or oldest_seconds <= LEFT_SECONDS:
         return fine(check, f"{segments:,} files" if segments else "empty")
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.WARN,
         found=f"{segments:,} files, oldest {oldest_seconds:,.0f} s",
@@ -153,7 +156,7 @@ def spool(segments: int, oldest_seconds: float) -> Finding:
     )
 
 
-def slips(left: int, unreadable: int) -> Finding:
+def slips(left: int, unreadable: int) -> HealthFinding:
     """Runs under leases that dead processes of this node left.
 
     Args:
@@ -165,7 +168,7 @@ def slips(left: int, unreadable: int) -> Finding:
         return fine(check, "none left behind")
     found = [f"{left:,} files left by dead processes"] if left else []
     found += [f"{unreadable:,} unreadable, put aside"] if unreadable else []
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.FAIL if unreadable else Level.WARN,
         found="; ".join(found),

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from kombu.exceptions import OperationalError
 from redis.connection import parse_url
 
-from billing.container import System
+from billing.container import Container
 from billing.core.clock import EPOCH, from_ms
 from billing.core.credit_lease import LEASE_PREFIX
 from billing.core.credits import format_credits
@@ -25,7 +25,7 @@ from billing.health.doctor_cluster import examine_cluster
 from billing.health.doctor_keeping import examine_keeping, examine_node
 from billing.health.doctor_replica import examine_replica
 from billing.health.doctor_reporting_probe import examine_reporting
-from billing.health.rules import Finding, Level
+from billing.health.rules import HealthFinding, Level
 from billing.postgres import migrations
 from billing.postgres.partitions import existing_partitions, partition_name
 from billing.postgres.schema import OWNER_ROLE, READER_ROLE, WRITER_ROLE
@@ -39,46 +39,46 @@ _ROLES: Final = {OWNER_ROLE, WRITER_ROLE, READER_ROLE}
 _AMQP: Final = ("amqp", "amqps", "pyamqp")
 
 
-def examine(system: System) -> list[Finding]:
+def examine(container: Container) -> list[HealthFinding]:
     """Every check of every server."""
     return [
-        *_postgresql(system),
-        *examine_replica(system),
-        *_redis(system),
-        *_rabbitmq(system),
-        *examine_node(system),
+        *_postgresql(container),
+        *examine_replica(container),
+        *_redis(container),
+        *_rabbitmq(container),
+        *examine_node(container),
     ]
 
 
-def _postgresql(system: System) -> Iterator[Finding]:
+def _postgresql(container: Container) -> Iterator[HealthFinding]:
     try:
-        with system.engine.connect() as connection:
+        with container.engine.connect() as connection:
             version = str(connection.exec_driver_sql("SHOW server_version").scalar())
             latency_ms, skew_seconds = _measure(
-                system,
+                container,
                 lambda: connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one(),
             )
             yield from rules.server("PostgreSQL", version, latency_ms)
             yield rules.skew("PostgreSQL", skew_seconds)
             yield _roles(connection)
-            yield from _schema(system, connection)
+            yield from _schema(container, connection)
     except sa.exc.DBAPIError as error:
         yield rules.unreachable("PostgreSQL", "DATABASE_URL", _first_line(error.orig))
 
 
-def _roles(connection: sa.Connection) -> Finding:
+def _roles(connection: sa.Connection) -> HealthFinding:
     names = set(connection.execute(sa.text("SELECT rolname FROM pg_roles")).scalars())
     own = sa.text("SELECT rolsuper FROM pg_roles WHERE rolname = session_user")
     return rules.roles(_ROLES - names, superuser=bool(connection.scalar(own)))
 
 
-def _schema(system: System, connection: sa.Connection) -> Iterator[Finding]:
-    current = migrations.current(system.endpoints.database_url)
+def _schema(container: Container, connection: sa.Connection) -> Iterator[HealthFinding]:
+    current = migrations.current(container.endpoints.database_url)
     yield rules.schema(current, migrations.head())
     if current is None:
         return
-    ahead = system.settings.partitions_ahead_months
-    this_month = month = month_of(system.clock.now())
+    ahead = container.settings.partitions_ahead_months
+    this_month = month = month_of(container.clock.now())
     missing = []
     there = {partition.name for partition in existing_partitions(connection)}
     for _ in range(ahead + 1):
@@ -86,29 +86,29 @@ def _schema(system: System, connection: sa.Connection) -> Iterator[Finding]:
             missing.append(month.label)
         month = next_month(month)
     yield rules.partitions(missing, ahead, this_month=this_month.label)
-    yield rules.dead_letters(sum(system.dead_letters.counts().values()), None)
+    yield rules.dead_letters(sum(container.dead_letters.counts().values()), None)
     if current == migrations.head():
-        yield from examine_keeping(system, connection)
-        yield from examine_reporting(system, connection)
+        yield from examine_keeping(container, connection)
+        yield from examine_reporting(container, connection)
 
 
-def _redis(system: System) -> Iterator[Finding]:
+def _redis(container: Container) -> Iterator[HealthFinding]:
     try:
-        client = system.redis
+        client = container.redis
         info: dict[str, Any] = client.info()
-        latency_ms, skew_seconds = _measure(system, lambda: _redis_time(client))
+        latency_ms, skew_seconds = _measure(container, lambda: _redis_time(client))
         is_valkey = "valkey_version" in info
         name = "Valkey" if is_valkey else "Redis"
         version = str(info["valkey_version" if is_valkey else "redis_version"])
         yield from rules.server(name, version, latency_ms)
         yield rules.skew(name, skew_seconds)
         yield rules.eviction(str(info["maxmemory_policy"]))
-        yield from examine_cluster(system)
+        yield from examine_cluster(container)
         yield _persistence(client, info)
-        yield _databases(system)
+        yield _databases(container)
         now = _redis_time(client)
-        yield _outbox(system, now)
-        yield _holds(system, now)
+        yield _outbox(container, now)
+        yield _holds(container, now)
     except (redis.RedisError, QuotaUnavailable, OutboxUnavailable, OSError) as error:
         yield rules.unreachable("Redis", "REDIS_URL", _first_line(error))
 
@@ -118,7 +118,7 @@ def _redis_time(client: redis.Redis) -> datetime:
     return EPOCH + timedelta(seconds=int(seconds), microseconds=int(microseconds))
 
 
-def _persistence(client: redis.Redis, info: dict[str, Any]) -> Finding:
+def _persistence(client: redis.Redis, info: dict[str, Any]) -> HealthFinding:
     try:
         settings = cast("dict[str, str]", client.config_get("appendfsync", "save"))
     except redis.ResponseError:
@@ -133,8 +133,8 @@ def _persistence(client: redis.Redis, info: dict[str, Any]) -> Finding:
     )
 
 
-def _databases(system: System) -> Finding:
-    endpoints = system.endpoints
+def _databases(container: Container) -> HealthFinding:
+    endpoints = container.endpoints
     others = [("result backend", _place(endpoints.result_url))]
     others.append(("broker", _place(endpoints.amqp_url or "")))
     return rules.databases(_place(endpoints.redis_url), others)
@@ -157,14 +157,14 @@ def _place(url: str) -> str:
     return f"{host}{port}/{parts.get('db', 0)}"
 
 
-def _outbox(system: System, now: datetime) -> Finding:
-    oldest_ms = system.outbox.oldest_ms()
+def _outbox(container: Container, now: datetime) -> HealthFinding:
+    oldest_ms = container.outbox.oldest_ms()
     age = None if oldest_ms is None else (now - from_ms(oldest_ms)).total_seconds()
-    return rules.outbox(system.outbox.length(), age, system.outbox.bad_length())
+    return rules.outbox(container.outbox.length(), age, container.outbox.bad_length())
 
 
-def _holds(system: System, now: datetime) -> Finding:
-    holds = system.quota.open_holds()
+def _holds(container: Container, now: datetime) -> HealthFinding:
+    holds = container.quota.open_holds()
     latest = now - timedelta(seconds=rules.HOLD_SWEEP_SECONDS)
     overdue = [hold for hold in holds if from_ms(hold.expires_at_ms) < latest]
     locked = format_credits(sum(hold.held_microcredits for hold in overdue))
@@ -172,14 +172,14 @@ def _holds(system: System, now: datetime) -> Finding:
     return rules.overdue_holds(len(overdue), len(holds), locked, leases=leases)
 
 
-def _rabbitmq(system: System) -> Iterator[Finding]:
-    url = system.endpoints.amqp_url or ""
+def _rabbitmq(container: Container) -> Iterator[HealthFinding]:
+    url = container.endpoints.amqp_url or ""
     is_amqp = url.partition("://")[0] in _AMQP
     connection: Any = broker(url)()
     try:
         with connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=3)
-            depth, consumers = _queue(connection, system.settings.usage_queue)
+            depth, consumers = _queue(connection, container.settings.usage_queue)
             if is_amqp:
                 latency_ms = _latency_ms(lambda: connection.channel().close())
                 version = str(connection.connection.server_properties["version"])
@@ -187,16 +187,18 @@ def _rabbitmq(system: System) -> Iterator[Finding]:
             else:
                 yield _KOMBU
             yield rules.queue(
-                system.settings.usage_queue, depth=depth, consumers=consumers if is_amqp else None
+                container.settings.usage_queue,
+                depth=depth,
+                consumers=consumers if is_amqp else None,
             )
-            waiting, _ = _queue(connection, dead_queue(system.settings.usage_queue))
+            waiting, _ = _queue(connection, dead_queue(container.settings.usage_queue))
             if waiting:
                 yield rules.dead_letters(0, waiting)
     except _broker_errors(connection) as error:
         yield rules.unreachable("RabbitMQ", "AMQP_URL", _first_line(error))
 
 
-_KOMBU: Final = Finding(
+_KOMBU: Final = HealthFinding(
     check="RabbitMQ",
     level=Level.WARN,
     found="none; Kombu's Redis transport is in its place",
@@ -205,13 +207,13 @@ _KOMBU: Final = Finding(
 )
 
 
-def queue_depth(system: System) -> int | None:
+def queue_depth(container: Container) -> int | None:
     """How many usage events wait in the queue; None where there is no queue or no answer."""
-    connection: Any = broker(system.endpoints.amqp_url or "")()
+    connection: Any = broker(container.endpoints.amqp_url or "")()
     try:
         with connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=3)
-            return _queue(connection, system.settings.usage_queue)[0]
+            return _queue(connection, container.settings.usage_queue)[0]
     except _broker_errors(connection):
         return None
 
@@ -232,14 +234,14 @@ def _queue(connection: Any, name: str) -> tuple[int | None, int | None]:  # noqa
     return found.message_count, found.consumer_count
 
 
-def _measure(system: System, ask_time: Callable[[], datetime]) -> tuple[float, float]:
+def _measure(container: Container, ask_time: Callable[[], datetime]) -> tuple[float, float]:
     """Median round trip in milliseconds, and how far ahead the server's clock is, in seconds."""
     trips, skews = [], []
     for _ in range(_ROUND_TRIPS):
-        began, before = time.perf_counter(), system.clock.now()
+        began, before = time.perf_counter(), container.clock.now()
         theirs = ask_time()
         trips.append(time.perf_counter() - began)
-        middle = before + (system.clock.now() - before) / 2
+        middle = before + (container.clock.now() - before) / 2
         skews.append((theirs - middle).total_seconds())
     return median(trips) * 1000, median(skews)
 

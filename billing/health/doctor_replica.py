@@ -8,8 +8,8 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from billing.container import System
-from billing.health.rules import Finding, Level, fine
+from billing.container import Container
+from billing.health.rules import HealthFinding, Level, fine
 
 _CHECK: Final = "Replica"
 WARN_SECONDS: Final = 1.0
@@ -21,19 +21,19 @@ _BEHIND: Final = sa.text(
 )
 
 
-def examine_replica(system: System) -> Iterator[Finding]:
+def examine_replica(container: Container) -> Iterator[HealthFinding]:
     """One finding where a replica is configured; none where there is none."""
-    if system.settings.database_read_url is None:
+    if container.settings.database_read_url is None:
         return
     try:
-        yield _lag(system)
+        yield _lag(container)
     except sa.exc.DBAPIError as error:
         yield verdict(None, 0, 0, problem=str(error.orig).strip().partition("\n")[0])
 
 
 def verdict(
     is_replica: bool | None, behind_bytes: int, behind_seconds: float, *, problem: str = ""
-) -> Finding:
+) -> HealthFinding:
     """What it means; pure.
 
     Args:
@@ -43,7 +43,7 @@ def verdict(
         problem: Why nothing answered.
     """
     if is_replica is None:
-        return Finding(
+        return HealthFinding(
             check=_CHECK,
             level=Level.WARN,
             found=f"no answer: {problem}",
@@ -51,7 +51,7 @@ def verdict(
             remedy="start it, correct WEIGHBRIDGE_DATABASE_READ_URL, or unset it",
         )
     if not is_replica:
-        return Finding(
+        return HealthFinding(
             check=_CHECK,
             level=Level.WARN,
             found="the primary answers in its place",
@@ -59,7 +59,7 @@ def verdict(
             remedy="start the replica, or correct WEIGHBRIDGE_DATABASE_READ_URL",
         )
     if behind_bytes > 0:
-        return Finding(
+        return HealthFinding(
             check=_CHECK,
             level=Level.WARN,
             found=f"{behind_bytes:,} bytes behind after {behind_seconds:.1f} s",
@@ -67,7 +67,7 @@ def verdict(
             remedy="see pg_stat_replication on the primary; give the replica more disk",
         )
     if behind_seconds > WARN_SECONDS:
-        return Finding(
+        return HealthFinding(
             check=_CHECK,
             level=Level.WARN,
             found=f"{behind_seconds:.1f} s behind",
@@ -77,12 +77,12 @@ def verdict(
     return fine(_CHECK, f"{behind_seconds * 1000:.0f} ms behind")
 
 
-def _lag(system: System) -> Finding:
+def _lag(container: Container) -> HealthFinding:
     """How long the replica takes to repeat what the primary has written by now."""
     began = time.monotonic()
-    with system.engine.connect() as connection:
+    with container.engine.connect() as connection:
         written = connection.execute(sa.text("SELECT pg_current_wal_lsn()")).scalar_one()
-    with system.read_engine.connect() as connection:
+    with container.read_engine.connect() as connection:
         while True:
             replica, behind = connection.execute(_BEHIND, {"written": written}).one()
             waited = time.monotonic() - began

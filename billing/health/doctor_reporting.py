@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from billing.cli.cause_help import words_of_parked
-from billing.health.rules import Finding, Level, fine
+from billing.health.rules import HealthFinding, Level, fine
 from billing.reporting.usage_report import AT_REST, ParkedBy
 
 LATE_WARN: Final = timedelta(hours=8)
@@ -22,7 +22,7 @@ HARMLESS: Final = frozenset(
 """Parked for a cause that stands for nothing, or ends by itself with the next runs."""
 
 
-def provider(name: str, *, chosen: str, live: bool, problem: str = "") -> Finding:
+def provider(name: str, *, chosen: str, live: bool, problem: str = "") -> HealthFinding:
     """Who gets usage.
 
     Args:
@@ -35,7 +35,7 @@ def provider(name: str, *, chosen: str, live: bool, problem: str = "") -> Findin
     mode = {"stripe": ", live mode" if live else ", test mode"}.get(name, "")
     if not problem:
         return fine(check, f"{name}{mode} ({chosen})")
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.FAIL,
         found=f"{name} ({chosen}): {problem}",
@@ -44,14 +44,14 @@ def provider(name: str, *, chosen: str, live: bool, problem: str = "") -> Findin
     )
 
 
-def webhook_secret(provider: str, *, has_secret: bool) -> Finding | None:
+def webhook_secret(provider: str, *, has_secret: bool) -> HealthFinding | None:
     """Whether what Stripe tells can be believed; None where Stripe does not get usage."""
     check = "Webhooks"
     if provider != "stripe":
         return None
     if has_secret:
         return fine(check, "a signing secret is set")
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.WARN,
         found="no STRIPE_WEBHOOK_SECRET",
@@ -61,7 +61,7 @@ def webhook_secret(provider: str, *, has_secret: bool) -> Finding | None:
     )
 
 
-def runs(last: datetime | None, *, now: datetime, has_usage: bool) -> Finding:
+def runs(last: datetime | None, *, now: datetime, has_usage: bool) -> HealthFinding:
     """When usage was last compared with what was reported.
 
     Args:
@@ -74,7 +74,7 @@ def runs(last: datetime | None, *, now: datetime, has_usage: bool) -> Finding:
         return fine(check, "none yet; nothing was used")
     if last is not None and now - last <= LATE_WARN:
         return fine(check, f"{span_text(now - last)} ago")
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.FAIL if last is not None and now - last > LATE_FAIL else Level.WARN,
         found="never" if last is None else f"{span_text(now - last)} ago",
@@ -83,7 +83,7 @@ def runs(last: datetime | None, *, now: datetime, has_usage: bool) -> Finding:
     )
 
 
-def unconfirmed(since: datetime | None, *, now: datetime) -> Finding:
+def unconfirmed(since: datetime | None, *, now: datetime) -> HealthFinding:
     """How long a report has waited for its answer, or to be read back.
 
     Args:
@@ -97,7 +97,7 @@ def unconfirmed(since: datetime | None, *, now: datetime) -> Finding:
     found = f"the oldest unconfirmed one has waited for {span_text(late)}"
     if late <= LATE_WARN:
         return fine(check, found)
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.FAIL if late > LATE_FAIL else Level.WARN,
         found=found,
@@ -106,7 +106,7 @@ def unconfirmed(since: datetime | None, *, now: datetime) -> Finding:
     )
 
 
-def oldest_hour(oldest: datetime | None, *, now: datetime, provider: str) -> Finding:
+def oldest_hour(oldest: datetime | None, *, now: datetime, provider: str) -> HealthFinding:
     """The oldest hour that has not arrived at the provider, parked or open.
 
     Args:
@@ -120,7 +120,7 @@ def oldest_hour(oldest: datetime | None, *, now: datetime, provider: str) -> Fin
     found = f"of {oldest:%Y-%m-%d %H:%M} UTC"
     if now - oldest < NEARLY_TOO_OLD:
         return fine(check, found)
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.FAIL if provider == "stripe" else Level.WARN,
         found=found,
@@ -138,7 +138,7 @@ def span_text(late: timedelta) -> str:
     return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"
 
 
-def unknown(count: int, since: datetime | None, *, now: datetime) -> Finding:
+def unknown(count: int, since: datetime | None, *, now: datetime) -> HealthFinding:
     """Reports that were sent and have no definite answer, the first of them ``since``."""
     check = "Unknown reports"
     if not count or since is None:
@@ -146,7 +146,7 @@ def unknown(count: int, since: datetime | None, *, now: datetime) -> Finding:
     found = f"{count:,} sent without an answer, the first {span_text(now - since)} ago"
     if now - since <= LATE_WARN:
         return fine(check, found)
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.WARN,
         found=found,
@@ -155,7 +155,7 @@ def unknown(count: int, since: datetime | None, *, now: datetime) -> Finding:
     )
 
 
-def parked(causes: Mapping[str, int]) -> Finding:
+def parked(causes: Mapping[str, int]) -> HealthFinding:
     """Reports that wait for a person, by cause."""
     check = "Parked reports"
     waiting = {cause: n for cause, n in causes.items() if n and cause not in HARMLESS}
@@ -163,7 +163,7 @@ def parked(causes: Mapping[str, int]) -> Finding:
         return fine(check, "none that needs anybody")
     first = max(waiting, key=lambda cause: (waiting[cause], cause))
     words = words_of_parked(first)
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.WARN,
         found=", ".join(f"{cause} {n:,}" for cause, n in sorted(waiting.items())),

@@ -7,10 +7,10 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from billing.container import System
+from billing.container import Container
 from billing.core.errors import ConfigurationError
 from billing.health import doctor_reporting as rules
-from billing.health.rules import Finding
+from billing.health.rules import HealthFinding
 
 # Each is answered from a partial index.
 _UNKNOWN: Final = sa.text(
@@ -23,24 +23,24 @@ _LAST_PASS: Final = sa.text("SELECT max(started_at) FROM report_passes WHERE pro
 _ANY_USAGE: Final = sa.text("SELECT EXISTS (SELECT FROM usage_hourly)")
 
 
-def chosen_by(system: System) -> str:
+def chosen_by(container: Container) -> str:
     """How the provider was chosen, in words."""
-    if system.settings.provider:
+    if container.settings.provider:
         return "WEIGHBRIDGE_PROVIDER"
-    return "STRIPE_API_KEY is set" if system.settings.stripe_api_key else "no STRIPE_API_KEY"
+    return "STRIPE_API_KEY is set" if container.settings.stripe_api_key else "no STRIPE_API_KEY"
 
 
-def examine_reporting(system: System, connection: sa.Connection) -> Iterator[Finding]:
+def examine_reporting(container: Container, connection: sa.Connection) -> Iterator[HealthFinding]:
     """Every check of reporting."""
-    name = system.settings.provider_name
-    yield provider_finding(system)
+    name = container.settings.provider_name
+    yield provider_finding(container)
     secret = rules.webhook_secret(
-        name, has_secret=system.settings.stripe_webhook_secret is not None
+        name, has_secret=container.settings.stripe_webhook_secret is not None
     )
     if secret is not None:
         yield secret
-    now = system.clock.now()
-    reports = system.reporting.reports
+    now = container.clock.now()
+    reports = container.reporting.reports
     last = connection.execute(_LAST_PASS, {"provider": name}).scalar()
     yield rules.runs(last, now=now, has_usage=bool(connection.scalar(_ANY_USAGE)))
     yield rules.unconfirmed(reports.oldest_unconfirmed(name), now=now)
@@ -53,13 +53,13 @@ def examine_reporting(system: System, connection: sa.Connection) -> Iterator[Fin
     yield rules.oldest_hour(min(hours, default=None), now=now, provider=name)
 
 
-def provider_finding(system: System) -> Finding:
+def provider_finding(container: Container) -> HealthFinding:
     """Whether the provider can be talked to as the settings are; it is not asked."""
     problem = ""
     try:
-        name = system.reporting.provider.name
+        name = container.reporting.provider.name
     except ConfigurationError as error:
-        name, problem = system.settings.provider_name, str(error)
+        name, problem = container.settings.provider_name, str(error)
     return rules.provider(
-        name, chosen=chosen_by(system), live=system.reporting.bills_live, problem=problem
+        name, chosen=chosen_by(container), live=container.reporting.bills_live, problem=problem
     )

@@ -20,11 +20,11 @@ from prometheus_client.registry import Collector
 
 from billing.archive.catalog import ArchiveState
 from billing.audit.sealer import unsealed_since
-from billing.container import System
+from billing.container import Container
 from billing.core.clock import EPOCH, from_ms
 from billing.core.errors import QuotaUnavailable
-from billing.reconciliation.discrepancies import Record
-from billing.reconciliation.invariants import Kind
+from billing.reconciliation.discrepancies import DiscrepancyStore
+from billing.reconciliation.invariants import DiscrepancyKind
 from billing.transport.outbox import OutboxUnavailable
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -32,19 +32,19 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _log = structlog.get_logger(__name__)
 
 
-def exposition(system: System) -> bytes:
+def exposition(container: Container) -> bytes:
     """Every figure, in Prometheus' text format.
 
     A server that does not answer has ``weighbridge_up`` 0, and its figures are left out.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Figures(system))
+    registry.register(_Figures(container))
     return generate_latest(registry)
 
 
 class _Figures(Collector):
-    def __init__(self, system: System) -> None:
-        self._system = system
+    def __init__(self, container: Container) -> None:
+        self._system = container
 
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily(
@@ -58,10 +58,10 @@ class _Figures(Collector):
 
 
 def _answered(
-    server: str, read: Callable[[System], list[Metric]], system: System
+    server: str, read: Callable[[Container], list[Metric]], container: Container
 ) -> list[Metric] | None:
     try:
-        return read(system)
+        return read(container)
     except (
         sa.exc.SQLAlchemyError,
         redis.RedisError,
@@ -73,20 +73,20 @@ def _answered(
         return None
 
 
-def _of_postgresql(system: System) -> list[Metric]:
-    now = system.clock.now()
+def _of_postgresql(container: Container) -> list[Metric]:
+    now = container.clock.now()
     return [
-        *_books(Record(system.engine), now),
+        *_books(DiscrepancyStore(container.engine), now),
         _gauge(
             "weighbridge_dead_letters_open",
             "Messages that could not be logged and were not replayed.",
-            sum(system.dead_letters.counts().values()),
+            sum(container.dead_letters.counts().values()),
         ),
-        *_keeping(system, now),
+        *_keeping(container, now),
     ]
 
 
-def _books(record: Record, now: datetime) -> Iterator[Metric]:
+def _books(record: DiscrepancyStore, now: datetime) -> Iterator[Metric]:
     standing = record.open()
     is_open = GaugeMetricFamily(
         "weighbridge_discrepancies_open",
@@ -99,7 +99,7 @@ def _books(record: Record, now: datetime) -> Iterator[Metric]:
         labels=["kind"],
     )
     ever = record.ever()
-    for kind in Kind:
+    for kind in DiscrepancyKind:
         is_open.add_metric([kind.value], standing.get(kind, 0))
         seen.add_metric([kind.value], ever.get(kind, 0))
     oldest = record.oldest_open()
@@ -112,14 +112,14 @@ def _books(record: Record, now: datetime) -> Iterator[Metric]:
     )
 
 
-def _keeping(system: System, now: datetime) -> Iterator[Metric]:
-    with system.engine.connect() as connection:
+def _keeping(container: Container, now: datetime) -> Iterator[Metric]:
+    with container.engine.connect() as connection:
         since = unsealed_since(connection, now)
-    head = system.keeping.head()
+    head = container.audit.head()
     months = GaugeMetricFamily(
         "weighbridge_archives", "Archived months, by how far each has come.", labels=["state"]
     )
-    states = [each.state for each in system.keeping.archives()]
+    states = [each.state for each in container.audit.archives()]
     for state in ArchiveState:
         months.add_metric([state.value], states.count(state))
     yield _gauge(
@@ -134,15 +134,15 @@ def _keeping(system: System, now: datetime) -> Iterator[Metric]:
     yield months
 
 
-def _of_redis(system: System) -> list[Metric]:
-    seconds, microseconds = system.redis.time()
+def _of_redis(container: Container) -> list[Metric]:
+    seconds, microseconds = container.redis.time()
     now = int(seconds) + int(microseconds) / 1e6
-    oldest_ms = system.outbox.oldest_ms()
+    oldest_ms = container.outbox.oldest_ms()
     oldest = now if oldest_ms is None else (from_ms(oldest_ms) - EPOCH).total_seconds()
     return [
         _gauge(
             "weighbridge_outbox_events", "Usage that is charged and that RabbitMQ has not "
-            "confirmed.", system.outbox.length(),
+            "confirmed.", container.outbox.length(),
         ),
         _gauge(
             "weighbridge_outbox_oldest_seconds",
@@ -152,7 +152,7 @@ def _of_redis(system: System) -> list[Metric]:
         _gauge(
             "weighbridge_outbox_unreadable_events",
             "Entries that were put aside; each is charged and on no receipt.",
-            system.outbox.bad_length(),
+            container.outbox.bad_length(),
         ),
     ]  # fmt: skip
 

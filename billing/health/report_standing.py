@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from billing.container import System
+from billing.container import Container
 from billing.core.periods import Period, month_of
 from billing.health.doctor_reporting import HARMLESS
 from billing.health.doctor_reporting_probe import examine_reporting
-from billing.health.rules import Finding, Level
-from billing.reporting.closed_periods import Seal
-from billing.reporting.listing import CarryRow, Count, Parked
+from billing.health.rules import HealthFinding, Level
+from billing.reporting.closed_periods import ClosedPeriod
+from billing.reporting.listing import CarryRow, NeedsAttention, ReportCount
 from billing.reporting.report_store import Sums
 from billing.reporting.setup import MeterState, meter_line
-from billing.reporting.usage_report import State
+from billing.reporting.usage_report import ReportState
 
 SEALS_OF: Final = timedelta(days=45)
 _CARRIES: Final = 10_000
@@ -24,7 +24,7 @@ _SEALED: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Books:
+class ReportedTotals:
     """A month's invariant: log = accepted + open + parked + unclaimed + carried."""
 
     month: str
@@ -37,7 +37,7 @@ class Books:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
+class ReportStatus:
     """Where usage is.
 
     ``since``: since when the report waits that waits longest for its answer or confirmation.
@@ -47,16 +47,16 @@ class Status:
     """
 
     provider: str
-    findings: Sequence[Finding]
-    counts: Mapping[State, Count]
+    findings: Sequence[HealthFinding]
+    counts: Mapping[ReportState, ReportCount]
     since: datetime | None
     oldest_open: datetime | None
-    parked: Sequence[Parked]
+    parked: Sequence[NeedsAttention]
     blocked: Mapping[str, str] | None
     owed: Mapping[str, bool]
-    seals: Sequence[Seal]
+    seals: Sequence[ClosedPeriod]
     carries: Sequence[CarryRow]
-    books: Sequence[Books]
+    books: Sequence[ReportedTotals]
     now: datetime
 
     @property
@@ -71,36 +71,37 @@ class Status:
         )
 
 
-def status_of(system: System, *, check: bool) -> Status:
+def status_of(container: Container, *, check: bool) -> ReportStatus:
     """Gather everything; asks the provider only with ``check``.
 
     Raises:
         ProviderUnavailable: With ``check``, it did not answer.
         ConfigurationError: With ``check``, it cannot be asked as the settings are.
     """
-    name = system.settings.provider_name
-    now = system.clock.now()
-    reports = system.reporting.reports
+    name = container.settings.provider_name
+    now = container.clock.now()
+    reports = container.reporting.reports
     month = month_of(now)
-    with system.engine.connect() as connection:
-        findings = list(examine_reporting(system, connection))
+    with container.engine.connect() as connection:
+        findings = list(examine_reporting(container, connection))
     seals = reports.seals.list(name, _SEALED)
-    usable = {each.name for each in system.reporting.former()}
-    return Status(
+    usable = {each.name for each in container.reporting.former()}
+    return ReportStatus(
         provider=name,
         findings=findings,
         counts=reports.counts(name),
         since=reports.oldest_unconfirmed(name),
         oldest_open=reports.oldest_open(name),
         parked=reports.parked_by_cause(name),
-        blocked=_blocked(system) if check else None,
+        blocked=_blocked(container) if check else None,
         owed={each: each in usable for each in reports.open_elsewhere(name)},
         seals=[
             each for each in seals if each.settled_at is None or each.noticed_at >= now - SEALS_OF
         ],
         carries=reports.carries(period=month, limit=_CARRIES),
         books=[
-            Books(month=each.label, sums=reports.sums(each)) for each in (month, _before(month))
+            ReportedTotals(month=each.label, sums=reports.sums(each))
+            for each in (month, _before(month))
         ],
         now=now,
     )
@@ -110,8 +111,8 @@ def _before(month: Period) -> Period:
     return month_of(month.start - timedelta(days=1))
 
 
-def _blocked(system: System) -> dict[str, str]:
-    checks = system.reporting.provider.ensure_meters(system.reporting.meters(), dry_run=True)
+def _blocked(container: Container) -> dict[str, str]:
+    checks = container.reporting.provider.ensure_meters(container.reporting.meters(), dry_run=True)
     lines = [meter_line(each) for each in checks]
     return {
         line.meter.name: "; ".join(line.differences) or "not there: billing stripe setup"

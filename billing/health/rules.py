@@ -32,7 +32,7 @@ class Level(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class HealthFinding:
     """One check. ``meaning`` (for money) and ``remedy`` are empty where all is well."""
 
     check: str
@@ -42,14 +42,14 @@ class Finding:
     remedy: str = ""
 
 
-def fine(check: str, found: str) -> Finding:
+def fine(check: str, found: str) -> HealthFinding:
     """Nothing to do."""
-    return Finding(check=check, level=Level.OK, found=found)
+    return HealthFinding(check=check, level=Level.OK, found=found)
 
 
-def unreachable(server: str, setting: str, error: str) -> Finding:
+def unreachable(server: str, setting: str, error: str) -> HealthFinding:
     """A server that did not answer."""
-    return Finding(
+    return HealthFinding(
         check=server,
         level=Level.FAIL,
         found=f"no answer: {error}",
@@ -65,7 +65,7 @@ _AWAY: Final = {
 }
 
 
-def server(name: str, version: str, latency_ms: float) -> list[Finding]:
+def server(name: str, version: str, latency_ms: float) -> list[HealthFinding]:
     """A server that answered: is it new enough, and near enough?
 
     Args:
@@ -79,7 +79,7 @@ def server(name: str, version: str, latency_ms: float) -> list[Finding]:
     found = f"{version}, {latency_ms:.1f} ms"
     if numbers < minimum:
         return [
-            Finding(
+            HealthFinding(
                 check=name,
                 level=Level.FAIL,
                 found=found,
@@ -89,7 +89,7 @@ def server(name: str, version: str, latency_ms: float) -> list[Finding]:
         ]
     if latency_ms > SLOW_MS:
         return [
-            Finding(
+            HealthFinding(
                 check=name,
                 level=Level.WARN,
                 found=found,
@@ -100,12 +100,12 @@ def server(name: str, version: str, latency_ms: float) -> list[Finding]:
     return [fine(name, found)]
 
 
-def eviction(policy: str) -> Finding:
+def eviction(policy: str) -> HealthFinding:
     """Redis's ``maxmemory-policy``."""
     check = "Redis eviction"
     if policy == "noeviction":
         return fine(check, policy)
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.FAIL,
         found=f"maxmemory-policy={policy}",
@@ -114,7 +114,9 @@ def eviction(policy: str) -> Finding:
     )
 
 
-def persistence(*, append_only: bool, fsync: str, snapshots: str, last_write_ok: bool) -> Finding:
+def persistence(
+    *, append_only: bool, fsync: str, snapshots: str, last_write_ok: bool
+) -> HealthFinding:
     """What survives a restart of Redis.
 
     Args:
@@ -125,7 +127,7 @@ def persistence(*, append_only: bool, fsync: str, snapshots: str, last_write_ok:
     """
     check = "Redis persistence"
     if not last_write_ok:
-        return Finding(
+        return HealthFinding(
             check=check,
             level=Level.FAIL,
             found="the last write to disk failed",
@@ -135,7 +137,7 @@ def persistence(*, append_only: bool, fsync: str, snapshots: str, last_write_ok:
     if append_only:
         return fine(check, f"append-only file, fsync {fsync}")
     found = f"snapshots ({snapshots})" if snapshots else "none"
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.WARN,
         found=found,
@@ -145,7 +147,7 @@ def persistence(*, append_only: bool, fsync: str, snapshots: str, last_write_ok:
     )
 
 
-def databases(quota: str, others: Collection[tuple[str, str]]) -> Finding:
+def databases(quota: str, others: Collection[tuple[str, str]]) -> HealthFinding:
     """Whether balances share a Redis database with something that may be flushed.
 
     Args:
@@ -156,7 +158,7 @@ def databases(quota: str, others: Collection[tuple[str, str]]) -> Finding:
     shared = [name for name, place in others if place == quota]
     if not shared:
         return fine(check, f"{quota}, not shared")
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.FAIL,
         found=f"{quota} is also the {' and the '.join(shared)}",
@@ -165,13 +167,13 @@ def databases(quota: str, others: Collection[tuple[str, str]]) -> Finding:
     )
 
 
-def schema(current: str | None, head: str) -> Finding:
+def schema(current: str | None, head: str) -> HealthFinding:
     """The database's migration against the newest there is."""
     check = "Schema"
     if current == head:
         return fine(check, f"at {head}")
     found = f"at {current}, newest {head}" if current else f"not migrated; newest {head}"
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.FAIL,
         found=found,
@@ -180,7 +182,7 @@ def schema(current: str | None, head: str) -> Finding:
     )
 
 
-def partitions(missing: Sequence[str], ahead_months: int, *, this_month: str) -> Finding:
+def partitions(missing: Sequence[str], ahead_months: int, *, this_month: str) -> HealthFinding:
     """Whether the log has somewhere to write to.
 
     Args:
@@ -191,7 +193,7 @@ def partitions(missing: Sequence[str], ahead_months: int, *, this_month: str) ->
     check = "Partitions"
     if not missing:
         return fine(check, f"this month and {ahead_months} ahead")
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.FAIL if this_month in missing else Level.WARN,
         found=f"missing: {', '.join(missing)}",
@@ -200,11 +202,11 @@ def partitions(missing: Sequence[str], ahead_months: int, *, this_month: str) ->
     )
 
 
-def roles(missing: Collection[str], *, superuser: bool) -> Finding:
+def roles(missing: Collection[str], *, superuser: bool) -> HealthFinding:
     """The roles that keep the log insert-only."""
     check = "Roles"
     if missing:
-        return Finding(
+        return HealthFinding(
             check=check,
             level=Level.FAIL,
             found=f"missing: {', '.join(sorted(missing))}",
@@ -212,7 +214,7 @@ def roles(missing: Collection[str], *, superuser: bool) -> Finding:
             remedy="billing migrate",
         )
     if superuser:
-        return Finding(
+        return HealthFinding(
             check=check,
             level=Level.WARN,
             found="owner, writer, reader; this login is a superuser",
@@ -222,7 +224,7 @@ def roles(missing: Collection[str], *, superuser: bool) -> Finding:
     return fine(check, "owner, writer, reader")
 
 
-def queue(name: str, *, depth: int | None, consumers: int | None) -> Finding:
+def queue(name: str, *, depth: int | None, consumers: int | None) -> HealthFinding:
     """The queue of usage events.
 
     Args:
@@ -232,7 +234,7 @@ def queue(name: str, *, depth: int | None, consumers: int | None) -> Finding:
     """
     check = "Usage queue"
     if depth is None:
-        return Finding(
+        return HealthFinding(
             check=check,
             level=Level.WARN,
             found=f"no queue {name!r}",
@@ -242,7 +244,7 @@ def queue(name: str, *, depth: int | None, consumers: int | None) -> Finding:
     found = f"{name}: {depth:,} waiting"
     found += "" if consumers is None else f", {consumers} consumer{'s' * (consumers != 1)}"
     if consumers == 0:
-        return Finding(
+        return HealthFinding(
             check=check,
             level=Level.FAIL if depth else Level.WARN,
             found=found,
@@ -250,7 +252,7 @@ def queue(name: str, *, depth: int | None, consumers: int | None) -> Finding:
             remedy="billing consumer",
         )
     if depth > DEPTH_WARN:
-        return Finding(
+        return HealthFinding(
             check=check,
             level=Level.WARN,
             found=found,
@@ -260,7 +262,7 @@ def queue(name: str, *, depth: int | None, consumers: int | None) -> Finding:
     return fine(check, found)
 
 
-def dead_letters(waiting: int, broker_waiting: int | None) -> Finding:
+def dead_letters(waiting: int, broker_waiting: int | None) -> HealthFinding:
     """What could not be billed.
 
     Args:
@@ -271,7 +273,7 @@ def dead_letters(waiting: int, broker_waiting: int | None) -> Finding:
     if not waiting and not broker_waiting:
         return fine(check, "none open")
     found = f"{waiting:,} open" + (f", {broker_waiting:,} in RabbitMQ" if broker_waiting else "")
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.WARN,
         found=found,
@@ -280,13 +282,13 @@ def dead_letters(waiting: int, broker_waiting: int | None) -> Finding:
     )
 
 
-def outbox(length: int, oldest_seconds: float | None, unreadable: int) -> Finding:
+def outbox(length: int, oldest_seconds: float | None, unreadable: int) -> HealthFinding:
     """Events that RabbitMQ has not confirmed yet."""
     check = "Outbox"
     age = oldest_seconds or 0.0
     found = f"{length:,} waiting" + (f", oldest {age:,.0f} s" if length else "")
     if unreadable:
-        return Finding(
+        return HealthFinding(
             check=check,
             level=Level.FAIL,
             found=f"{found}; {unreadable:,} unreadable, put aside",
@@ -294,7 +296,7 @@ def outbox(length: int, oldest_seconds: float | None, unreadable: int) -> Findin
             remedy="see the streams …:out:bad and the relay's log; report it",
         )
     if age > OUTBOX_WARN_SECONDS:
-        return Finding(
+        return HealthFinding(
             check=check,
             level=Level.FAIL if age > OUTBOX_FAIL_SECONDS else Level.WARN,
             found=found,
@@ -306,13 +308,13 @@ def outbox(length: int, oldest_seconds: float | None, unreadable: int) -> Findin
 
 def overdue_holds(
     overdue: int, open_holds: int, locked_credits: str, *, leases: int = 0
-) -> Finding:
+) -> HealthFinding:
     """Holds that outlived their time and a sweep; ``leases`` of the open ones are processes'."""
     check = "Holds"
     if not overdue:
         leased = f" ({leases:,} leases)" if leases else ""
         return fine(check, f"{open_holds:,} open{leased}, none overdue")
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.WARN,
         found=f"{overdue:,} of {open_holds:,} open holds are overdue: {locked_credits} credits",
@@ -321,13 +323,13 @@ def overdue_holds(
     )
 
 
-def skew(server: str, seconds: float) -> Finding:
+def skew(server: str, seconds: float) -> HealthFinding:
     """A server's clock against this machine's; positive where the server is ahead."""
     check = f"Clock of {server}"
     found = f"{seconds:+.3f} s"
     if abs(seconds) < SKEW_WARN_SECONDS:
         return fine(check, found)
-    return Finding(
+    return HealthFinding(
         check=check,
         level=Level.FAIL if abs(seconds) > SKEW_FAIL_SECONDS else Level.WARN,
         found=found,
@@ -336,7 +338,7 @@ def skew(server: str, seconds: float) -> Finding:
     )
 
 
-def worst(findings: Collection[Finding]) -> Level:
+def worst(findings: Collection[HealthFinding]) -> Level:
     """The worst level among them."""
     levels = {finding.level for finding in findings}
     return next((level for level in (Level.FAIL, Level.WARN) if level in levels), Level.OK)

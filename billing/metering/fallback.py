@@ -26,7 +26,7 @@ class Publishes(Protocol):
         ...
 
 
-class Outage:
+class Fallback:
     """What one process does without the quota store. Safe to use from several threads.
 
     Args:

@@ -11,15 +11,15 @@ import structlog
 from billing.core.credit_lease import (
     BatchSettlement,
     Lease,
+    LeasedAdmission,
     LeasedBatch,
     LeasedRun,
     LeaseStore,
-    Ticket,
 )
 from billing.core.errors import WeighbridgeError
 from billing.core.failpoints import reach
 from billing.core.usage_event import UsageEvent
-from billing.transport.lease_wal import Segment, Slip, SlipBook
+from billing.transport.lease_wal import LeaseWal, Segment, Slip
 
 _log = structlog.get_logger(__name__)
 
@@ -37,7 +37,7 @@ class Keeps(Protocol):
         ...
 
 
-class Teller:
+class LeaseFlusher:
     """Runs of this process that the store is to be told of. Safe to use from several threads.
 
     Args:
@@ -48,7 +48,7 @@ class Teller:
     """
 
     def __init__(
-        self, store: LeaseStore, book: SlipBook, journal: Keeps, lock: threading.Lock
+        self, store: LeaseStore, book: LeaseWal, journal: Keeps, lock: threading.Lock
     ) -> None:
         self._store = store
         self._book = book
@@ -56,7 +56,7 @@ class Teller:
         self._lock = lock
         self._flushing = threading.Lock()
         # An ordered set: a run whose end was interrupted may be put in twice.
-        self._queue: dict[Ticket, None] = {}
+        self._queue: dict[LeasedAdmission, None] = {}
         self._journal_trouble = False
 
     @property
@@ -64,7 +64,7 @@ class Teller:
         """Runs that the store has not been told of."""
         return len(self._queue)
 
-    def put(self, ticket: Ticket, run: LeasedRun) -> None:
+    def put(self, ticket: LeasedAdmission, run: LeasedRun) -> None:
         """Write the run's slip, and remember to tell it. Once more completes what was interrupted.
 
         Raises:
@@ -97,7 +97,7 @@ class Teller:
             reach("flush.after")
             return self._settled(groups, answers)
 
-    def _write(self, ticket: Ticket, run: LeasedRun) -> None:
+    def _write(self, ticket: LeasedAdmission, run: LeasedRun) -> None:
         if ticket.place is not None:
             return
         lease = ticket.lease
@@ -119,12 +119,12 @@ class Teller:
 
     def _settled(
         self,
-        groups: list[tuple[LeasedBatch, list[Ticket]]],
+        groups: list[tuple[LeasedBatch, list[LeasedAdmission]]],
         answers: list[BatchSettlement | WeighbridgeError],
     ) -> int:
         refused: WeighbridgeError | None = None
         decided: list[UsageEvent] = []
-        done: list[Ticket] = []
+        done: list[LeasedAdmission] = []
         for (batch, tickets), answer in zip(groups, answers, strict=True):
             if isinstance(answer, WeighbridgeError):
                 refused = answer
@@ -180,9 +180,9 @@ def decided_or_asked(batch: LeasedBatch, settlement: BatchSettlement) -> list[Us
     return settlement.decided(batch) + repeats
 
 
-def _groups(tickets: list[Ticket]) -> list[tuple[LeasedBatch, list[Ticket]]]:
+def _groups(tickets: list[LeasedAdmission]) -> list[tuple[LeasedBatch, list[LeasedAdmission]]]:
     """Runs by lease, at most ``BATCH_RUNS`` together."""
-    by_lease: dict[Lease, list[Ticket]] = {}
+    by_lease: dict[Lease, list[LeasedAdmission]] = {}
     for ticket in tickets:
         by_lease.setdefault(ticket.lease, []).append(ticket)
     groups = []

@@ -23,17 +23,17 @@ import structlog
 from billing.core.credit_lease import (
     LEASE_PREFIX,
     Lease,
+    LeasedAdmission,
     LeasedRun,
     LeaseOutcome,
     LeaseStore,
-    Ticket,
     wish_of,
 )
 from billing.core.errors import QuotaUnavailable, WeighbridgeError
 from billing.core.failpoints import reach
 from billing.core.usage_event import UsageEvent
-from billing.metering.lease_flusher import FLUSH_RUNS, Keeps, Teller
-from billing.transport.lease_wal import SlipBook
+from billing.metering.lease_flusher import FLUSH_RUNS, Keeps, LeaseFlusher
+from billing.transport.lease_wal import LeaseWal
 
 _log = structlog.get_logger(__name__)
 
@@ -69,7 +69,7 @@ _boot_seconds: Final[Callable[[], float]] = partial(
 """Seconds that also pass while the machine is suspended: a lease must not outsleep its time."""
 
 
-class Leaseholder:
+class LeaseManager:
     """One process's leases. Safe to use from several threads.
 
     Args:
@@ -87,7 +87,7 @@ class Leaseholder:
     def __init__(
         self,
         store: LeaseStore,
-        book: SlipBook,
+        book: LeaseWal,
         journal: Keeps,
         *,
         name: str,
@@ -104,7 +104,7 @@ class Leaseholder:
         self._seconds = seconds
         self._in_background = in_background
         self._lock = threading.Lock()
-        self._teller = Teller(store, book, journal, self._lock)
+        self._teller = LeaseFlusher(store, book, journal, self._lock)
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -119,10 +119,10 @@ class Leaseholder:
         return self._teller.waiting
 
     def flush(self) -> int:
-        """Tell the store of what has gathered; see ``Teller.flush``."""
+        """Tell the store of what has gathered; see ``LeaseFlusher.flush``."""
         return self._teller.flush()
 
-    def admit(self, customer: str, sku: str, amount: int) -> Ticket | None:
+    def admit(self, customer: str, sku: str, amount: int) -> LeasedAdmission | None:
         """Take what one run may cost from a lease.
 
         Args:
@@ -144,7 +144,7 @@ class Leaseholder:
                 return ticket
         return self._ask_first(customer, sku, amount)
 
-    def end(self, ticket: Ticket, events: Sequence[UsageEvent]) -> None:
+    def end(self, ticket: LeasedAdmission, events: Sequence[UsageEvent]) -> None:
         """A run ended: its events are on the disk when this returns, and the store will be told.
 
         Once more for the same ticket, after an interruption, completes the first; other events are
@@ -178,7 +178,7 @@ class Leaseholder:
         if not self._wake.is_set():
             self._wake.set()
 
-    def _end_quietly(self, ticket: Ticket) -> None:
+    def _end_quietly(self, ticket: LeasedAdmission) -> None:
         with self._lock:
             if not ticket.ended:
                 ticket.ended = True
@@ -236,18 +236,18 @@ class Leaseholder:
 
     # -- admission ---------------------------------------------------------------------------------
 
-    def _take(self, demand: _Demand, amount: int) -> Ticket | None:
+    def _take(self, demand: _Demand, amount: int) -> LeasedAdmission | None:
         now = self._seconds()
         with self._lock:
             lease = demand.lease
             if lease is None or not lease.admit(amount, now):
                 return None
             demand.last_used = now
-        ticket = Ticket(lease, amount, self._dropped)
+        ticket = LeasedAdmission(lease, amount, self._dropped)
         reach("lease.admitted")
         return ticket
 
-    def _ask_first(self, customer: str, sku: str, amount: int) -> Ticket | None:
+    def _ask_first(self, customer: str, sku: str, amount: int) -> LeasedAdmission | None:
         now = self._seconds()
         with self._lock:
             demand = self._demands.setdefault((customer, sku), _Demand())

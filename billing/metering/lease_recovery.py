@@ -14,14 +14,14 @@ from billing.core.errors import WeighbridgeError
 from billing.core.failpoints import reach
 from billing.core.reservation import ReleaseCause
 from billing.metering.lease_flusher import BATCH_RUNS, Keeps, decided_or_asked
-from billing.transport.lease_wal import LeftSegment, Slip, SlipBook
+from billing.transport.lease_wal import AbandonedSegment, LeaseWal, Slip
 
 _log = structlog.get_logger(__name__)
 
 CHECK_SECONDS: Final = 1.0
 
 
-class LeftSlips:
+class LeaseRecovery:
     """Watches for segments of dead processes. Several relays of a node may do so at once.
 
     Args:
@@ -33,7 +33,7 @@ class LeftSlips:
 
     def __init__(
         self,
-        book: SlipBook,
+        book: LeaseWal,
         store: LeaseStore,
         journal: Keeps,
         *,
@@ -62,7 +62,7 @@ class LeftSlips:
         with self._book.left_behind() as segments:
             return self._settle(segments) if segments else 0
 
-    def _settle(self, segments: Sequence[LeftSegment]) -> int:
+    def _settle(self, segments: Sequence[AbandonedSegment]) -> int:
         told = 0
         reach("left.before_settle")
         # Of all segments first: a lease must not be given back while one of them has runs of it.

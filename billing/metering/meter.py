@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 
 from billing.core.clock import Clock
-from billing.core.credit_lease import Ticket
+from billing.core.credit_lease import LeasedAdmission
 from billing.core.errors import DenialReason, NotFound, QuotaUnavailable
 from billing.core.event_ids import event_id
 from billing.core.failpoints import reach
@@ -25,7 +25,7 @@ from billing.core.reservation import (
     HoldRequest,
     HoldState,
     LoadOutcome,
-    Quota,
+    QuotaStore,
     ReleaseCause,
     ReleaseOutcome,
     Reservation,
@@ -35,11 +35,11 @@ from billing.core.reservation import (
 )
 from billing.core.sku import AdmissionPolicy, FailurePolicy, Sku
 from billing.core.usage_event import Outcome, UsageEvent, failed_line, usage_line
-from billing.metering.fallback import Outage, Publishes
+from billing.metering.fallback import Fallback, Publishes
 from billing.metering.lease_flusher import Keeps
-from billing.metering.lease_manager import Leaseholder
+from billing.metering.lease_manager import LeaseManager
 from billing.metering.settlement_amounts import are_of, as_asked, decided
-from billing.metering.usage_recorder import Admission, Recorder, TaskFacts
+from billing.metering.usage_recorder import Admission, TaskFacts, UsageRecorder
 from billing.quota.checks import check_lines
 
 log = structlog.get_logger(__name__)
@@ -67,7 +67,7 @@ class Meter:
     def __init__(
         self,
         *,
-        quota: Quota,
+        quota: QuotaStore,
         skus: Callable[[str], Sku],
         refresh: Callable[[str], LoadOutcome],
         publisher: Publishes,
@@ -76,21 +76,21 @@ class Meter:
         clock: Clock,
         hold_ttl_seconds: int,
         currency: str,
-        leases: Leaseholder | None = None,
+        leases: LeaseManager | None = None,
     ) -> None:
         self._quota = quota
         self._leases = leases
         self._skus = skus
         self._refresh = refresh
         self._journal = journal
-        self._outage = Outage(publisher, spool)
+        self._outage = Fallback(publisher, spool)
         self._clock = clock
         self._hold_ttl_seconds = hold_ttl_seconds
         self._currency = currency
 
-    def recorder(self, sku: Sku) -> Recorder:
+    def recorder(self, sku: Sku) -> UsageRecorder:
         """A recorder for one run of a task of ``sku``."""
-        return Recorder(sku, self._skus)
+        return UsageRecorder(sku, self._skus)
 
     def admit(
         self,
@@ -163,7 +163,7 @@ class Meter:
         """Put the refusal on record: an event with its reason and cost 0."""
         self._append(admission.denial(currency=self._currency))
 
-    def record_attempt(self, admission: Admission, recorder: Recorder) -> None:
+    def record_attempt(self, admission: Admission, recorder: UsageRecorder) -> None:
         """An attempt asked to be run again: its hold stays; what it cost us is put on record.
 
         What was admitted from a lease is given back to it: the next attempt holds its own.
@@ -182,7 +182,7 @@ class Meter:
         if admission.ticket is not None:
             self._end_leased(admission.ticket, [])
 
-    def settle(self, admission: Admission, recorder: Recorder) -> Settlement:
+    def settle(self, admission: Admission, recorder: UsageRecorder) -> Settlement:
         """The body succeeded: charge what it used, and put its events into the outbox.
 
         Admitted from a lease it is on this node's disk when this returns, and soon in the outbox.
@@ -190,7 +190,7 @@ class Meter:
         reach("body.after")
         return self._settle(admission, self._events(admission, recorder, Outcome.SUCCEEDED, ""))
 
-    def fail(self, admission: Admission, recorder: Recorder, cause: ReleaseCause) -> None:
+    def fail(self, admission: Admission, recorder: UsageRecorder, cause: ReleaseCause) -> None:
         """The body ended without success: charge or release, by the SKU's policy."""
         ticket = admission.ticket
         if ticket is not None and ticket.run is not None:
@@ -251,7 +251,7 @@ class Meter:
             self._keep([event])
         return outcome
 
-    def _ticket(self, base: Admission) -> Ticket | None:
+    def _ticket(self, base: Admission) -> LeasedAdmission | None:
         """Of a lease; None where the quota store has to be asked for this task.
 
         Raises:
@@ -262,7 +262,7 @@ class Meter:
         customer = base.facts.customer
         return self._leases.admit(customer, base.sku.id, base.needed_microcredits)
 
-    def _end_leased(self, ticket: Ticket, events: Sequence[UsageEvent]) -> None:
+    def _end_leased(self, ticket: LeasedAdmission, events: Sequence[UsageEvent]) -> None:
         if self._leases is None:
             raise AssertionError("a ticket is of a leaseholder")
         self._leases.end(ticket, events)
@@ -301,7 +301,7 @@ class Meter:
         raise QuotaUnavailable(f"the balance of {request.customer} could not be loaded")
 
     def _events(
-        self, admission: Admission, recorder: Recorder, outcome: Outcome, reason: str
+        self, admission: Admission, recorder: UsageRecorder, outcome: Outcome, reason: str
     ) -> list[UsageEvent]:
         return recorder.events(
             admission,

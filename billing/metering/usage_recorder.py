@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from billing.core.credit_lease import Ticket
+from billing.core.credit_lease import LeasedAdmission
 from billing.core.credits import check_microcredits
 from billing.core.errors import DenialReason, InvalidValue, NotFound
 from billing.core.event_ids import event_id
@@ -90,7 +90,7 @@ class Admission:
     degraded: bool = False
     repeat: bool = False
     """The task was billed before; whatever it records costs nothing more."""
-    ticket: Ticket | None = None
+    ticket: LeasedAdmission | None = None
     """Where it was admitted from a lease."""
     contended: bool = False
     """Refused while other processes had leases: what they do not use is soon there again."""
@@ -100,7 +100,7 @@ class Admission:
         """Whether the body may run."""
         return self.reason is None
 
-    def leased(self, ticket: Ticket) -> Admission:
+    def leased(self, ticket: LeasedAdmission) -> Admission:
         """This one, admitted from a lease."""
         # dataclasses.replace does the same in four times the time.
         return Admission(
@@ -142,7 +142,7 @@ class _Line:
     dimensions: dict[str, str] = field(default_factory=dict)
 
 
-class Recorder:
+class UsageRecorder:
     """Collects what a body says it used. One run, one thread.
 
     Args:

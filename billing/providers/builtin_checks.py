@@ -9,11 +9,11 @@ from typing import Any, Final
 from billing.core.clock import format_instant, parse_instant
 from billing.core.periods import hour_floor
 from billing.providers.port import (
-    Answer,
-    Cause,
     InvoiceLine,
-    Meter,
     MeterCheck,
+    ProviderAnswer,
+    ProviderCause,
+    ProviderMeter,
     UsageReport,
 )
 from billing.reporting.usage_report import MAX_IDENTIFIER, fits
@@ -21,7 +21,7 @@ from billing.reporting.usage_report import MAX_IDENTIFIER, fits
 _HOUR: Final = timedelta(hours=1)
 
 
-def always_there(meters: Sequence[Meter], if_it_adds: str) -> list[MeterCheck]:
+def always_there(meters: Sequence[ProviderMeter], if_it_adds: str) -> list[MeterCheck]:
     """The checks of a provider that needs no set-up but cannot take a meter that adds.
 
     Args:
@@ -39,10 +39,10 @@ def always_there(meters: Sequence[Meter], if_it_adds: str) -> list[MeterCheck]:
     ]
 
 
-def refusal(report: UsageReport) -> Answer | None:
+def refusal(report: UsageReport) -> ProviderAnswer | None:
     """Why nobody could take this report as it is; None where it is well formed."""
     if not fits(report.value):
-        return Answer(cause=Cause.INVALID_VALUE, detail="more than 15 digits")
+        return ProviderAnswer(cause=ProviderCause.INVALID_VALUE, detail="more than 15 digits")
     wrong = ""
     if not 1 <= len(report.identifier) <= MAX_IDENTIFIER:
         wrong = f"an identifier has 1 to {MAX_IDENTIFIER} characters"
@@ -50,7 +50,7 @@ def refusal(report: UsageReport) -> Answer | None:
         wrong = "the hour is not the start of a UTC hour"
     elif not report.hour <= report.timestamp < report.hour + _HOUR:
         wrong = "the timestamp is outside the hour"
-    return Answer(cause=Cause.INVALID_REQUEST, detail=wrong) if wrong else None
+    return ProviderAnswer(cause=ProviderCause.INVALID_REQUEST, detail=wrong) if wrong else None
 
 
 def lines_as_data(lines: Sequence[InvoiceLine]) -> list[dict[str, Any]]:

@@ -31,13 +31,13 @@ from billing.providers.builtin_checks import (
     total_of,
 )
 from billing.providers.port import (
-    Answer,
-    Cause,
     Invoice,
     InvoiceLine,
-    Meter,
     MeterCheck,
+    ProviderAnswer,
+    ProviderCause,
     ProviderInvoice,
+    ProviderMeter,
     ProviderUnavailable,
     UsageReport,
 )
@@ -77,7 +77,9 @@ class FileProvider:
         self._days: dict[date, _Day] = {}
         self._threads = threading.Lock()
 
-    def ensure_meters(self, meters: Sequence[Meter], *, dry_run: bool = False) -> list[MeterCheck]:
+    def ensure_meters(
+        self, meters: Sequence[ProviderMeter], *, dry_run: bool = False
+    ) -> list[MeterCheck]:
         """Every meter is there; one that adds is told as a difference."""
         del dry_run
         return always_there(meters, "it adds; files tell absolute figures")
@@ -87,7 +89,7 @@ class FileProvider:
         del name, dry_run
         return customer
 
-    def report_usage(self, report: UsageReport) -> Answer:
+    def report_usage(self, report: UsageReport) -> ProviderAnswer:
         """Append a figure to its day's files; see ``provider.Provider``."""
         refused = refusal(report)
         if refused is not None:
@@ -97,11 +99,11 @@ class FileProvider:
             with self._locked():
                 known = self._read(day)
                 if report.identifier in known.identifiers:
-                    return Answer(cause=Cause.DUPLICATE_IDENTIFIER)
+                    return ProviderAnswer(cause=ProviderCause.DUPLICATE_IDENTIFIER)
                 self._append(day, known, _row(report))
         except OSError as error:
-            return Answer(cause=Cause.SERVER_ERROR, detail=str(error)[:300])
-        return Answer(cause=Cause.TAKEN)
+            return ProviderAnswer(cause=ProviderCause.SERVER_ERROR, detail=str(error)[:300])
+        return ProviderAnswer(cause=ProviderCause.TAKEN)
 
     def read_back(self, customer_ref: str, meter: str, day: date) -> Mapping[datetime, int]:
         """The figures of a UTC day; see ``provider.Provider``."""

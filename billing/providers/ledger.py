@@ -24,13 +24,13 @@ from billing.providers.builtin_checks import (
     total_of,
 )
 from billing.providers.port import (
-    Answer,
-    Cause,
     Invoice,
     InvoiceLine,
-    Meter,
     MeterCheck,
+    ProviderAnswer,
+    ProviderCause,
     ProviderInvoice,
+    ProviderMeter,
     ProviderUnavailable,
     UsageReport,
 )
@@ -81,7 +81,9 @@ class LedgerProvider:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def ensure_meters(self, meters: Sequence[Meter], *, dry_run: bool = False) -> list[MeterCheck]:
+    def ensure_meters(
+        self, meters: Sequence[ProviderMeter], *, dry_run: bool = False
+    ) -> list[MeterCheck]:
         """Every meter is there; one that adds is told as a difference."""
         del dry_run
         return always_there(meters, "it adds; the ledger overwrites")
@@ -100,7 +102,7 @@ class LedgerProvider:
             raise NotFound("customer", customer, "see: billing customers list")
         return customer
 
-    def report_usage(self, report: UsageReport) -> Answer:
+    def report_usage(self, report: UsageReport) -> ProviderAnswer:
         """Take a figure; see ``provider.Provider``."""
         refused = refusal(report)
         if refused is not None:
@@ -116,14 +118,18 @@ class LedgerProvider:
         try:
             with self._engine.begin() as connection:
                 if connection.execute(_TAKE, parameters).rowcount:
-                    return Answer(cause=Cause.TAKEN)
+                    return ProviderAnswer(cause=ProviderCause.TAKEN)
                 taken = connection.execute(_IS_TAKEN, parameters).first() is not None
         except DBAPIError as error:
             # Whether a COMMIT whose answer was lost has happened cannot be known.
-            return Answer(cause=Cause.CONNECTION_FAILED, detail=str(error.orig)[:300])
+            return ProviderAnswer(
+                cause=ProviderCause.CONNECTION_FAILED, detail=str(error.orig)[:300]
+            )
         if taken:
-            return Answer(cause=Cause.DUPLICATE_IDENTIFIER)
-        return Answer(cause=Cause.CUSTOMER_MISSING, detail=f"no customer {report.customer_ref!r}")
+            return ProviderAnswer(cause=ProviderCause.DUPLICATE_IDENTIFIER)
+        return ProviderAnswer(
+            cause=ProviderCause.CUSTOMER_MISSING, detail=f"no customer {report.customer_ref!r}"
+        )
 
     def read_back(self, customer_ref: str, meter: str, day: date) -> Mapping[datetime, int]:
         """The figures of a UTC day; see ``provider.Provider``."""

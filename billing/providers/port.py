@@ -17,7 +17,7 @@ MAX_DIGITS: Final = 15
 """Most significant digits of a value and of a period's total: totals are read back as doubles."""
 
 
-class Verdict(StrEnum):
+class ProviderVerdict(StrEnum):
     """What a provider's answer means for a report."""
 
     ACCEPTED = "accepted"
@@ -30,7 +30,7 @@ class Verdict(StrEnum):
     """It refuses us altogether (key, permission): stop reporting, nothing is lost."""
 
 
-class Cause(StrEnum):
+class ProviderCause(StrEnum):
     """Why, as an exhaustive list; each belongs to one verdict (``VERDICTS``)."""
 
     TAKEN = "taken"
@@ -53,44 +53,44 @@ class Cause(StrEnum):
     PERMISSION_REFUSED = "permission_refused"
 
 
-VERDICTS: Final[Mapping[Cause, Verdict]] = {
-    Cause.TAKEN: Verdict.ACCEPTED,
-    Cause.DUPLICATE_IDENTIFIER: Verdict.ACCEPTED,
-    Cause.TIMED_OUT: Verdict.UNKNOWN,
-    Cause.CONNECTION_FAILED: Verdict.UNKNOWN,
-    Cause.SERVER_ERROR: Verdict.UNKNOWN,
-    Cause.CONFLICT: Verdict.UNKNOWN,
-    Cause.RATE_LIMITED: Verdict.UNKNOWN,
-    Cause.LOCK_TIMEOUT: Verdict.UNKNOWN,
-    Cause.TOO_OLD: Verdict.REFUSED,
-    Cause.IN_THE_FUTURE: Verdict.REFUSED,
-    Cause.CUSTOMER_MISSING: Verdict.REFUSED,
-    Cause.METER_MISSING: Verdict.REFUSED,
-    Cause.METER_INACTIVE: Verdict.REFUSED,
-    Cause.INVALID_VALUE: Verdict.REFUSED,
-    Cause.INVALID_REQUEST: Verdict.REFUSED,
-    Cause.UNMAPPED_CUSTOMER: Verdict.REFUSED,
-    Cause.KEY_REFUSED: Verdict.STOPPED,
-    Cause.PERMISSION_REFUSED: Verdict.STOPPED,
+VERDICTS: Final[Mapping[ProviderCause, ProviderVerdict]] = {
+    ProviderCause.TAKEN: ProviderVerdict.ACCEPTED,
+    ProviderCause.DUPLICATE_IDENTIFIER: ProviderVerdict.ACCEPTED,
+    ProviderCause.TIMED_OUT: ProviderVerdict.UNKNOWN,
+    ProviderCause.CONNECTION_FAILED: ProviderVerdict.UNKNOWN,
+    ProviderCause.SERVER_ERROR: ProviderVerdict.UNKNOWN,
+    ProviderCause.CONFLICT: ProviderVerdict.UNKNOWN,
+    ProviderCause.RATE_LIMITED: ProviderVerdict.UNKNOWN,
+    ProviderCause.LOCK_TIMEOUT: ProviderVerdict.UNKNOWN,
+    ProviderCause.TOO_OLD: ProviderVerdict.REFUSED,
+    ProviderCause.IN_THE_FUTURE: ProviderVerdict.REFUSED,
+    ProviderCause.CUSTOMER_MISSING: ProviderVerdict.REFUSED,
+    ProviderCause.METER_MISSING: ProviderVerdict.REFUSED,
+    ProviderCause.METER_INACTIVE: ProviderVerdict.REFUSED,
+    ProviderCause.INVALID_VALUE: ProviderVerdict.REFUSED,
+    ProviderCause.INVALID_REQUEST: ProviderVerdict.REFUSED,
+    ProviderCause.UNMAPPED_CUSTOMER: ProviderVerdict.REFUSED,
+    ProviderCause.KEY_REFUSED: ProviderVerdict.STOPPED,
+    ProviderCause.PERMISSION_REFUSED: ProviderVerdict.STOPPED,
 }
-assert set(VERDICTS) == set(Cause)  # noqa: S101 - a relation between constants
+assert set(VERDICTS) == set(ProviderCause)  # noqa: S101 - a relation between constants
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class ProviderAnswer:
     """A provider's answer to one report."""
 
-    cause: Cause
+    cause: ProviderCause
     detail: str = ""
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> ProviderVerdict:
         """What it means for the report."""
         return VERDICTS[self.cause]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Meter:
+class ProviderMeter:
     """Where a provider counts one SKU.
 
     ``name`` is the event name it listens to; ``display_name`` is for people; ``overwrites`` says
@@ -111,7 +111,7 @@ class MeterCheck:
     reported to it. ``provider_id`` is the provider's own id, empty where it does not exist yet.
     """
 
-    meter: Meter
+    meter: ProviderMeter
     provider_id: str
     created: bool
     differences: Sequence[str] = ()
@@ -191,12 +191,12 @@ class ProviderInvoice:
 
 
 class ProviderUnavailable(Exception):  # noqa: N818 - as billing.core.errors.QuotaUnavailable
-    """No definite answer to a question; the answer to a report is an ``Answer``.
+    """No definite answer to a question; the answer to a report is an ``ProviderAnswer``.
 
     ``cause`` says why, where that is known: a thing that was asked about may not be there.
     """
 
-    cause: Cause | None = None
+    cause: ProviderCause | None = None
 
 
 class Provider(Protocol):
@@ -212,7 +212,9 @@ class Provider(Protocol):
     max_age: timedelta | None
     """How old a figure it takes; None: any age. What is older is carried into the open period."""
 
-    def ensure_meters(self, meters: Sequence[Meter], *, dry_run: bool = False) -> list[MeterCheck]:
+    def ensure_meters(
+        self, meters: Sequence[ProviderMeter], *, dry_run: bool = False
+    ) -> list[MeterCheck]:
         """Create what is missing (not with ``dry_run``) and compare what is there."""
         ...
 
@@ -220,7 +222,7 @@ class Provider(Protocol):
         """The provider's own id of a customer of ours; made there if it has none. Repeatable."""
         ...
 
-    def report_usage(self, report: UsageReport) -> Answer:
+    def report_usage(self, report: UsageReport) -> ProviderAnswer:
         """Send one figure. The same report may be sent any number of times."""
         ...
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from billing.core.clock import Clock, to_ms
 from billing.core.customer import check_customer_id, unknown_customer
 from billing.core.errors import InvalidValue, NotFound, QuotaUnavailable
-from billing.core.reservation import AccountView, LoadOutcome, Quota
+from billing.core.reservation import AccountView, LoadOutcome, QuotaStore
 from billing.postgres import schema as tables
 from billing.quota.account_state import current_state, rebuild
 
@@ -23,7 +23,7 @@ _TIMES_UNANSWERED: Final = 3
 """Customers in a row that could not be told, after which the server is taken to be away."""
 
 
-class AccountSync:
+class AccountLoader:
     """Loads and refreshes accounts in the quota store.
 
     Args:
@@ -32,7 +32,7 @@ class AccountSync:
         clock: The time, for the customer's month.
     """
 
-    def __init__(self, engine: sa.Engine, quota: Quota, clock: Clock) -> None:
+    def __init__(self, engine: sa.Engine, quota: QuotaStore, clock: Clock) -> None:
         self._engine = engine
         self._quota = quota
         self._clock = clock

@@ -15,7 +15,7 @@ from typing import Any, Final
 import redis
 
 from billing.core.errors import QuotaUnavailable
-from billing.redis.keys import Keys, shard_of, split_member
+from billing.redis.keys import RedisKeys, shard_of, split_member
 from billing.redis.scripts import script_text
 
 _CHUNK: Final = 100
@@ -35,7 +35,7 @@ class Wrong(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mended:
+class RepairedHolds:
     """One thing that was put right. ``task_id`` is empty for a sum."""
 
     wrong: Wrong
@@ -44,20 +44,20 @@ class Mended:
     amount_microcredits: int
 
 
-class RedisMend:
+class HoldRepair:
     """Puts holds right, one atomic step per hundred of them.
 
     Args:
-        client: As for ``RedisQuota``.
+        client: As for ``RedisQuotaStore``.
         keys: The names of the keys.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: RedisKeys) -> None:
         self._client = client
         self._keys = keys
         self._script = client.register_script(script_text("mend"))
 
-    def mend(self, customer: str) -> list[Mended]:
+    def mend(self, customer: str) -> list[RepairedHolds]:
         """Look at every hold of a customer and put right what does not agree.
 
         Raises:
@@ -65,7 +65,7 @@ class RedisMend:
         """
         with _answering():
             tasks = self._tasks(customer)
-            found: list[Mended] = []
+            found: list[RepairedHolds] = []
             # At least once, for the sum.
             for start in range(0, max(len(tasks), 1), _CHUNK):
                 found += self._mend(customer, tasks[start : start + _CHUNK])
@@ -78,7 +78,7 @@ class RedisMend:
         swept = [task for owner, task in named if owner == customer]
         return sorted({_text(task) for task in listed} | set(swept))
 
-    def _mend(self, customer: str, tasks: list[str]) -> Iterator[Mended]:
+    def _mend(self, customer: str, tasks: list[str]) -> Iterator[RepairedHolds]:
         keys = [
             self._keys.account(customer),
             self._keys.customer_holds(customer),
@@ -87,7 +87,7 @@ class RedisMend:
         ]
         for what, subject, amount in self._script(keys=keys, args=[customer, *tasks]):
             wrong = Wrong(_text(what))
-            yield Mended(
+            yield RepairedHolds(
                 wrong=wrong,
                 customer=customer,
                 task_id="" if wrong is Wrong.HELD else _text(subject),

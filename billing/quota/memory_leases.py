@@ -1,4 +1,4 @@
-"""Leases in the memory of one process: the two verbs that ``MemoryQuota`` has beside holds."""
+"""Leases in the memory of one process: the two verbs that ``MemoryQuotaStore`` has beside holds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MILLISECONDS: Final = 1000
 
 
 class MemoryLeases(ABC):
-    """What ``MemoryQuota`` has of leases; its accounts and holds are the other half."""
+    """What ``MemoryQuotaStore`` has of leases; its accounts and holds are the other half."""
 
     _lock: threading.RLock
     _remember_ms: int

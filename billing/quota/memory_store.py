@@ -47,13 +47,13 @@ from billing.redis.keys import shard_of
 _MILLISECONDS: Final = 1000
 
 
-class MemoryQuota(MemoryLeases):
-    """``Quota`` and ``LeaseStore`` in memory; safe to use from several threads.
+class MemoryQuotaStore(MemoryLeases):
+    """``QuotaStore`` and ``LeaseStore`` in memory; safe to use from several threads.
 
     Args:
         clock: The time.
         hold_record_ttl_seconds: How long an ended hold is remembered.
-        quarantine_seconds: As in ``RedisQuota``; counted from the first load into a shard.
+        quarantine_seconds: As in ``RedisQuotaStore``; counted from the first load into a shard.
 
     Attributes:
         outbox: The events to be published, with the decided figures, oldest first. Whoever
@@ -76,7 +76,7 @@ class MemoryQuota(MemoryLeases):
         self.outbox: list[UsageEvent] = []
 
     def reserve(self, request: HoldRequest) -> Reservation:
-        """Hold the amount for the task, or say why not. See ``Quota.reserve``."""
+        """Hold the amount for the task, or say why not. See ``QuotaStore.reserve``."""
         check_request(request)
         with self._lock:
             now_ms = self._now_ms()
@@ -97,7 +97,7 @@ class MemoryQuota(MemoryLeases):
             return self._admit(request, hold, account, now_ms)
 
     def reserve_many(self, requests: Sequence[HoldRequest]) -> list[Reservation]:
-        """Reserve for each. See ``Quota.reserve_many``."""
+        """Reserve for each. See ``QuotaStore.reserve_many``."""
         for request in requests:
             check_request(request)
         return [self.reserve(request) for request in requests]
@@ -110,7 +110,7 @@ class MemoryQuota(MemoryLeases):
         *,
         marked: bool = False,
     ) -> Settlement:
-        """End the hold and put the events into the outbox. See ``Quota.settle``."""
+        """End the hold and put the events into the outbox. See ``QuotaStore.settle``."""
         check_lines(customer, task_id, events)
         with self._lock:
             now_ms = self._now_ms()
@@ -143,7 +143,7 @@ class MemoryQuota(MemoryLeases):
     def release(
         self, customer: str, task_id: str, cause: ReleaseCause, event: UsageEvent | None
     ) -> ReleaseOutcome:
-        """Give the hold back. See ``Quota.release``."""
+        """Give the hold back. See ``QuotaStore.release``."""
         if event is not None:
             check_event(customer, event, free=True)
         with self._lock:
@@ -169,13 +169,13 @@ class MemoryQuota(MemoryLeases):
             return ReleaseOutcome.TOMBSTONE
 
     def append(self, customer: str, event: UsageEvent) -> None:
-        """Put an event of amount 0 into the outbox. See ``Quota.append``."""
+        """Put an event of amount 0 into the outbox. See ``QuotaStore.append``."""
         check_event(customer, event, free=True)
         with self._lock:
             self._put_out(customer, event)
 
     def expire(self, limit: int) -> list[HoldView]:
-        """Expire up to ``limit`` holds over time, the oldest first. See ``Quota.expire``."""
+        """Expire up to ``limit`` holds over time, the oldest first. See ``QuotaStore.expire``."""
         with self._lock:
             now_ms = self._now_ms()
             due = [hold for hold in self._open.values() if hold.expires_at_ms <= now_ms]
@@ -187,7 +187,7 @@ class MemoryQuota(MemoryLeases):
             return [hold.view() for hold in due[:limit]]
 
     def load(self, state: AccountState) -> LoadOutcome:
-        """Take over what PostgreSQL knows, if it is newer. See ``Quota.load``."""
+        """Take over what PostgreSQL knows, if it is newer. See ``QuotaStore.load``."""
         check_state(state)
         with self._lock:
             now_ms = self._now_ms()

@@ -1,4 +1,4 @@
-"""Leases on Redis or Valkey: the two verbs that ``RedisQuota`` has beside those of holds."""
+"""Leases on Redis or Valkey: the two verbs that ``RedisQuotaStore`` has beside those of holds."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from billing.core.credit_lease import (
 from billing.core.errors import QuotaUnavailable, WeighbridgeError
 from billing.core.reservation import LineFigures
 from billing.quota.checks import check_batch
-from billing.redis.keys import Keys, shard_of
+from billing.redis.keys import RedisKeys, shard_of
 from billing.redis.scripts import MILLISECONDS, answering, script_text, text
 
 LEASE_VERBS: Final = ("lease", "settle_leased")
 _MINUTE_MS: Final = 60_000
 
 
-class RedisLeases:
+class RedisLeaseStore:
     """Leases of every customer.
 
     Args:
-        client: As of ``RedisQuota``.
+        client: As of ``RedisQuotaStore``.
         keys: The names of the keys.
         remember_ms: How long a settled task is known as one.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys, *, remember_ms: int) -> None:
+    def __init__(self, client: redis.Redis, keys: RedisKeys, *, remember_ms: int) -> None:
         self._client = client
         self._keys = keys
         self._remember_ms = remember_ms
@@ -104,7 +104,7 @@ class RedisLeases:
         return [*keys, *places], arguments
 
 
-def done_key(keys: Keys, customer: str, mark: UUID) -> str:
+def done_key(keys: RedisKeys, customer: str, mark: UUID) -> str:
     """Where the mark of a settled task is: by the minute it was metered in, which its id tells."""
     return keys.done(customer, _metered_ms(mark) // _MINUTE_MS)
 

@@ -27,17 +27,17 @@ from billing.core.reservation import (
 )
 from billing.core.usage_event import UsageEvent
 from billing.quota.checks import check_event, check_lines, check_request, check_state
-from billing.quota.redis_lease_store import LEASE_VERBS, RedisLeases, done_key
-from billing.redis.keys import SHARDS, Keys, shard_of, split_member
-from billing.redis.scripts import MILLISECONDS, Call, Scripts, answering, text, texts
+from billing.quota.redis_lease_store import LEASE_VERBS, RedisLeaseStore, done_key
+from billing.redis.keys import SHARDS, RedisKeys, shard_of, split_member
+from billing.redis.scripts import MILLISECONDS, Call, LuaScripts, answering, text, texts
 
 VERBS: Final = ("reserve", "settle", "release", "append", "expire", "load", *LEASE_VERBS)
 _CHUNK: Final = 100
 """Holds expired by one script, or reserved or read in one pipeline: leaves the server to others."""
 
 
-class RedisQuota:
-    """``Quota`` on Redis. Every verb is one script on one hash slot, timed by the server's clock.
+class RedisQuotaStore:
+    """``QuotaStore`` on Redis. Each verb is one script on one slot, timed by the server's clock.
 
     It is a ``LeaseStore`` as well (``redis_leases``).
 
@@ -57,20 +57,20 @@ class RedisQuota:
         quarantine_seconds: int,
     ) -> None:
         self._client = client
-        self._keys = Keys(prefix)
+        self._keys = RedisKeys(prefix)
         self._remember_ms = hold_record_ttl_seconds * MILLISECONDS
         self._quarantine_ms = quarantine_seconds * MILLISECONDS
-        self._scripts = Scripts(client, VERBS)
-        self._leases = RedisLeases(client, self._keys, remember_ms=self._remember_ms)
+        self._scripts = LuaScripts(client, VERBS)
+        self._leases = RedisLeaseStore(client, self._keys, remember_ms=self._remember_ms)
         self._sweep_from: int | None = None
 
     def reserve(self, request: HoldRequest) -> Reservation:
-        """Hold the amount for the task, or say why not. See ``Quota.reserve``."""
+        """Hold the amount for the task, or say why not. See ``QuotaStore.reserve``."""
         check_request(request)
         return _reservation(self._run("reserve", *self._reserving(request)))
 
     def reserve_many(self, requests: Sequence[HoldRequest]) -> list[Reservation]:
-        """Reserve for each, a round trip for every hundred. See ``Quota.reserve_many``."""
+        """Reserve for each, a round trip for every hundred. See ``QuotaStore.reserve_many``."""
         for request in requests:
             check_request(request)
         found: list[Reservation] = []
@@ -91,7 +91,7 @@ class RedisQuota:
         *,
         marked: bool = False,
     ) -> Settlement:
-        """End the hold and put the events into the outbox. See ``Quota.settle``."""
+        """End the hold and put the events into the outbox. See ``QuotaStore.settle``."""
         check_lines(customer, task_id, events)
         keys = [*self._hold_keys(customer, task_id), self._out(customer)]
         mark = b""
@@ -117,7 +117,7 @@ class RedisQuota:
     def release(
         self, customer: str, task_id: str, cause: ReleaseCause, event: UsageEvent | None
     ) -> ReleaseOutcome:
-        """Give the hold back. See ``Quota.release``."""
+        """Give the hold back. See ``QuotaStore.release``."""
         if event is not None:
             check_event(customer, event, free=True)
         reply = self._run(
@@ -145,12 +145,12 @@ class RedisQuota:
         return self._leases.settle(batches)
 
     def append(self, customer: str, event: UsageEvent) -> None:
-        """Put an event of amount 0 into the outbox. See ``Quota.append``."""
+        """Put an event of amount 0 into the outbox. See ``QuotaStore.append``."""
         check_event(customer, event, free=True)
         self._run("append", [self._keys.account(customer), self._out(customer)], [event.to_wire()])
 
     def expire(self, limit: int) -> list[HoldView]:
-        """Expire up to ``limit`` holds over time, shard by shard. See ``Quota.expire``.
+        """Expire up to ``limit`` holds over time, shard by shard. See ``QuotaStore.expire``.
 
         Each sweep begins with the shard after the one where the last ended, so that a shard with
         more than ``limit`` of them cannot keep the others waiting.
@@ -172,7 +172,7 @@ class RedisQuota:
         return expired
 
     def load(self, state: AccountState) -> LoadOutcome:
-        """Take over what PostgreSQL knows, if it is newer. See ``Quota.load``."""
+        """Take over what PostgreSQL knows, if it is newer. See ``QuotaStore.load``."""
         check_state(state)
         customer = state.customer
         arguments: list[str | int | bytes] = [

@@ -12,9 +12,15 @@ from billing.archive.catalog import archives
 from billing.core.clock import Clock, format_instant, from_ms, to_ms
 from billing.core.event_ids import lowest_id
 from billing.core.periods import Period, hour_floor
-from billing.core.reservation import HoldView, Quota
+from billing.core.reservation import HoldView, QuotaStore
 from billing.postgres.schema import customers, grants, quota_fences, usage_events, usage_hourly
-from billing.reconciliation.invariants import Books, Discrepancy, Kind, compare, compare_rollups
+from billing.reconciliation.invariants import (
+    CustomerBalances,
+    Discrepancy,
+    DiscrepancyKind,
+    compare,
+    compare_rollups,
+)
 
 Buckets = dict[tuple[str, ...], tuple[int, ...]]
 """By (customer, hour, SKU, outcome, reason): events, quantity, amount, shortfall, cost."""
@@ -38,7 +44,7 @@ _SUMS_OF_THE_LOG = sa.text(
 )
 
 
-class Reconcile:
+class InvariantChecks:
     """Checks every invariant.
 
     Args:
@@ -47,7 +53,7 @@ class Reconcile:
         clock: The time.
     """
 
-    def __init__(self, engine: sa.Engine, quota: Quota, clock: Clock) -> None:
+    def __init__(self, engine: sa.Engine, quota: QuotaStore, clock: Clock) -> None:
         self._engine = engine
         self._quota = quota
         self._clock = clock
@@ -90,7 +96,7 @@ class Reconcile:
         holds: list[HoldView],
         start: datetime,
         only: str | None = None,
-    ) -> list[Books]:
+    ) -> list[CustomerBalances]:
         """The totals of all time, of one customer or of all.
 
         Those of the log before ``start`` and of archived months are its rollups', which were
@@ -128,7 +134,7 @@ class Reconcile:
         for customer in connection.execute(chosen).scalars():
             account = self._quota.account(customer)
             books.append(
-                Books(
+                CustomerBalances(
                     customer=customer,
                     granted=granted.get(customer, 0),
                     fenced=fenced.get(customer, 0),
@@ -170,7 +176,7 @@ class Reconcile:
         )
         return [
             Discrepancy(
-                kind=Kind.DUPLICATE,
+                kind=DiscrepancyKind.DUPLICATE,
                 customer=row.customer_id,
                 expected=1,
                 found=row.times,
@@ -188,7 +194,7 @@ class Reconcile:
         )
         return [
             Discrepancy(
-                kind=Kind.DENIED_BUT_RAN,
+                kind=DiscrepancyKind.DENIED_BUT_RAN,
                 customer=row.customer_id,
                 expected=0,
                 found=row.quantity or row.amount_microcredits or row.cost_micros,
@@ -201,7 +207,7 @@ class Reconcile:
         latest = to_ms(self._clock.now() - SWEEP_GRACE)
         return [
             Discrepancy(
-                kind=Kind.OVERDUE_HOLD,
+                kind=DiscrepancyKind.OVERDUE_HOLD,
                 customer=hold.customer,
                 expected=0,
                 found=hold.held_microcredits,

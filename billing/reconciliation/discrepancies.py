@@ -11,11 +11,11 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from billing.reconciliation.invariants import Discrepancy, Kind
-from billing.reconciliation.remedies import Cause, Remedy
+from billing.reconciliation.invariants import Discrepancy, DiscrepancyKind
+from billing.reconciliation.remedies import DiscrepancyCause, Remedy
 
 
-class State(StrEnum):
+class DiscrepancyState(StrEnum):
     """Where a discrepancy stands."""
 
     FOUND = "found"
@@ -30,13 +30,13 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class RecordedDiscrepancy:
     """A discrepancy with what is known of it and what became of it."""
 
     discrepancy: Discrepancy
-    cause: Cause
+    cause: DiscrepancyCause
     remedy: Remedy
-    state: State
+    state: DiscrepancyState
     note: str = ""
 
     def as_dict(self) -> dict[str, object]:
@@ -51,18 +51,18 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class DiscrepancyRow:
     """A row of ``discrepancies``."""
 
     id: int
-    kind: Kind
+    kind: DiscrepancyKind
     customer: str
     expected: int
     found: int
     detail: str
     cause: str
     remedy: str
-    state: State
+    state: DiscrepancyState
     note: str
     times_seen: int
     first_seen_at: datetime
@@ -117,7 +117,7 @@ _EVER: Final = sa.text("SELECT kind, count(*) FROM discrepancies GROUP BY 1")
 _OLDEST: Final = sa.text("SELECT min(first_seen_at) FROM discrepancies WHERE ended_at IS NULL")
 
 
-class Record:
+class DiscrepancyStore:
     """The table of discrepancies.
 
     Args:
@@ -127,7 +127,7 @@ class Record:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def write(self, findings: Iterable[Finding], now: datetime) -> None:
+    def write(self, findings: Iterable[RecordedDiscrepancy], now: datetime) -> None:
         """Note a complete run: what it found, and that what it did not find is gone."""
         with self._engine.begin() as connection:
             seen = [
@@ -136,30 +136,31 @@ class Record:
             ]
             connection.execute(_GONE, {"seen": seen, "now": now})
 
-    def list(self, *, ended: bool = False, limit: int = 100) -> Sequence[Row]:
+    def list(self, *, ended: bool = False, limit: int = 100) -> Sequence[DiscrepancyRow]:
         """Newest first; those that have ended only if asked for."""
         with self._engine.connect() as connection:
             rows = connection.execute(_LIST, {"ended": ended, "limit": limit}).all()
         return [
-            Row(
-                id=row.id, kind=Kind(row.kind), customer=row.customer_id,
+            DiscrepancyRow(
+                id=row.id, kind=DiscrepancyKind(row.kind), customer=row.customer_id,
                 expected=int(row.expected), found=int(row.found), detail=row.detail,
-                cause=row.cause, remedy=row.remedy, state=State(row.state), note=row.note,
-                times_seen=row.times_seen, first_seen_at=row.first_seen_at,
-                last_seen_at=row.last_seen_at, ended_at=row.ended_at,
+                cause=row.cause, remedy=row.remedy,
+                state=DiscrepancyState(row.state), note=row.note, times_seen=row.times_seen,
+                first_seen_at=row.first_seen_at, last_seen_at=row.last_seen_at,
+                ended_at=row.ended_at,
             )
             for row in rows
         ]  # fmt: skip
 
-    def open(self) -> dict[Kind, int]:
+    def open(self) -> dict[DiscrepancyKind, int]:
         """How many there are now, by kind: a metric."""
         with self._engine.connect() as connection:
-            return {Kind(kind): count for kind, count in connection.execute(_OPEN)}
+            return {DiscrepancyKind(kind): count for kind, count in connection.execute(_OPEN)}
 
-    def ever(self) -> dict[Kind, int]:
+    def ever(self) -> dict[DiscrepancyKind, int]:
         """How many there ever were, by kind: a metric that only grows."""
         with self._engine.connect() as connection:
-            return {Kind(kind): count for kind, count in connection.execute(_EVER)}
+            return {DiscrepancyKind(kind): count for kind, count in connection.execute(_EVER)}
 
     def oldest_open(self) -> datetime | None:
         """When the oldest open one was first seen; None where none is open."""
@@ -168,7 +169,7 @@ class Record:
         return first
 
 
-def _parameters(finding: Finding, now: datetime) -> dict[str, object]:
+def _parameters(finding: RecordedDiscrepancy, now: datetime) -> dict[str, object]:
     discrepancy = finding.discrepancy
     return {
         "kind": discrepancy.kind.value,

@@ -23,7 +23,7 @@ _PAGE: Final = 500
 _LOGGED: Final = sa.text("SELECT id FROM usage_events WHERE id = ANY(CAST(:ids AS uuid[]))")
 
 
-class Shelves:
+class InFlightUsage:
     """What of this node and of the outbox has not reached the log.
 
     Args:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 
-class Kind(StrEnum):
+class DiscrepancyKind(StrEnum):
     """What does not agree. Each says in its text what it means for money."""
 
     AVAILABLE = "available"
@@ -37,7 +37,7 @@ class Discrepancy:
     ``bucket`` names a rollup: hour, SKU, outcome and reason; empty for anything else.
     """
 
-    kind: Kind
+    kind: DiscrepancyKind
     customer: str
     expected: int
     found: int
@@ -50,7 +50,7 @@ class Discrepancy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Books:
+class CustomerBalances:
     """One customer as each of the three sides has it, in microcredits.
 
     ``granted`` is the sum of grants, ``fenced`` what the fence row says of it; ``logged`` and
@@ -70,7 +70,7 @@ class Books:
     """The sum of the customer's open holds, each looked up by itself."""
 
 
-def compare(books: Iterable[Books]) -> list[Discrepancy]:
+def compare(books: Iterable[CustomerBalances]) -> list[Discrepancy]:
     """Everything that does not agree, customer by customer. Empty when all is well and drained."""
     found: list[Discrepancy] = []
     for book in books:
@@ -78,10 +78,10 @@ def compare(books: Iterable[Books]) -> list[Discrepancy]:
     return found
 
 
-def _of_one(book: Books) -> list[Discrepancy]:
-    checks: list[tuple[Kind, int, int, str]] = [
-        (Kind.GRANTED, book.granted, book.fenced, "sum of grants against the fence"),
-        (Kind.ROLLUP, book.logged, book.rolled_up, "log against rollups"),
+def _of_one(book: CustomerBalances) -> list[Discrepancy]:
+    checks: list[tuple[DiscrepancyKind, int, int, str]] = [
+        (DiscrepancyKind.GRANTED, book.granted, book.fenced, "sum of grants against the fence"),
+        (DiscrepancyKind.ROLLUP, book.logged, book.rolled_up, "log against rollups"),
     ]
     if (
         book.account_granted is not None
@@ -90,16 +90,26 @@ def _of_one(book: Books) -> list[Discrepancy]:
     ):
         available = book.account_granted - book.account_settled - book.account_held
         checks += [
-            (Kind.GRANTED, book.granted, book.account_granted, "sum of grants against Redis"),
-            (Kind.SETTLED, book.logged, book.account_settled, "log against Redis"),
-            (Kind.AVAILABLE, book.open_holds, book.account_held, "open holds against what is held"),
             (
-                Kind.AVAILABLE,
+                DiscrepancyKind.GRANTED,
+                book.granted,
+                book.account_granted,
+                "sum of grants against Redis",
+            ),
+            (DiscrepancyKind.SETTLED, book.logged, book.account_settled, "log against Redis"),
+            (
+                DiscrepancyKind.AVAILABLE,
+                book.open_holds,
+                book.account_held,
+                "open holds against what is held",
+            ),
+            (
+                DiscrepancyKind.AVAILABLE,
                 book.granted - book.logged - book.open_holds,
                 available,
                 "granted - settled - held against Redis",
             ),
-            (Kind.NEGATIVE, 0, min(available, 0), "available"),
+            (DiscrepancyKind.NEGATIVE, 0, min(available, 0), "available"),
         ]
     return [
         Discrepancy(
@@ -123,7 +133,7 @@ def compare_rollups(
     """
     return [
         Discrepancy(
-            kind=Kind.ROLLUP,
+            kind=DiscrepancyKind.ROLLUP,
             customer=bucket[0],
             expected=logged.get(bucket, (0, 0, 0, 0, 0))[2],
             found=rolled_up.get(bucket, (0, 0, 0, 0, 0))[2],

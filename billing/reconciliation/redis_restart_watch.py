@@ -21,7 +21,7 @@ WHILE: Final = timedelta(seconds=90)
 are published again within seconds, and what they bring has to be logged first."""
 
 
-class LossWatch:
+class RedisRestartWatch:
     """Remembers, for one node, which life of Redis's data it saw last, and since when.
 
     Args:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from billing.reconciliation.invariants import Discrepancy, Kind
+from billing.reconciliation.invariants import Discrepancy, DiscrepancyKind
 
 
 class Remedy(StrEnum):
@@ -27,7 +27,7 @@ class Remedy(StrEnum):
     """No rule can say what is right; a person reads the lines."""
 
 
-class Cause(StrEnum):
+class DiscrepancyCause(StrEnum):
     """What probably happened, where that can be known."""
 
     UNKNOWN = ""
@@ -45,18 +45,18 @@ class Cause(StrEnum):
     """A hold outlived its task and every sweep."""
 
 
-_REMEDIES: Final[Mapping[Kind, Remedy]] = {
-    Kind.AVAILABLE: Remedy.MEND_HOLDS,
-    Kind.NEGATIVE: Remedy.BY_HAND,
-    Kind.GRANTED: Remedy.SYNC_GRANTS,
-    Kind.SETTLED: Remedy.REBUILD,
-    Kind.ROLLUP: Remedy.ROLL_UP,
-    Kind.DUPLICATE: Remedy.BY_HAND,
-    Kind.OVERDUE_HOLD: Remedy.MEND_HOLDS,
-    Kind.DENIED_BUT_RAN: Remedy.BY_HAND,
-    Kind.LOST_EVENT: Remedy.PUBLISH_AGAIN,
+_REMEDIES: Final[Mapping[DiscrepancyKind, Remedy]] = {
+    DiscrepancyKind.AVAILABLE: Remedy.MEND_HOLDS,
+    DiscrepancyKind.NEGATIVE: Remedy.BY_HAND,
+    DiscrepancyKind.GRANTED: Remedy.SYNC_GRANTS,
+    DiscrepancyKind.SETTLED: Remedy.REBUILD,
+    DiscrepancyKind.ROLLUP: Remedy.ROLL_UP,
+    DiscrepancyKind.DUPLICATE: Remedy.BY_HAND,
+    DiscrepancyKind.OVERDUE_HOLD: Remedy.MEND_HOLDS,
+    DiscrepancyKind.DENIED_BUT_RAN: Remedy.BY_HAND,
+    DiscrepancyKind.LOST_EVENT: Remedy.PUBLISH_AGAIN,
 }
-assert set(_REMEDIES) == set(Kind)  # noqa: S101 - a relation between constants
+assert set(_REMEDIES) == set(DiscrepancyKind)  # noqa: S101 - a relation between constants
 
 
 def remedy_of(discrepancy: Discrepancy) -> Remedy:
@@ -64,7 +64,7 @@ def remedy_of(discrepancy: Discrepancy) -> Remedy:
     return _REMEDIES[discrepancy.kind]
 
 
-def cause_of(discrepancy: Discrepancy, lost_microcredits: int) -> Cause:
+def cause_of(discrepancy: Discrepancy, lost_microcredits: int) -> DiscrepancyCause:
     """What probably caused it.
 
     Args:
@@ -72,19 +72,23 @@ def cause_of(discrepancy: Discrepancy, lost_microcredits: int) -> Cause:
         lost_microcredits: What the customer's lost events come to, as far as they are known.
     """
     match discrepancy.kind:
-        case Kind.LOST_EVENT:
-            return Cause.EVENT_LOST
-        case Kind.SETTLED:
+        case DiscrepancyKind.LOST_EVENT:
+            return DiscrepancyCause.EVENT_LOST
+        case DiscrepancyKind.SETTLED:
             ahead = discrepancy.found - discrepancy.expected
             if ahead < 0:
-                return Cause.REDIS_BEHIND
-            return Cause.EVENT_LOST if lost_microcredits == ahead else Cause.REDIS_AHEAD
-        case Kind.ROLLUP | Kind.GRANTED:
-            return Cause.EDITED
-        case Kind.OVERDUE_HOLD:
-            return Cause.HOLD_LEFT
+                return DiscrepancyCause.REDIS_BEHIND
+            return (
+                DiscrepancyCause.EVENT_LOST
+                if lost_microcredits == ahead
+                else DiscrepancyCause.REDIS_AHEAD
+            )
+        case DiscrepancyKind.ROLLUP | DiscrepancyKind.GRANTED:
+            return DiscrepancyCause.EDITED
+        case DiscrepancyKind.OVERDUE_HOLD:
+            return DiscrepancyCause.HOLD_LEFT
         case _:
-            return Cause.UNKNOWN
+            return DiscrepancyCause.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,5 +115,5 @@ def must_wait(discrepancy: Discrepancy, way: OnTheWay) -> bool:
     be available again until it arrives; so where Redis is ahead, nothing may be on its way. Where
     Redis is behind, a rebuild only takes credits away, and that is never too early.
     """
-    ahead = discrepancy.kind is Kind.SETTLED and discrepancy.found > discrepancy.expected
+    ahead = discrepancy.kind is DiscrepancyKind.SETTLED and discrepancy.found > discrepancy.expected
     return ahead and (way.in_outbox > 0 or way.in_queue != 0)

@@ -22,17 +22,28 @@ from sqlalchemy.engine import Engine
 from billing.core.clock import Clock, parse_instant
 from billing.core.event_ids import lowest_id
 from billing.core.periods import month_of
-from billing.core.reservation import Quota
+from billing.core.reservation import QuotaStore
 from billing.core.usage_event import UsageEvent
 from billing.postgres.partition_detaching import is_attached
-from billing.quota.account_loader import AccountSync
-from billing.quota.hold_repair import Mended, RedisMend, Wrong
-from billing.reconciliation.checks import Reconcile
-from billing.reconciliation.discrepancies import Finding, Record, State
-from billing.reconciliation.in_flight import Shelves
-from billing.reconciliation.invariants import Discrepancy, Kind
-from billing.reconciliation.remedies import Cause, OnTheWay, Remedy, cause_of, must_wait, remedy_of
-from billing.reconciliation.tamper_check import AsLogged, named
+from billing.quota.account_loader import AccountLoader
+from billing.quota.hold_repair import HoldRepair, RepairedHolds, Wrong
+from billing.reconciliation.checks import InvariantChecks
+from billing.reconciliation.discrepancies import (
+    DiscrepancyState,
+    DiscrepancyStore,
+    RecordedDiscrepancy,
+)
+from billing.reconciliation.in_flight import InFlightUsage
+from billing.reconciliation.invariants import Discrepancy, DiscrepancyKind
+from billing.reconciliation.remedies import (
+    DiscrepancyCause,
+    OnTheWay,
+    Remedy,
+    cause_of,
+    must_wait,
+    remedy_of,
+)
+from billing.reconciliation.tamper_check import TamperCheck, named
 from billing.transport.publishers import Publisher
 
 _log = structlog.get_logger(__name__)
@@ -108,18 +119,18 @@ class Repair:
         self,
         engine: Engine,
         *,
-        quota: Quota,
-        reconcile: Reconcile,
-        shelves: Shelves,
-        sync: AccountSync,
-        mend: RedisMend,
+        quota: QuotaStore,
+        reconcile: InvariantChecks,
+        shelves: InFlightUsage,
+        sync: AccountLoader,
+        mend: HoldRepair,
         publisher: Callable[[], Publisher],
-        record: Record,
+        record: DiscrepancyStore,
         clock: Clock,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self._engine = engine
-        self._as_logged = AsLogged(engine, clock)
+        self._as_logged = TamperCheck(engine, clock)
         self._quota = quota
         self._reconcile = reconcile
         self._shelves = shelves
@@ -130,7 +141,7 @@ class Repair:
         self._clock = clock
         self._wait = wait
 
-    def run(self, since: datetime, *, repair: bool) -> list[Finding]:
+    def run(self, since: datetime, *, repair: bool) -> list[RecordedDiscrepancy]:
         """Look twice, put right what stands, look again, and write it down.
 
         Args:
@@ -148,11 +159,11 @@ class Repair:
             of_customer[event.customer] += event.amount_microcredits
         findings = [
             self._judged_first(
-                Finding(
+                RecordedDiscrepancy(
                     discrepancy=each,
                     cause=cause_of(each, of_customer[each.customer]),
                     remedy=remedy_of(each),
-                    state=State.FOUND,
+                    state=DiscrepancyState.FOUND,
                 )
             )
             for each in found
@@ -167,7 +178,7 @@ class Repair:
             _tell(finding)
         return findings
 
-    def _judged_first(self, finding: Finding) -> Finding:
+    def _judged_first(self, finding: RecordedDiscrepancy) -> RecordedDiscrepancy:
         """As it is, but that a rollup is not made to agree with a log that was tampered with."""
         if finding.remedy is not Remedy.ROLL_UP or not finding.discrepancy.bucket:
             return finding
@@ -176,7 +187,7 @@ class Repair:
             return finding
         return replace(
             finding,
-            cause=Cause.LOG_CHANGED,
+            cause=DiscrepancyCause.LOG_CHANGED,
             remedy=Remedy.BY_HAND,
             note=_NOT_AS_LOGGED.format(named(told)),
         )
@@ -205,8 +216,8 @@ class Repair:
         return self._as_logged.never_logged([event for event in first if event.id in again])
 
     def _repaired(
-        self, findings: Sequence[Finding], lost: Sequence[UsageEvent], since: datetime
-    ) -> list[Finding]:
+        self, findings: Sequence[RecordedDiscrepancy], lost: Sequence[UsageEvent], since: datetime
+    ) -> list[RecordedDiscrepancy]:
         notes: dict[Discrepancy, str] = {}
         waits: set[Discrepancy] = set()
         if lost:
@@ -245,7 +256,7 @@ class Repair:
     def _rebuild(
         self,
         customer: str,
-        findings: Sequence[Finding],
+        findings: Sequence[RecordedDiscrepancy],
         since: datetime,
         notes: dict[Discrepancy, str],
     ) -> set[Discrepancy]:
@@ -303,18 +314,22 @@ class Repair:
 
     def _judged(
         self,
-        finding: Finding,
+        finding: RecordedDiscrepancy,
         notes: dict[Discrepancy, str],
         waits: set[Discrepancy],
         left: set[tuple[str, ...]],
-    ) -> Finding:
-        state = State.REPAIRED
+    ) -> RecordedDiscrepancy:
+        state = DiscrepancyState.REPAIRED
         is_left = _name(finding.discrepancy) in left
         if finding.discrepancy in waits or (is_left and _follows(finding, waits)):
-            state = State.WAITING
+            state = DiscrepancyState.WAITING
         elif is_left:
-            state = State.FOUND if finding.remedy is Remedy.BY_HAND else State.FAILED
-        return Finding(
+            state = (
+                DiscrepancyState.FOUND
+                if finding.remedy is Remedy.BY_HAND
+                else DiscrepancyState.FAILED
+            )
+        return RecordedDiscrepancy(
             discrepancy=finding.discrepancy,
             cause=finding.cause,
             remedy=finding.remedy,
@@ -323,11 +338,11 @@ class Repair:
         )
 
 
-def _follows(finding: Finding, waits: set[Discrepancy]) -> bool:
+def _follows(finding: RecordedDiscrepancy, waits: set[Discrepancy]) -> bool:
     """Whether it is what is available of a balance whose repair has to wait."""
     owners = {each.customer for each in waits}
     discrepancy = finding.discrepancy
-    return discrepancy.kind is Kind.AVAILABLE and discrepancy.customer in owners
+    return discrepancy.kind is DiscrepancyKind.AVAILABLE and discrepancy.customer in owners
 
 
 def _standing_name(discrepancy: Discrepancy) -> tuple[object, ...]:
@@ -337,7 +352,7 @@ def _standing_name(discrepancy: Discrepancy) -> tuple[object, ...]:
     meanwhile. Elsewhere usage on its way looks like a fault, of another amount each time.
     """
     name = _name(discrepancy)
-    if discrepancy.kind is Kind.ROLLUP:
+    if discrepancy.kind is DiscrepancyKind.ROLLUP:
         return name
     return (*name, discrepancy.found - discrepancy.expected)
 
@@ -348,17 +363,17 @@ def _name(discrepancy: Discrepancy) -> tuple[str, ...]:
     return (discrepancy.kind.value, discrepancy.customer, *about)
 
 
-def _customers(findings: Iterable[Finding], remedy: Remedy) -> list[str]:
+def _customers(findings: Iterable[RecordedDiscrepancy], remedy: Remedy) -> list[str]:
     return sorted({each.discrepancy.customer for each in findings if each.remedy is remedy})
 
 
-def _is(finding: Finding, remedy: Remedy, customer: str) -> bool:
+def _is(finding: RecordedDiscrepancy, remedy: Remedy, customer: str) -> bool:
     return finding.remedy is remedy and finding.discrepancy.customer == customer
 
 
 def _lost_event(event: UsageEvent) -> Discrepancy:
     return Discrepancy(
-        kind=Kind.LOST_EVENT,
+        kind=DiscrepancyKind.LOST_EVENT,
         customer=event.customer,
         expected=event.amount_microcredits,
         found=0,
@@ -366,15 +381,17 @@ def _lost_event(event: UsageEvent) -> Discrepancy:
     )
 
 
-def _told(mended: Mended) -> str:
+def _told(mended: RepairedHolds) -> str:
     if mended.wrong is Wrong.HELD:
         return f"held corrected by {mended.amount_microcredits:+,} microcredits"
     return f"{mended.wrong.value} hold of task {mended.task_id}"
 
 
-def _tell(finding: Finding) -> None:
-    told = _log.warning if finding.state is State.REPAIRED else _log.error
+def _tell(finding: RecordedDiscrepancy) -> None:
+    told = _log.warning if finding.state is DiscrepancyState.REPAIRED else _log.error
     told(
-        "the books disagreed" if finding.state is State.REPAIRED else "the books disagree",
+        "the books disagreed"
+        if finding.state is DiscrepancyState.REPAIRED
+        else "the books disagree",
         **finding.as_dict(),
     )

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.engine import Engine
 
 from billing.audit.month_rows import LiveMonth, snapshots
-from billing.audit.verification_report import Finding, FindingKind
+from billing.audit.verification_report import FindingKind, VerifyFinding
 from billing.audit.verifier import Verifier
 from billing.core.clock import Clock, from_ms
 from billing.core.periods import Period, hour_floor, month_of
@@ -20,7 +20,7 @@ from billing.core.usage_event import UsageEvent
 from billing.postgres.partition_detaching import is_attached
 
 
-class AsLogged:
+class TamperCheck:
     """Checks single hours of the log against their seals and manifests.
 
     Args:
@@ -33,7 +33,7 @@ class AsLogged:
         self._clock = clock
         self._verifier = Verifier(engine, lambda period: LiveMonth(period, snapshots(engine)))
 
-    def tampered(self, hour: datetime) -> list[Finding]:
+    def tampered(self, hour: datetime) -> list[VerifyFinding]:
         """What of an hour is not as it was logged; nothing of a month that leaves the log."""
         period = Period("hour", hour, hour + timedelta(hours=1))
         found = [
@@ -65,6 +65,6 @@ def _hour_of(event: UsageEvent) -> datetime:
     return hour_floor(from_ms(event.id.int >> 80))
 
 
-def named(findings: Sequence[Finding]) -> str:
+def named(findings: Sequence[VerifyFinding]) -> str:
     """The first of them, for people."""
     return ", ".join(f"{each.kind.value} {each.event_id or ''}".strip() for each in findings[:3])

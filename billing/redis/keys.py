@@ -19,7 +19,7 @@ def shard_of(customer: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class RedisKeys:
     """Key names under one prefix, for example ``wb:{s07}:acct:acme``."""
 
     prefix: str

@@ -53,7 +53,7 @@ def script_text(verb: str) -> str:
     return "\n".join((folder / f"{name}.lua").read_text("utf-8") for name in ("_common", verb))
 
 
-class Scripts:
+class LuaScripts:
     """Scripts by name, each sent over a connection that is kept for them.
 
     redis-py asks its pool, its retries and its telemetry at every command: measured, two thirds of

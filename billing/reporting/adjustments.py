@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from billing.providers.port import Meter
+from billing.providers.port import ProviderMeter
 from billing.reporting.revision_rules import (
     HOUR,
     Bucket,
@@ -30,7 +30,7 @@ from billing.reporting.usage_report import (
     MAX_HOUR_VALUE,
     TAKEN,
     ParkedBy,
-    State,
+    ReportState,
     scaled,
 )
 
@@ -51,7 +51,7 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Carry:
+class CarryLine:
     """An amount, of either sign, that is reported in ``to_hour`` instead of ``from_hour``."""
 
     from_hour: datetime
@@ -61,7 +61,7 @@ class Carry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class AdjustmentTerms:
     """What else a bucket's next step depends on.
 
     ``provider``, ``meter`` and ``decimals`` (of a credit) are where it is told. ``under_way``: the
@@ -70,7 +70,7 @@ class Terms:
     """
 
     provider: str
-    meter: Meter
+    meter: ProviderMeter
     decimals: int
     under_way: datetime
     too_old: datetime | None = None
@@ -93,8 +93,8 @@ class Weighed:
     """
 
     revision: Revision | None = None
-    out: Carry | None = None
-    taken: tuple[Carry, ...] = ()
+    out: CarryLine | None = None
+    taken: tuple[CarryLine, ...] = ()
 
 
 def too_old_before(now: datetime, max_age: timedelta | None) -> datetime | None:
@@ -114,7 +114,7 @@ def closed_by(bucket: Bucket, too_old: datetime | None) -> Reason | None:
     return None
 
 
-def weigh(bucket: Bucket, terms: Terms, leftovers: Sequence[Leftover] = ()) -> Weighed:
+def weigh(bucket: Bucket, terms: AdjustmentTerms, leftovers: Sequence[Leftover] = ()) -> Weighed:
     """The revision and the carry lines that a bucket needs now.
 
     Args:
@@ -140,10 +140,10 @@ def weigh(bucket: Bucket, terms: Terms, leftovers: Sequence[Leftover] = ()) -> W
 
 
 def _by_hand(last: Last | None) -> bool:
-    return last is not None and last.state is State.PARKED and last.cause == ParkedBy.BY_HAND
+    return last is not None and last.state is ReportState.PARKED and last.cause == ParkedBy.BY_HAND
 
 
-def _close(bucket: Bucket, terms: Terms, reason: Reason) -> Weighed:
+def _close(bucket: Bucket, terms: AdjustmentTerms, reason: Reason) -> Weighed:
     """What the providers have is what the hour comes to; the rest is carried."""
     last = bucket.last
     if bucket.hour >= terms.under_way:
@@ -158,7 +158,7 @@ def _close(bucket: Bucket, terms: Terms, reason: Reason) -> Weighed:
     return Weighed(revision=_closing(bucket, terms), out=_out(bucket, terms, rest, reason))
 
 
-def _tell(bucket: Bucket, terms: Terms) -> Weighed:
+def _tell(bucket: Bucket, terms: AdjustmentTerms) -> Weighed:
     """A revision in whole units of the meter; what is left goes on to the hour under way."""
     holder = Holder(terms.provider, bucket.customer_ref, terms.meter.name)
     rest = _rest(bucket, holder, terms.decimals)
@@ -193,7 +193,7 @@ def _rest(bucket: Bucket, holder: Holder, decimals: int) -> int:
     return 0 if waits else whole.remainder_microcredits
 
 
-def _closing(bucket: Bucket, terms: Terms) -> Revision:
+def _closing(bucket: Bucket, terms: AdjustmentTerms) -> Revision:
     """A revision that stands for what the providers have, with nothing to send."""
     holder = Holder(terms.provider, bucket.customer_ref, terms.meter.name)
     last = bucket.last
@@ -201,7 +201,7 @@ def _closing(bucket: Bucket, terms: Terms) -> Revision:
     return Revision(
         revision=last.revision + 1 if last else 1,
         holder=holder,
-        state=State.PARKED,
+        state=ReportState.PARKED,
         cause=ParkedBy.CARRIED.value,
         value=scaled(own, terms.decimals).value,
         total_microcredits=sum(bucket.taken.values()),
@@ -210,10 +210,10 @@ def _closing(bucket: Bucket, terms: Terms) -> Revision:
     )
 
 
-def _out(bucket: Bucket, terms: Terms, amount: int, reason: Reason) -> Carry | None:
+def _out(bucket: Bucket, terms: AdjustmentTerms, amount: int, reason: Reason) -> CarryLine | None:
     if not amount:
         return None
-    return Carry(
+    return CarryLine(
         from_hour=bucket.hour,
         to_hour=terms.under_way,
         amount_microcredits=amount,
@@ -222,8 +222,8 @@ def _out(bucket: Bucket, terms: Terms, amount: int, reason: Reason) -> Carry | N
 
 
 def _take(
-    bucket: Bucket, terms: Terms, plain: Revision | None, leftovers: Sequence[Leftover]
-) -> tuple[Carry, ...]:
+    bucket: Bucket, terms: AdjustmentTerms, plain: Revision | None, leftovers: Sequence[Leftover]
+) -> tuple[CarryLine, ...]:
     """Lines out of earlier leftovers, never more below zero than the hour is above it.
 
     What is below a unit is taken along where something is told anyway; what is below zero also
@@ -232,11 +232,11 @@ def _take(
     if bucket.customer_ref is None:
         return ()
     tells = plain is not None and (
-        plain.state is State.PENDING or plain.cause == ParkedBy.BELOW_UNIT
+        plain.state is ReportState.PENDING or plain.cause == ParkedBy.BELOW_UNIT
     )
     told = plain is None and bucket.last is not None and bucket.last.state in TAKEN
     room = bucket.held_by(Holder(terms.provider, bucket.customer_ref, terms.meter.name))
-    lines: list[Carry] = []
+    lines: list[CarryLine] = []
     for each in sorted(leftovers, key=lambda one: one.hour):
         below = each.amount_microcredits < 0
         amount = max(each.amount_microcredits, -room) if below else each.amount_microcredits
@@ -244,7 +244,7 @@ def _take(
             continue
         room += amount
         lines.append(
-            Carry(
+            CarryLine(
                 from_hour=each.hour,
                 to_hour=bucket.hour,
                 amount_microcredits=amount,
@@ -254,7 +254,7 @@ def _take(
     return tuple(lines)
 
 
-def left_over(bucket: Bucket, terms: Terms) -> Leftover | None:
+def left_over(bucket: Bucket, terms: AdjustmentTerms) -> Leftover | None:
     """What a parked bucket leaves to a later hour; None where it has to be told in its own.
 
     A bucket that is closed at its provider leaves nothing: what it comes to is carried otherwise.

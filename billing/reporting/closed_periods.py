@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from billing.providers.port import ProviderInvoice
 from billing.reporting import closed_period_queries as queries
 from billing.reporting.destination import Metered
-from billing.reporting.true_up import Difference, Settlement
+from billing.reporting.true_up import Difference, TrueUp
 
 
 def notice(
@@ -62,7 +62,7 @@ def notice(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seal:
+class ClosedPeriod:
     """One period of one meter on one invoice; ``billed_value`` in the meter's smallest unit."""
 
     id: int
@@ -78,7 +78,7 @@ class Seal:
     settled_at: datetime | None
 
 
-class Seals:
+class ClosedPeriods:
     """Sealed periods.
 
     Args:
@@ -133,7 +133,7 @@ class Seals:
                 continue
             try:
                 with self._engine.begin() as connection:
-                    difference = Settlement(connection, row, found, now).run()
+                    difference = TrueUp(connection, row, found, now).run()
             except IntegrityError:
                 # Another revision of one of these hours was written in this moment; next time.
                 continue
@@ -143,7 +143,7 @@ class Seals:
 
     def list(
         self, provider: str | None = None, limit: int = 100, *, unsettled: bool = False
-    ) -> Sequence[Seal]:
+    ) -> Sequence[ClosedPeriod]:
         """Sealed periods, the one that ended last first.
 
         Args:
@@ -154,7 +154,7 @@ class Seals:
         parameters = {"provider": provider, "limit": limit, "unsettled": unsettled}
         with self._engine.connect() as connection:
             return [
-                Seal(
+                ClosedPeriod(
                     id=row.id, provider=row.provider, customer=row.customer_id,
                     customer_ref=row.customer_ref, meter=row.meter, period_start=row.period_start,
                     period_end=row.period_end, invoice_ref=row.invoice_ref,

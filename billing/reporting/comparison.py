@@ -13,13 +13,13 @@ from sqlalchemy.engine import Engine
 
 from billing.core.clock import Clock
 from billing.core.periods import Period
-from billing.providers.port import VERDICTS, Provider, ProviderUnavailable, Verdict
+from billing.providers.port import VERDICTS, Provider, ProviderUnavailable, ProviderVerdict
 from billing.reporting import confirmation_queries as queries
 from billing.reporting.confirmation_rules import LAG, Entry, shown
-from billing.reporting.confirmations import Confirmations
+from billing.reporting.confirmations import ConfirmationStore
 from billing.reporting.destination import Destination
 from billing.reporting.rate_limiter import TokenBucket
-from billing.reporting.read_back import ReadPace
+from billing.reporting.read_back import ReadBackPace
 from billing.reporting.revision_rules import Holder
 from billing.reporting.usage_report import TAKEN
 
@@ -104,16 +104,16 @@ class ProviderComparison:
         destination: Destination,
         clock: Clock,
         *,
-        pace: ReadPace | None = None,
+        pace: ReadBackPace | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._engine = engine
-        self._confirmations = Confirmations(engine)
+        self._confirmations = ConfirmationStore(engine)
         self._provider = provider
         self._destination = destination
         self._clock = clock
-        self._pace = pace or ReadPace()
+        self._pace = pace or ReadBackPace()
         self._tokens = TokenBucket(
             self._pace.rate_per_second, self._pace.burst, monotonic=monotonic, sleep=sleep
         )
@@ -135,8 +135,10 @@ class ProviderComparison:
             for part in self._parts(used, period):
                 day, error = self._compared(part, period)
                 verdict = _verdict(error)
-                silences = silences + 1 if verdict is Verdict.UNKNOWN else 0
-                if error and (verdict is Verdict.STOPPED or silences >= self._pace.silences):
+                silences = silences + 1 if verdict is ProviderVerdict.UNKNOWN else 0
+                if error and (
+                    verdict is ProviderVerdict.STOPPED or silences >= self._pace.silences
+                ):
                     raise error
                 yield day
 
@@ -237,10 +239,10 @@ class _Part:
     logged: int
 
 
-def _verdict(error: ProviderUnavailable | None) -> Verdict | None:
+def _verdict(error: ProviderUnavailable | None) -> ProviderVerdict | None:
     if error is None:
         return None
-    return Verdict.UNKNOWN if error.cause is None else VERDICTS[error.cause]
+    return ProviderVerdict.UNKNOWN if error.cause is None else VERDICTS[error.cause]
 
 
 def _by_hour(entries: Sequence[Entry]) -> dict[datetime, list[Entry]]:

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Final
 
 from billing.reporting.revision_rules import Holder
-from billing.reporting.usage_report import AT_REST, OPEN, TAKEN, ParkedBy, State
+from billing.reporting.usage_report import AT_REST, OPEN, TAKEN, ParkedBy, ReportState
 
 FIRST_READING: Final = timedelta(minutes=15)
 """How long after its answer a figure is read back first."""
@@ -47,7 +47,7 @@ class Group:
     day: date
 
 
-class Finding(StrEnum):
+class ReadingFinding(StrEnum):
     """What a reading makes of a report."""
 
     CONFIRM = "confirm"
@@ -83,7 +83,7 @@ class Entry:
     overwrites: bool
     value: int
     held_microcredits: int
-    state: State
+    state: ReportState
     cause: str
     doubtful: bool
     answered_at: datetime
@@ -145,7 +145,7 @@ class Judgement:
     the last ones in a row by which it never arrived.
     """
 
-    finding: Finding
+    finding: ReadingFinding
     readings: int
     confirm_at: datetime | None = None
 
@@ -183,7 +183,7 @@ def awaited(entries: Iterable[Entry], holder: Holder) -> list[Awaited]:
 
 def _of_bucket(bucket: Sequence[Entry], holder: Holder) -> list[Awaited]:
     taken = [e for e in bucket if e.holder == holder and e.state in TAKEN]
-    accepted = [e for e in taken if e.state is State.ACCEPTED]
+    accepted = [e for e in taken if e.state is ReportState.ACCEPTED]
     last = bucket[-1]
     found: list[Awaited] = []
 
@@ -197,9 +197,9 @@ def _of_bucket(bucket: Sequence[Entry], holder: Holder) -> list[Awaited]:
             )
         )
 
-    if taken and taken[-1].state is State.ACCEPTED:
+    if taken and taken[-1].state is ReportState.ACCEPTED:
         add(taken[-1], taken[:-1])
-    if last.holder == holder and last.state is State.PARKED and last.doubtful:
+    if last.holder == holder and last.state is ReportState.PARKED and last.doubtful:
         add(last, taken)
     return found
 
@@ -227,24 +227,28 @@ def judge(one: Awaited, read: int | None, now: datetime, *, oldest: datetime | N
     early = not due and age < FIRST_READING
     agrees = read == one.figure or (one.figure == 0 and read is None and age >= LAG)
     if agrees and not early:
-        return Judgement(Finding.CONFIRM, entry.readings)
+        return Judgement(ReadingFinding.CONFIRM, entry.readings)
     if not due:
-        return Judgement(Finding.LEAVE, entry.readings, entry.confirm_at)
+        return Judgement(ReadingFinding.LEAVE, entry.readings, entry.confirm_at)
     if entry.sealed and age >= LAG:
         return _closed(entry)
-    if entry.state is State.ACCEPTED:
+    if entry.state is ReportState.ACCEPTED:
         return _of_accepted(one, now, oldest)
     return _of_doubtful(one, read, now)
 
 
 def judge_gone(one: Awaited) -> Judgement:
     """What becomes of a report whose customer or meter the provider says is not there."""
-    return _closed(one.entry) if one.entry.sealed else Judgement(Finding.GONE, one.entry.readings)
+    return (
+        _closed(one.entry)
+        if one.entry.sealed
+        else Judgement(ReadingFinding.GONE, one.entry.readings)
+    )
 
 
 def _closed(entry: Entry) -> Judgement:
-    accepted = entry.state is State.ACCEPTED
-    return Judgement(Finding.CLOSE if accepted else Finding.CLEAR, entry.readings)
+    accepted = entry.state is ReportState.ACCEPTED
+    return Judgement(ReadingFinding.CLOSE if accepted else ReadingFinding.CLEAR, entry.readings)
 
 
 def _of_accepted(one: Awaited, now: datetime, oldest: datetime | None) -> Judgement:
@@ -253,12 +257,12 @@ def _of_accepted(one: Awaited, now: datetime, oldest: datetime | None) -> Judgem
     readings = entry.readings + 1
     again = next_reading(entry.answered_at, now)
     if now - entry.answered_at < LAG or not one.may_follow:
-        return Judgement(Finding.WAIT, readings, again)
+        return Judgement(ReadingFinding.WAIT, readings, again)
     takes_it = oldest is None or entry.hour >= oldest
     # On a meter that adds, it would come on top of whatever is there.
     if entry.overwrites and takes_it and entry.resent < MAX_RESENT:
-        return Judgement(Finding.RESEND, readings)
-    return Judgement(Finding.PARK, readings, again)
+        return Judgement(ReadingFinding.RESEND, readings)
+    return Judgement(ReadingFinding.PARK, readings, again)
 
 
 def _of_doubtful(one: Awaited, read: int | None, now: datetime) -> Judgement:
@@ -271,10 +275,10 @@ def _of_doubtful(one: Awaited, read: int | None, now: datetime) -> Judgement:
     again = next_reading(entry.answered_at, now)
     absent = (read or 0) == (one.without or 0)
     if not absent or entry.cause == ParkedBy.DIFFERS:
-        return Judgement(Finding.WAIT, 0, again)
+        return Judgement(ReadingFinding.WAIT, 0, again)
     if entry.readings and now - entry.answered_at >= LAG:
-        return Judgement(Finding.CLEAR, entry.readings)
-    return Judgement(Finding.WAIT, entry.readings + 1, again)
+        return Judgement(ReadingFinding.CLEAR, entry.readings)
+    return Judgement(ReadingFinding.WAIT, entry.readings + 1, again)
 
 
 def next_reading(answered_at: datetime, now: datetime) -> datetime:
@@ -320,6 +324,7 @@ def put_off_until(
     if agreed is None or agreed + spacing <= now:
         return None
     first = all(
-        entry.state is State.ACCEPTED and not entry.readings and not entry.resent for entry in due
+        entry.state is ReportState.ACCEPTED and not entry.readings and not entry.resent
+        for entry in due
     )
     return agreed + spacing if first else None

@@ -17,12 +17,12 @@ from typing import Any, Final
 from sqlalchemy.engine import Connection, Engine, Row
 
 from billing.core.clock import EPOCH
-from billing.providers.port import Cause
+from billing.providers.port import ProviderCause
 from billing.reporting import confirmation_queries as queries
-from billing.reporting.confirmation_rules import Decided, Entry, Finding, Group
+from billing.reporting.confirmation_rules import Decided, Entry, Group, ReadingFinding
 from billing.reporting.reading_results import note, still
 from billing.reporting.revision_rules import Holder
-from billing.reporting.usage_report import State
+from billing.reporting.usage_report import ReportState
 
 MARGIN: Final = timedelta(minutes=5)
 """Around a window that a provider names: its clock is not ours."""
@@ -49,7 +49,7 @@ class Due:
     after: Cursor | None
 
 
-class Confirmations:
+class ConfirmationStore:
     """Figures that providers have accepted and that were not read back yet.
 
     Args:
@@ -100,7 +100,7 @@ class Confirmations:
 
     def apply(
         self, group: Group, decided: Sequence[Decided], *, environment: str, now: datetime
-    ) -> Counter[Finding]:
+    ) -> Counter[ReadingFinding]:
         """Note what a reading made of reports, of those that still stand as they did before it.
 
         Args:
@@ -112,8 +112,8 @@ class Confirmations:
         Returns:
             How many of each finding were noted.
         """
-        wanted = [one for one in decided if one.judgement.finding is not Finding.LEAVE]
-        done: Counter[Finding] = Counter()
+        wanted = [one for one in decided if one.judgement.finding is not ReadingFinding.LEAVE]
+        done: Counter[ReadingFinding] = Counter()
         if not wanted:
             return done
         with self._engine.begin() as connection:
@@ -155,7 +155,7 @@ class Confirmations:
     def recheck_identifiers(
         self,
         identifiers: Sequence[str],
-        cause: Cause,
+        cause: ProviderCause,
         *,
         now: datetime,
         detail: str = "",
@@ -213,7 +213,7 @@ def _entry(row: Row[Any]) -> Entry:
         overwrites=row.overwrites,
         value=int(row.value),
         held_microcredits=int(row.held_microcredits),
-        state=State(row.state),
+        state=ReportState(row.state),
         cause=row.cause,
         doubtful=row.doubtful,
         answered_at=row.answered_at,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 
-from billing.providers.port import Meter
+from billing.providers.port import ProviderMeter
 from billing.reporting.usage_report import CREDIT_DECIMALS
 
 
@@ -22,7 +22,7 @@ class CustomerIds(StrEnum):
 class Metered:
     """How a SKU is counted at a provider: its meter, and the decimals of a credit it counts."""
 
-    meter: Meter
+    meter: ProviderMeter
     decimals: int = CREDIT_DECIMALS
 
 

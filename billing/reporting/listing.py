@@ -13,7 +13,7 @@ from sqlalchemy.engine import Engine, Row
 from billing.core.errors import NotFound
 from billing.core.periods import Period
 from billing.reporting.adjustments import Reason
-from billing.reporting.usage_report import State
+from billing.reporting.usage_report import ReportState
 
 # What a bucket's last revision adds to what providers have: open or parked. 0 of any other row.
 _AMOUNT: Final = """
@@ -141,7 +141,7 @@ class ReportRow:
     event_at: datetime
     total_microcredits: int
     held_microcredits: int
-    state: State
+    state: ReportState
     cause: str
     detail: str
     doubtful: bool
@@ -183,7 +183,7 @@ class ReportHistory:
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
+class ReportCount:
     """So many reports, and their amount: what was taken, or what is open or parked."""
 
     reports: int
@@ -191,7 +191,7 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parked:
+class NeedsAttention:
     """What is parked for one cause; ``oldest`` is the first hour of it."""
 
     cause: str
@@ -200,7 +200,7 @@ class Parked:
     oldest: datetime
 
 
-class Listing:
+class ReportListing:
     """Questions about the outbox.
 
     Args:
@@ -247,18 +247,18 @@ class Listing:
         with self._engine.connect() as connection:
             return [_carry(row) for row in connection.execute(_CARRIES, parameters)]
 
-    def counts(self, provider: str) -> Mapping[State, Count]:
+    def counts(self, provider: str) -> Mapping[ReportState, ReportCount]:
         """How many buckets stand where, by their last revision at a provider; absent: none."""
         with self._engine.connect() as connection:
             rows = connection.execute(_COUNTS, {"provider": provider}).all()
-        return {State(row.state): Count(row.reports, int(row.amount)) for row in rows}
+        return {ReportState(row.state): ReportCount(row.reports, int(row.amount)) for row in rows}
 
-    def parked_by_cause(self, provider: str) -> Sequence[Parked]:
+    def parked_by_cause(self, provider: str) -> Sequence[NeedsAttention]:
         """What is parked at a provider with an amount, by cause."""
         with self._engine.connect() as connection:
             rows = connection.execute(_PARKED, {"provider": provider}).all()
         return [
-            Parked(
+            NeedsAttention(
                 cause=row.cause,
                 reports=row.reports,
                 amount_microcredits=int(row.amount),
@@ -281,7 +281,7 @@ class Listing:
     def list(
         self,
         *,
-        states: Collection[State] | None = None,
+        states: Collection[ReportState] | None = None,
         customer: str | None = None,
         sku: str | None = None,
         provider: str | None = None,
@@ -315,7 +315,7 @@ def _report(row: Row[Any]) -> ReportRow:
     return ReportRow(
         customer=fields.pop("customer_id"),
         sku=fields.pop("sku_id"),
-        state=State(fields.pop("state")),
+        state=ReportState(fields.pop("state")),
         **fields,
     )
 

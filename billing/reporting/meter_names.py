@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from billing.core.sku import Sku
-from billing.providers.port import Meter
+from billing.providers.port import ProviderMeter
 from billing.reporting.usage_report import CREDIT_DECIMALS
 
 MAX_METER_NAME: Final = 100
@@ -22,7 +22,7 @@ def meter_prefix(environment: str) -> str:
     return f"weighbridge_{environment}_"
 
 
-def meter_of(sku: Sku, environment: str) -> Meter:
+def meter_of(sku: Sku, environment: str) -> ProviderMeter:
     """The meter of a SKU: ``weighbridge_{environment}_{sku}``.
 
     A meter counts microcredits, or at a coarser scale ``10^-decimals`` of a credit; its name then
@@ -31,4 +31,4 @@ def meter_of(sku: Sku, environment: str) -> Meter:
     name = f"{meter_prefix(environment)}{sku.id}"
     if sku.meter_decimals != CREDIT_DECIMALS:
         name += f".d{sku.meter_decimals}"
-    return Meter(sku=sku.id, name=name, display_name=sku.description or sku.id)
+    return ProviderMeter(sku=sku.id, name=name, display_name=sku.description or sku.id)

@@ -19,9 +19,9 @@ from sqlalchemy.engine import Connection, Engine, Row
 from billing.core.periods import hour_floor
 from billing.reporting import report_queries as queries
 from billing.reporting.adjustments import (
-    Carry,
+    AdjustmentTerms,
+    CarryLine,
     Leftover,
-    Terms,
     Weighed,
     left_over,
     too_old_before,
@@ -40,7 +40,13 @@ from billing.reporting.revision_rules import (
     reaches_to,
     revise,
 )
-from billing.reporting.usage_report import AT_REST, EVENT_OFFSET, ParkedBy, State, identifier_of
+from billing.reporting.usage_report import (
+    AT_REST,
+    EVENT_OFFSET,
+    ParkedBy,
+    ReportState,
+    identifier_of,
+)
 
 _CHUNK: Final = 1000
 """Buckets read and written at once: the memory of a pass does not grow with what is due."""
@@ -147,9 +153,9 @@ class Pass:
             "meters": orjson.dumps(names).decode(),
         }
 
-    def _terms(self, sku: str) -> Terms:
+    def _terms(self, sku: str) -> AdjustmentTerms:
         metered = self._metered[sku]
-        return Terms(
+        return AdjustmentTerms(
             provider=self._destination.provider,
             meter=metered.meter,
             decimals=metered.decimals,
@@ -254,7 +260,7 @@ class Pass:
 
     def _relieved(
         self,
-        carries: Sequence[tuple[Row[Any], Carry]],
+        carries: Sequence[tuple[Row[Any], CarryLine]],
         touched: Mapping[_Key, _Remaining],
     ) -> Iterator[tuple[Row[Any], Revision | None]]:
         """The next revisions of leftovers, which stand for what is left of them."""
@@ -300,7 +306,7 @@ def _key(row: Row[Any], hour: datetime) -> _Key:
     return row.customer_id, row.sku_id, hour
 
 
-def _lines(weighed: Weighed) -> tuple[Carry, ...]:
+def _lines(weighed: Weighed) -> tuple[CarryLine, ...]:
     return weighed.taken if weighed.out is None else (*weighed.taken, weighed.out)
 
 
@@ -315,7 +321,7 @@ def _touched(
 
 
 def _carry(
-    connection: Connection, carries: Sequence[tuple[Row[Any], Carry]], now: datetime
+    connection: Connection, carries: Sequence[tuple[Row[Any], CarryLine]], now: datetime
 ) -> None:
     if not carries:
         return
@@ -339,7 +345,7 @@ def _bucket(row: Row[Any]) -> Bucket:
         last = Last(
             holder=Holder(row.last_provider, row.last_ref, row.last_meter),
             revision=row.last_revision,
-            state=State(row.last_state),
+            state=ReportState(row.last_state),
             cause=row.last_cause,
             doubtful=row.last_doubtful,
             total_microcredits=int(row.last_total),

@@ -17,34 +17,34 @@ from billing.core.clock import Clock
 from billing.core.failpoints import reach
 from billing.providers.port import (
     VERDICTS,
-    Cause,
     Provider,
+    ProviderCause,
     ProviderUnavailable,
-    Verdict,
+    ProviderVerdict,
 )
 from billing.reporting.confirmation_rules import (
     Awaited,
     Decided,
     Entry,
-    Finding,
     Group,
     Judgement,
+    ReadingFinding,
     after_silence,
     awaited,
     judge,
     judge_gone,
     put_off_until,
 )
-from billing.reporting.confirmations import Confirmations, Cursor
+from billing.reporting.confirmations import ConfirmationStore, Cursor
 from billing.reporting.rate_limiter import TokenBucket
 from billing.reporting.usage_report import ParkedBy
 
-MISSING: Final = frozenset({Cause.CUSTOMER_MISSING, Cause.METER_MISSING})
+MISSING: Final = frozenset({ProviderCause.CUSTOMER_MISSING, ProviderCause.METER_MISSING})
 """Definite answers: what was told there counts nowhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReadPace:
+class ReadBackPace:
     """How figures are read back.
 
     ``rate_per_second`` and ``burst`` are requests; ``batch`` reports are looked up at once. After
@@ -80,7 +80,7 @@ class Reading:
     stopped: str = ""
 
 
-class Reader:
+class ReadBack:
     """Reads back what is due. Any number may run at once, in any number of processes.
 
     Args:
@@ -95,12 +95,12 @@ class Reader:
 
     def __init__(
         self,
-        confirmations: Confirmations,
+        confirmations: ConfirmationStore,
         provider: Provider,
         clock: Clock,
         *,
         environment: str,
-        pace: ReadPace | None = None,
+        pace: ReadBackPace | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -108,7 +108,7 @@ class Reader:
         self._provider = provider
         self._clock = clock
         self._environment = environment
-        self._pace = pace or ReadPace()
+        self._pace = pace or ReadBackPace()
         self._tokens = TokenBucket(
             self._pace.rate_per_second, self._pace.burst, monotonic=monotonic, sleep=sleep
         )
@@ -198,26 +198,26 @@ class Reader:
             self._note(group, gone, done)
             return True
         done.unanswered += 1
-        verdict = Verdict.UNKNOWN if cause is None else VERDICTS[cause]
-        if verdict is Verdict.STOPPED:
+        verdict = ProviderVerdict.UNKNOWN if cause is None else VERDICTS[cause]
+        if verdict is ProviderVerdict.STOPPED:
             done.stopped = str(error)
             return False
         self._note(
             group, _later(waiting, now, lambda entry: after_silence(entry.answered_at, now)), done
         )
         # A definite answer that is of no use says nothing about the next request.
-        return verdict is not Verdict.UNKNOWN
+        return verdict is not ProviderVerdict.UNKNOWN
 
     def _note(self, group: Group, decided: Sequence[Decided], done: Reading) -> None:
         noted = self._confirmations.apply(
             group, decided, environment=self._environment, now=self._clock.now()
         )
-        done.confirmed += noted[Finding.CONFIRM]
-        done.waiting += noted[Finding.WAIT]
-        done.resent += noted[Finding.RESEND]
-        done.parked += noted[Finding.PARK] + noted[Finding.GONE]
-        done.cleared += noted[Finding.CLEAR]
-        done.closed += noted[Finding.CLOSE]
+        done.confirmed += noted[ReadingFinding.CONFIRM]
+        done.waiting += noted[ReadingFinding.WAIT]
+        done.resent += noted[ReadingFinding.RESEND]
+        done.parked += noted[ReadingFinding.PARK] + noted[ReadingFinding.GONE]
+        done.cleared += noted[ReadingFinding.CLEAR]
+        done.closed += noted[ReadingFinding.CLOSE]
 
 
 def _later(
@@ -225,7 +225,7 @@ def _later(
 ) -> list[Decided]:
     """What is due is read later, and nothing else of it changes."""
     return [
-        Decided(one, Judgement(Finding.WAIT, one.entry.readings, when(one.entry)))
+        Decided(one, Judgement(ReadingFinding.WAIT, one.entry.readings, when(one.entry)))
         for one in waiting
         if one.entry.confirm_at is not None and one.entry.confirm_at <= now
     ]

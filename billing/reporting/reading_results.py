@@ -8,10 +8,10 @@ from typing import Final
 
 from sqlalchemy.engine import Connection
 
-from billing.providers.port import Cause
+from billing.providers.port import ProviderCause
 from billing.reporting import confirmation_queries as queries
-from billing.reporting.confirmation_rules import Decided, Finding, Group
-from billing.reporting.usage_report import State, identifier_of
+from billing.reporting.confirmation_rules import Decided, Group, ReadingFinding
+from billing.reporting.usage_report import ReportState, identifier_of
 
 _MAX_DETAIL: Final = 500
 
@@ -24,7 +24,7 @@ def still(connection: Connection, group: Group, decided: Sequence[Decided]) -> I
         "hours": sorted({each.one.entry.hour for each in decided}),
     }
     locked = connection.execute(queries.LOCK, parameters).all()
-    rows = {row.id: (State(row.state), row.readings, row.doubtful) for row in locked}
+    rows = {row.id: (ReportState(row.state), row.readings, row.doubtful) for row in locked}
     latest = {row.hour: row.id for row in locked if row.latest}
     for each in decided:
         one = each.one
@@ -50,32 +50,32 @@ def note(
     """
     entry, judgement = decided.one.entry, decided.judgement
     match judgement.finding:
-        case Finding.CONFIRM:
+        case ReadingFinding.CONFIRM:
             # On a meter that adds it is the sum of all that agreed.
             along = () if entry.overwrites else decided.one.older
             ids = [entry.id, *(each.id for each in along)]
-            parameters = {"ids": ids, "now": now, "taken": Cause.TAKEN.value}
+            parameters = {"ids": ids, "now": now, "taken": ProviderCause.TAKEN.value}
             connection.execute(queries.CONFIRM, parameters)
-        case Finding.WAIT:
+        case ReadingFinding.WAIT:
             parameters = {"id": entry.id, "readings": judgement.readings}
             at = {"confirm_at": judgement.confirm_at}
             connection.execute(queries.READ_AGAIN, parameters | at)
-        case Finding.CLEAR:
+        case ReadingFinding.CLEAR:
             connection.execute(queries.CLEAR, {"id": entry.id})
-        case Finding.CLOSE:
+        case ReadingFinding.CLOSE:
             connection.execute(queries.CLOSE, {"id": entry.id})
-        case Finding.RESEND:
+        case ReadingFinding.RESEND:
             _disprove(connection, decided)
             _next(connection, group, decided, environment, now)
-        case Finding.PARK:
+        case ReadingFinding.PARK:
             _disprove(connection, decided)
             if decided.one.is_last:
                 _park(connection, [entry.id], decided, judgement.confirm_at, doubtful=True)
             else:
                 _next(connection, group, decided, environment, now)
-        case Finding.GONE:
+        case ReadingFinding.GONE:
             _gone(connection, group, decided, environment, now)
-        case Finding.LEAVE:
+        case ReadingFinding.LEAVE:
             return
 
 
@@ -113,14 +113,14 @@ def _next(
     """
     one, finding = decided.one, decided.judgement.finding
     entry, revision = one.entry, one.last.revision + 1
-    sent, differs = finding is Finding.RESEND, finding is Finding.PARK
+    sent, differs = finding is ReadingFinding.RESEND, finding is ReadingFinding.PARK
     bucket = {"customer": group.customer, "sku": group.sku, "hour": entry.hour}
     total = connection.execute(queries.SUPERSEDE, bucket).scalar_one()
     added = () if entry.overwrites else one.older
     parameters = {
         "id": entry.id, "revision": revision, "total": total, "now": now,
         "value": entry.value + sum(each.value for each in added),
-        "state": (State.PENDING if sent else State.PARKED).value,
+        "state": (ReportState.PENDING if sent else ReportState.PARKED).value,
         "cause": "" if sent else decided.cause, "detail": decided.detail[:_MAX_DETAIL],
         "doubtful": differs, "confirm_at": decided.judgement.confirm_at if differs else None,
         "resent": entry.resent + int(sent),

@@ -16,15 +16,15 @@ from sqlalchemy.engine import Engine, Row
 from sqlalchemy.exc import IntegrityError
 
 from billing.core.periods import Period
-from billing.providers.port import Answer, Cause, UsageReport
+from billing.providers.port import ProviderAnswer, ProviderCause, UsageReport
 from billing.reporting import report_queries as queries
-from billing.reporting.closed_periods import Seals
+from billing.reporting.closed_periods import ClosedPeriods
 from billing.reporting.destination import CustomerIds, Destination, Metered
-from billing.reporting.listing import Listing
+from billing.reporting.listing import ReportListing
 from billing.reporting.planner import Pass
-from billing.reporting.usage_report import DEDUPLICATED_FOR, MAX_HOUR_VALUE, Outcome, ParkedBy
+from billing.reporting.usage_report import DEDUPLICATED_FOR, MAX_HOUR_VALUE, ParkedBy, SendOutcome
 
-__all__ = ["Claimed", "CustomerIds", "Destination", "Metered", "Reports", "Sums"]
+__all__ = ["Claimed", "CustomerIds", "Destination", "Metered", "ReportStore", "Sums"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +66,11 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What became of a claimed report; the fields are those of ``Reports.answer``."""
+    """What became of a claimed report; the fields are those of ``ReportStore.answer``."""
 
     claimed: Claimed
-    outcome: Outcome
-    answer: Answer
+    outcome: SendOutcome
+    answer: ProviderAnswer
     now: datetime
     next_at: datetime
     confirm_at: datetime
@@ -85,7 +85,7 @@ class Answered:
         }  # fmt: skip
 
 
-class Reports(Listing):
+class ReportStore(ReportListing):
     """The outbox of reports.
 
     Args:
@@ -97,7 +97,7 @@ class Reports(Listing):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
-        self.seals = Seals(engine)
+        self.seals = ClosedPeriods(engine)
 
     def plan(self, destination: Destination, *, until: datetime, now: datetime) -> int:
         """Write down every revision and carry line that is due for hours before ``until``.
@@ -173,8 +173,8 @@ class Reports(Listing):
     def answer(
         self,
         claimed: Claimed,
-        outcome: Outcome,
-        answer: Answer,
+        outcome: SendOutcome,
+        answer: ProviderAnswer,
         *,
         now: datetime,
         next_at: datetime,
@@ -237,7 +237,7 @@ class Reports(Listing):
             False where it is none of these, or cannot be.
         """
         statement, cause = {
-            True: (queries.ARRIVED, Cause.TAKEN.value),
+            True: (queries.ARRIVED, ProviderCause.TAKEN.value),
             False: (queries.NEVER_ARRIVED, ParkedBy.NO_ANSWER.value),
             None: (queries.UNPARK, ""),
         }[arrived]

@@ -13,12 +13,12 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from billing.core.periods import hour_floor
-from billing.providers.port import Cause, Meter
+from billing.providers.port import ProviderCause, ProviderMeter
 from billing.reporting.usage_report import (
     MAX_HOUR_VALUE,
     TAKEN,
     ParkedBy,
-    State,
+    ReportState,
     fits_an_hour,
     scaled,
 )
@@ -92,7 +92,7 @@ class Last:
 
     holder: Holder
     revision: int
-    state: State
+    state: ReportState
     cause: str
     doubtful: bool
     total_microcredits: int
@@ -135,7 +135,7 @@ class Revision:
 
     revision: int
     holder: Holder
-    state: State
+    state: ReportState
     cause: str
     value: int
     total_microcredits: int
@@ -145,15 +145,15 @@ class Revision:
 
 
 FOLLOWS_THE_CUSTOMER: Final = frozenset(
-    {Cause.UNMAPPED_CUSTOMER.value, Cause.CUSTOMER_MISSING.value}
+    {ProviderCause.UNMAPPED_CUSTOMER.value, ProviderCause.CUSTOMER_MISSING.value}
 )
 """Tried again by itself once the customer is another one at the provider."""
 
 _PASSING: Final = frozenset(
     {
         ParkedBy.BELOW_ZERO.value,
-        Cause.INVALID_VALUE.value,
-        Cause.UNMAPPED_CUSTOMER.value,
+        ProviderCause.INVALID_VALUE.value,
+        ProviderCause.UNMAPPED_CUSTOMER.value,
         ParkedBy.PROVIDER_CHANGED.value,
         ParkedBy.NOTHING_TO_TELL.value,
         ParkedBy.BELOW_UNIT.value,
@@ -171,10 +171,10 @@ _TOO_LARGE: Final = (
 
 def answered(last: Last) -> bool:
     """Whether a revision has its definite answer: only then may there be a next one."""
-    return last.state in TAKEN or (last.state is State.PARKED and not last.doubtful)
+    return last.state in TAKEN or (last.state is ReportState.PARKED and not last.doubtful)
 
 
-def revise(bucket: Bucket, provider: str, meter: Meter, decimals: int) -> Revision | None:
+def revise(bucket: Bucket, provider: str, meter: ProviderMeter, decimals: int) -> Revision | None:
     """The revision that a bucket needs now, if any.
 
     Args:
@@ -204,7 +204,7 @@ def _is_due(bucket: Bucket, holder: Holder) -> bool:
     return held != bucket.taken.get(holder, 0) and _is_worth_another_try(last, holder)
 
 
-def made(bucket: Bucket, holder: Holder, meter: Meter, decimals: int) -> Revision:
+def made(bucket: Bucket, holder: Holder, meter: ProviderMeter, decimals: int) -> Revision:
     """The next revision of a bucket, whether or not it is due."""
     last = bucket.last
     own, held = bucket.taken.get(holder, 0), bucket.held_by(holder)
@@ -218,24 +218,26 @@ def made(bucket: Bucket, holder: Holder, meter: Meter, decimals: int) -> Revisio
     return Revision(
         revision=last.revision + 1 if last else 1,
         holder=holder,
-        state=State.PARKED if cause else State.PENDING,
+        state=ReportState.PARKED if cause else ReportState.PENDING,
         cause=cause,
         value=value,
         total_microcredits=bucket.total_microcredits,
         held_microcredits=held,
-        detail=_TOO_LARGE if cause == Cause.INVALID_VALUE and not fits_an_hour(value) else "",
+        detail=_TOO_LARGE
+        if cause == ProviderCause.INVALID_VALUE and not fits_an_hour(value)
+        else "",
         parks_last=ParkedBy.PROVIDER_CHANGED if last and waits_unsent(last) else None,
     )
 
 
 def waits_unsent(last: Last) -> bool:
     """Whether nothing of the last revision ever left, so that another may stand for it."""
-    return last.state is State.PENDING and not last.doubtful
+    return last.state is ReportState.PENDING and not last.doubtful
 
 
 def _is_worth_another_try(last: Last, holder: Holder) -> bool:
     """Whether a parked figure is tried again although it is the same."""
-    if last.state is not State.PARKED or last.cause == ParkedBy.BY_HAND:
+    if last.state is not ReportState.PARKED or last.cause == ParkedBy.BY_HAND:
         return False
     if last.holder.provider != holder.provider or last.cause == ParkedBy.NO_ANSWER:
         return True
@@ -245,15 +247,15 @@ def _is_worth_another_try(last: Last, holder: Holder) -> bool:
 
 def _cause(last: Last | None, holder: Holder, held: int, value: int) -> str:
     """Why the new revision is parked at once; empty where it is to be sent."""
-    if last is not None and last.state is State.PARKED and last.cause == ParkedBy.BY_HAND:
+    if last is not None and last.state is ReportState.PARKED and last.cause == ParkedBy.BY_HAND:
         return last.cause
     if held < 0:
         return ParkedBy.BELOW_ZERO.value
     if not fits_an_hour(value):
-        return Cause.INVALID_VALUE.value
+        return ProviderCause.INVALID_VALUE.value
     if holder.customer_ref is None:
-        return Cause.UNMAPPED_CUSTOMER.value
-    if last is None or last.state is not State.PARKED or last.holder != holder:
+        return ProviderCause.UNMAPPED_CUSTOMER.value
+    if last is None or last.state is not ReportState.PARKED or last.holder != holder:
         return ""
     # What was refused for another reason would be refused again: the figure keeps up, parked.
     return "" if last.cause in _PASSING else last.cause

@@ -21,13 +21,19 @@ from queue import Empty, SimpleQueue
 from billing.core.clock import Clock
 from billing.core.failpoints import reach
 from billing.core.periods import hour_floor
-from billing.providers.port import Cause, Meter, Provider, ProviderUnavailable, Verdict
+from billing.providers.port import (
+    Provider,
+    ProviderCause,
+    ProviderMeter,
+    ProviderUnavailable,
+    ProviderVerdict,
+)
 from billing.reporting.adjustments import too_old_before
 from billing.reporting.rate_limiter import TokenBucket
-from billing.reporting.report_store import Answered, Claimed, Destination, Metered, Reports
+from billing.reporting.report_store import Answered, Claimed, Destination, Metered, ReportStore
 from billing.reporting.revision_rules import HOUR, closed_before
 from billing.reporting.true_up import Difference
-from billing.reporting.usage_report import State, after_answer, backoff
+from billing.reporting.usage_report import ReportState, after_answer, backoff
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +73,14 @@ class Advance:
 
     planned: int = 0
     left_behind: int = 0
-    became: Counter[State] = field(default_factory=Counter)
-    causes: Counter[Cause] = field(default_factory=Counter)
+    became: Counter[ReportState] = field(default_factory=Counter)
+    causes: Counter[ProviderCause] = field(default_factory=Counter)
     stopped: dict[str, str] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
     differed: list[Difference] = field(default_factory=list)
 
 
-class Reporter:
+class ReportSender:
     """Gets usage to the provider. Any number may run at once, in any number of processes.
 
     Args:
@@ -92,10 +98,10 @@ class Reporter:
 
     def __init__(
         self,
-        reports: Reports,
+        reports: ReportStore,
         provider: Provider,
         destination: Destination,
-        meters: Sequence[Meter],
+        meters: Sequence[ProviderMeter],
         clock: Clock,
         *,
         former: Sequence[Provider] = (),
@@ -242,7 +248,7 @@ class Reporter:
         state, cause = one.outcome.state, one.answer.cause
         done.became[state] += 1
         done.causes[cause] += 1
-        if stop.is_set() and state in (State.PENDING, State.UNKNOWN):
+        if stop.is_set() and state in (ReportState.PENDING, ReportState.UNKNOWN):
             done.stopped.setdefault(provider.name, f"{cause}: {one.answer.detail}")
 
     def _send(self, provider: Provider, claimed: Claimed, stop: threading.Event) -> Answered:
@@ -250,11 +256,11 @@ class Reporter:
         reach("report.before_send")
         answer = provider.report_usage(claimed.report)
         reach("report.after_send")
-        if answer.verdict is Verdict.STOPPED:
+        if answer.verdict is ProviderVerdict.STOPPED:
             stop.set()
         outcome = after_answer(answer, doubtful=claimed.doubtful)
         now = self._clock.now()
-        wait = outcome.state is State.UNKNOWN
+        wait = outcome.state is ReportState.UNKNOWN
         next_at = now + backoff(claimed.attempts, self._jitter()) if wait else now
         return Answered(claimed, outcome, answer, now, next_at, now + self._pace.confirm_after)
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from billing.catalog.customers import Accounts
+from billing.catalog.customers import CustomerStore
 from billing.core.customer import Customer
 from billing.core.errors import AlreadyExists
-from billing.providers.port import Meter, MeterCheck, Provider, ProviderUnavailable
+from billing.providers.port import MeterCheck, Provider, ProviderMeter, ProviderUnavailable
 
 GIVE_UP_AFTER: Final = 3
 """So many customers in a row without an answer, and the provider is taken to be away."""
@@ -35,7 +35,7 @@ class MeterState(StrEnum):
 class MeterLine:
     """One SKU's meter; ``differences`` as in ``MeterCheck``."""
 
-    meter: Meter
+    meter: ProviderMeter
     provider_id: str
     state: MeterState
     differences: tuple[str, ...] = ()
@@ -112,13 +112,13 @@ class Setup:
     """
 
     def __init__(
-        self, provider: Provider, accounts: Accounts, take: Callable[[], object] = lambda: None
+        self, provider: Provider, accounts: CustomerStore, take: Callable[[], object] = lambda: None
     ) -> None:
         self._provider = provider
         self._accounts = accounts
         self._take = take
 
-    def meters(self, meters: Sequence[Meter], *, dry_run: bool) -> list[MeterLine]:
+    def meters(self, meters: Sequence[ProviderMeter], *, dry_run: bool) -> list[MeterLine]:
         """Compare every meter, and only if none differs create what is missing.
 
         Raises:

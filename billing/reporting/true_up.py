@@ -25,7 +25,7 @@ from billing.reporting.usage_report import (
     EVENT_OFFSET,
     OPEN,
     ParkedBy,
-    State,
+    ReportState,
     identifier_of,
     scaled,
 )
@@ -47,7 +47,7 @@ class Difference:
     billed_value: int
 
 
-class Settlement:
+class TrueUp:
     """One period of one customer's meter.
 
     Args:
@@ -138,7 +138,7 @@ class Settlement:
             event_at=hour + EVENT_OFFSET,
             total=taken + added,
             held=held,
-            state=State.CONFIRMED.value,
+            state=ReportState.CONFIRMED.value,
             cause=BILLED,
             detail=detail,
         )
@@ -164,7 +164,7 @@ def _decided(hours: Iterable[Row[Any]], *, differs: bool) -> bool:
     """
     return not any(
         row.state in OPEN
-        or (row.state == State.PARKED and (row.doubtful or (differs and _by_hand(row))))
+        or (row.state == ReportState.PARKED and (row.doubtful or (differs and _by_hand(row))))
         for row in hours
     )
 

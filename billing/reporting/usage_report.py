@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Final
 
 from billing.core.errors import InvalidValue
-from billing.providers.port import MAX_DIGITS, Answer, Verdict
+from billing.providers.port import MAX_DIGITS, ProviderAnswer, ProviderVerdict
 
 MAX_IDENTIFIER: Final = 100
 """Characters; the shortest limit among the providers (Stripe's)."""
@@ -40,7 +40,7 @@ the future, also where the hour under way is reported before its end."""
 _ENVIRONMENT: Final = re.compile(r"[a-z0-9-]{1,20}")
 
 
-class State(StrEnum):
+class ReportState(StrEnum):
     """Where a report stands."""
 
     PENDING = "pending"
@@ -57,19 +57,21 @@ class State(StrEnum):
     """Needs a person or a set-up. Nothing of it is lost: it counts as parked."""
 
 
-OPEN: Final = frozenset({State.PENDING, State.SENDING, State.UNKNOWN})
-TAKEN: Final = frozenset({State.ACCEPTED, State.CONFIRMED})
+OPEN: Final = frozenset({ReportState.PENDING, ReportState.SENDING, ReportState.UNKNOWN})
+TAKEN: Final = frozenset({ReportState.ACCEPTED, ReportState.CONFIRMED})
 
-EDGES: Final[Mapping[State, frozenset[State]]] = {
-    State.PENDING: frozenset({State.SENDING, State.PARKED}),
-    State.SENDING: frozenset({State.ACCEPTED, State.UNKNOWN, State.PENDING, State.PARKED}),
-    State.UNKNOWN: frozenset({State.SENDING, State.PARKED}),
-    State.ACCEPTED: frozenset({State.CONFIRMED, State.PARKED}),
-    State.CONFIRMED: frozenset(),
-    State.PARKED: frozenset({State.PENDING, State.UNKNOWN, State.ACCEPTED}),
+EDGES: Final[Mapping[ReportState, frozenset[ReportState]]] = {
+    ReportState.PENDING: frozenset({ReportState.SENDING, ReportState.PARKED}),
+    ReportState.SENDING: frozenset(
+        {ReportState.ACCEPTED, ReportState.UNKNOWN, ReportState.PENDING, ReportState.PARKED}
+    ),
+    ReportState.UNKNOWN: frozenset({ReportState.SENDING, ReportState.PARKED}),
+    ReportState.ACCEPTED: frozenset({ReportState.CONFIRMED, ReportState.PARKED}),
+    ReportState.CONFIRMED: frozenset(),
+    ReportState.PARKED: frozenset({ReportState.PENDING, ReportState.UNKNOWN, ReportState.ACCEPTED}),
 }
-assert set(EDGES) == set(State)  # noqa: S101 - a relation between constants
-assert set(State) == OPEN | TAKEN | {State.PARKED}  # noqa: S101 - as above
+assert set(EDGES) == set(ReportState)  # noqa: S101 - a relation between constants
+assert set(ReportState) == OPEN | TAKEN | {ReportState.PARKED}  # noqa: S101 - as above
 
 
 class ParkedBy(StrEnum):
@@ -102,7 +104,7 @@ AT_REST: Final = frozenset({ParkedBy.CARRIED, ParkedBy.NOTHING_TO_TELL})
 """Parked with an amount of 0: nobody has to do anything."""
 
 
-def may_become(before: State, after: State) -> bool:
+def may_become(before: ReportState, after: ReportState) -> bool:
     """Whether a report may go from one state to the other."""
     return after in EDGES[before]
 
@@ -198,7 +200,7 @@ class Standing:
     where no byte ever left. ``overwrites``: of its meter.
     """
 
-    state: State
+    state: ReportState
     next_at: datetime
     lease_until: datetime | None = None
     first_sent_at: datetime | None = None
@@ -212,30 +214,30 @@ def next_step(report: Standing, now: datetime) -> Step:
     because none is before this one has a definite answer. On a meter that adds, a
     repeat is harmless only while the provider is sure to drop it.
     """
-    if report.state in TAKEN or report.state is State.PARKED:
+    if report.state in TAKEN or report.state is ReportState.PARKED:
         return Step.NOTHING
-    if report.state is State.SENDING:
+    if report.state is ReportState.SENDING:
         gone = report.lease_until is None or report.lease_until <= now
         return Step.RECLAIM if gone else Step.WAIT
     first = report.first_sent_at
-    undecided = report.state is State.UNKNOWN and not report.overwrites
+    undecided = report.state is ReportState.UNKNOWN and not report.overwrites
     if undecided and (first is None or now - first >= DEDUPLICATED_FOR):
         return Step.READ_BACK
     return Step.SEND if report.next_at <= now else Step.WAIT
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SendOutcome:
     """What an answer makes of a report.
 
     ``doubtful``: it may have arrived although the provider has not said so.
     """
 
-    state: State
+    state: ReportState
     doubtful: bool
 
 
-def after_answer(answer: Answer, *, doubtful: bool) -> Outcome:
+def after_answer(answer: ProviderAnswer, *, doubtful: bool) -> SendOutcome:
     """The state after an answer to a report that was being sent.
 
     Args:
@@ -244,14 +246,14 @@ def after_answer(answer: Answer, *, doubtful: bool) -> Outcome:
             only, and whether the earlier one arrived stays open.
     """
     match answer.verdict:
-        case Verdict.ACCEPTED:
-            return Outcome(State.ACCEPTED, doubtful=False)
-        case Verdict.UNKNOWN:
-            return Outcome(State.UNKNOWN, doubtful=True)
-        case Verdict.REFUSED:
-            return Outcome(State.PARKED, doubtful)
-        case Verdict.STOPPED:
-            return Outcome(State.UNKNOWN if doubtful else State.PENDING, doubtful)
+        case ProviderVerdict.ACCEPTED:
+            return SendOutcome(ReportState.ACCEPTED, doubtful=False)
+        case ProviderVerdict.UNKNOWN:
+            return SendOutcome(ReportState.UNKNOWN, doubtful=True)
+        case ProviderVerdict.REFUSED:
+            return SendOutcome(ReportState.PARKED, doubtful)
+        case ProviderVerdict.STOPPED:
+            return SendOutcome(ReportState.UNKNOWN if doubtful else ReportState.PENDING, doubtful)
 
 
 FIRST_WAIT: Final = timedelta(seconds=5)

@@ -12,11 +12,11 @@ from typing import Final
 import sqlalchemy as sa
 
 from billing.postgres.schema import customers
-from billing.providers.port import Cause
-from billing.stripe_webhooks.event_store import Alarm, Outcome
-from billing.stripe_webhooks.stripe_event import Result
+from billing.providers.port import ProviderCause
+from billing.stripe_webhooks.event_store import EventOutcome, WebhookAlarm
+from billing.stripe_webhooks.stripe_event import NoticeResult
 
-DELETED: Final = Alarm(
+DELETED: Final = WebhookAlarm(
     "a customer was deleted at the provider: its usage is billed to nobody",
     "usage goes on in the log and waits: billing customers link. What the provider had taken and "
     "not invoiced is gone there",
@@ -39,7 +39,7 @@ _PARK: Final = sa.text(
 
 def note_deletion(
     connection: sa.Connection, provider: str, customer_ref: str, happened_at: datetime
-) -> Outcome:
+) -> EventOutcome:
     """Forget who is linked, if it still is that one, and park what was to be sent there.
 
     Reports that are being sent keep their claim: what the provider takes of them is read back.
@@ -62,17 +62,18 @@ def note_deletion(
         {
             "provider": provider,
             "ref": customer_ref,
-            "cause": Cause.CUSTOMER_MISSING.value,
+            "cause": ProviderCause.CUSTOMER_MISSING.value,
             "detail": f"{customer_ref} was deleted at the provider; link another customer",
         },
     ).rowcount
     if customer is None and not parked:
-        return Outcome(
-            result=Result.IGNORED, detail=f"{customer_ref} is not linked to a customer of ours"
+        return EventOutcome(
+            result=NoticeResult.IGNORED,
+            detail=f"{customer_ref} is not linked to a customer of ours",
         )
     whose = f"{customer} is linked to nobody now" if customer else "it was not linked any more"
-    return Outcome(
-        result=Result.DONE,
+    return EventOutcome(
+        result=NoticeResult.DONE,
         detail=f"{customer_ref} was deleted: {whose}; {parked} reports are parked",
         alarm=DELETED if customer else None,
     )

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing.core.errors import NotFound
 from billing.postgres.schema import webhook_events
-from billing.stripe_webhooks.stripe_event import Notice, Result
+from billing.stripe_webhooks.stripe_event import NoticeResult, ProviderNotice
 
 MAX_DETAIL: Final = 500
 
@@ -24,7 +24,7 @@ _ROW: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Alarm:
+class WebhookAlarm:
     """What an operator should see in the log: ``event`` is the line, ``remedy`` what to do."""
 
     event: str
@@ -32,15 +32,15 @@ class Alarm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class EventOutcome:
     """What an event led to.
 
     ``customers`` are those whose balance changed: Redis has to be told.
     """
 
-    result: Result
+    result: NoticeResult
     detail: str = ""
-    alarm: Alarm | None = None
+    alarm: WebhookAlarm | None = None
     customers: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -53,7 +53,7 @@ class WebhookEvent:
     type: str
     happened_at: datetime
     received_at: datetime
-    result: Result
+    result: NoticeResult
     detail: str
 
 
@@ -74,7 +74,7 @@ class WebhookEvents:
             return connection.execute(query).first() is not None
 
     def list(
-        self, provider: str, *, result: Result | None = None, limit: int = 100
+        self, provider: str, *, result: NoticeResult | None = None, limit: int = 100
     ) -> Sequence[WebhookEvent]:
         """The events, newest first.
 
@@ -106,7 +106,7 @@ class WebhookEvents:
         return None if row.body is None else bytes(row.body)
 
 
-def begin(connection: sa.Connection, provider: str, notice: Notice, now: datetime) -> bool:
+def begin(connection: sa.Connection, provider: str, notice: ProviderNotice, now: datetime) -> bool:
     """Write an event down, before its effect and in its transaction.
 
     Returns:
@@ -121,7 +121,7 @@ def begin(connection: sa.Connection, provider: str, notice: Notice, now: datetim
             type=notice.type,
             happened_at=notice.happened_at,
             received_at=now,
-            result=Result.DONE.value,
+            result=NoticeResult.DONE.value,
         )
         .on_conflict_do_nothing()
         .returning(webhook_events.c.event_id)
@@ -132,17 +132,17 @@ def begin(connection: sa.Connection, provider: str, notice: Notice, now: datetim
 def begin_again(connection: sa.Connection, provider: str, event_id: str) -> bool:
     """Lock an event that was kept; False where another has dealt with it meanwhile."""
     query = sa.select(webhook_events.c.result).where(*_is(provider, event_id)).with_for_update()
-    return connection.execute(query).scalar_one_or_none() == Result.KEPT.value
+    return connection.execute(query).scalar_one_or_none() == NoticeResult.KEPT.value
 
 
 def finish(
-    connection: sa.Connection, provider: str, event_id: str, outcome: Outcome, body: bytes
+    connection: sa.Connection, provider: str, event_id: str, outcome: EventOutcome, body: bytes
 ) -> None:
     """Write down what became of an event; its body stays only where it is kept."""
     values: dict[str, Any] = {
         "result": outcome.result.value,
         "detail": plain(outcome.detail),
-        "body": body if outcome.result is Result.KEPT else None,
+        "body": body if outcome.result is NoticeResult.KEPT else None,
     }
     connection.execute(sa.update(webhook_events).where(*_is(provider, event_id)).values(**values))
 
@@ -157,4 +157,4 @@ def _is(provider: str, event_id: str) -> tuple[sa.ColumnElement[bool], ...]:
 
 
 def _event(row: sa.RowMapping) -> WebhookEvent:
-    return WebhookEvent(**{**row, "result": Result(row["result"])})
+    return WebhookEvent(**{**row, "result": NoticeResult(row["result"])})

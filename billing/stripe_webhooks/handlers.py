@@ -14,24 +14,30 @@ from typing import Final
 import sqlalchemy as sa
 
 from billing.core.errors import NotFound
-from billing.providers.port import VERDICTS, Provider, ProviderUnavailable, Verdict
-from billing.reporting.confirmations import Confirmations
+from billing.providers.port import VERDICTS, Provider, ProviderUnavailable, ProviderVerdict
+from billing.reporting.confirmations import ConfirmationStore
 from billing.reporting.destination import CustomerIds
 from billing.stripe_webhooks.checkout import read_checkout
 from billing.stripe_webhooks.deletions import note_deletion
-from billing.stripe_webhooks.event_store import Alarm, Outcome
+from billing.stripe_webhooks.event_store import EventOutcome, WebhookAlarm
 from billing.stripe_webhooks.invoices import note_invoice
 from billing.stripe_webhooks.meter_errors import MeterErrors, read_meter_errors
-from billing.stripe_webhooks.stripe_event import PAYMENT_FAILED, Kind, Notice, Result, Unreadable
+from billing.stripe_webhooks.stripe_event import (
+    PAYMENT_FAILED,
+    NoticeKind,
+    NoticeResult,
+    ProviderNotice,
+    Unreadable,
+)
 from billing.stripe_webhooks.stripe_reads import StripeReads
-from billing.stripe_webhooks.topups import Terms, note_checkout
+from billing.stripe_webhooks.topups import TopupTerms, note_checkout
 
-REJECTED: Final = Alarm(
+REJECTED: Final = WebhookAlarm(
     "the provider rejected usage that it had taken",
     "it is not billed until it is taken again: billing report list --state parked",
 )
 
-Effect = Callable[[sa.Connection, datetime], Outcome]
+Effect = Callable[[sa.Connection, datetime], EventOutcome]
 """What an event does, in a given transaction and at a given time."""
 
 
@@ -44,7 +50,7 @@ class AtStripe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Handlers:
+class EventHandlers:
     """What events do.
 
     ``stripe`` gives access to Stripe and is only called where Stripe has to be asked; ``terms`` are
@@ -52,10 +58,10 @@ class Handlers:
     """
 
     stripe: Callable[[], AtStripe]
-    confirmations: Confirmations
-    terms: Terms
+    confirmations: ConfirmationStore
+    terms: TopupTerms
 
-    def effect_of(self, notice: Notice) -> Effect:
+    def effect_of(self, notice: ProviderNotice) -> Effect:
         """What an event does.
 
         Raises:
@@ -64,14 +70,14 @@ class Handlers:
         """
         match notice.kind:
             case None:
-                return just(Result.IGNORED, f"nothing is done about {notice.type}")
-            case Kind.CUSTOMER_DELETED:
+                return just(NoticeResult.IGNORED, f"nothing is done about {notice.type}")
+            case NoticeKind.CUSTOMER_DELETED:
                 return _deletion(notice)
-            case Kind.INVOICE:
+            case NoticeKind.INVOICE:
                 return _asked(lambda: _invoice(notice, self.stripe().provider))
-            case Kind.CHECKOUT:
+            case NoticeKind.CHECKOUT:
                 return _asked(lambda: _checkout(notice, self.stripe().reads, self.terms))
-            case Kind.METER_ERRORS:
+            case NoticeKind.METER_ERRORS:
                 return _asked(lambda: _meter_errors(notice, self.stripe(), self.confirmations))
 
 
@@ -80,45 +86,47 @@ def _asked(prepare: Callable[[], Effect]) -> Effect:
     try:
         return prepare()
     except NotFound as error:
-        return just(Result.KEPT, str(error))
+        return just(NoticeResult.KEPT, str(error))
     except Unreadable as error:
-        return just(Result.KEPT, error.reason)
+        return just(NoticeResult.KEPT, error.reason)
     except ProviderUnavailable as error:
-        if error.cause is None or VERDICTS[error.cause] is not Verdict.REFUSED:
+        if error.cause is None or VERDICTS[error.cause] is not ProviderVerdict.REFUSED:
             raise
-        return just(Result.KEPT, str(error))
+        return just(NoticeResult.KEPT, str(error))
 
 
-def just(result: Result, detail: str) -> Effect:
+def just(result: NoticeResult, detail: str) -> Effect:
     """An effect that changes nothing."""
-    return lambda _connection, _now: Outcome(result=result, detail=detail)
+    return lambda _connection, _now: EventOutcome(result=result, detail=detail)
 
 
-def _deletion(notice: Notice) -> Effect:
+def _deletion(notice: ProviderNotice) -> Effect:
     # Nothing is asked: a deletion is for good, and no id is used again.
     return lambda connection, _now: note_deletion(
         connection, "stripe", notice.thing, notice.happened_at
     )
 
 
-def _invoice(notice: Notice, provider: Provider) -> Effect:
+def _invoice(notice: ProviderNotice, provider: Provider) -> Effect:
     try:
         invoice = provider.provider_invoice(notice.thing)
     except NotFound:
         # Most accounts have invoices for other things too.
-        return just(Result.IGNORED, f"invoice {notice.thing} bills no metered usage of ours")
+        return just(NoticeResult.IGNORED, f"invoice {notice.thing} bills no metered usage of ours")
     failed_at = notice.happened_at if notice.type == PAYMENT_FAILED else None
     return lambda connection, now: note_invoice(
         connection, provider.name, CustomerIds.STRIPE, invoice, now, failed_at=failed_at
     )
 
 
-def _checkout(notice: Notice, reads: StripeReads, terms: Terms) -> Effect:
+def _checkout(notice: ProviderNotice, reads: StripeReads, terms: TopupTerms) -> Effect:
     checkout = read_checkout(reads.checkout(notice.thing))
     return lambda connection, _now: note_checkout(connection, checkout, terms)
 
 
-def _meter_errors(notice: Notice, stripe: AtStripe, confirmations: Confirmations) -> Effect:
+def _meter_errors(
+    notice: ProviderNotice, stripe: AtStripe, confirmations: ConfirmationStore
+) -> Effect:
     errors = read_meter_errors(stripe.reads.thin_event(notice.id))
     meter = stripe.reads.meter_name(notice.thing) if notice.thing else None
     return lambda connection, now: _note_meter_errors(
@@ -128,12 +136,12 @@ def _meter_errors(notice: Notice, stripe: AtStripe, confirmations: Confirmations
 
 def _note_meter_errors(
     connection: sa.Connection,
-    confirmations: Confirmations,
+    confirmations: ConfirmationStore,
     provider: str,
     meter: str | None,
     errors: MeterErrors,
     now: datetime,
-) -> Outcome:
+) -> EventOutcome:
     """Have everything of the window read back; the listed ones are known to be rejected."""
     again = confirmations.recheck(
         provider, meter, errors.start, errors.end, now=now, connection=connection
@@ -147,9 +155,9 @@ def _note_meter_errors(
     about = f"{meter or 'no meter'}: {errors.summary}"
     if not again and not listed:
         detail = f"{about}; nothing of ours was sent in that window"
-        return Outcome(result=Result.IGNORED, detail=detail)
-    return Outcome(
-        result=Result.DONE,
+        return EventOutcome(result=NoticeResult.IGNORED, detail=detail)
+    return EventOutcome(
+        result=NoticeResult.DONE,
         detail=f"{about}; {again} reports are read back again, {listed} are parked",
         alarm=REJECTED,
     )

@@ -16,8 +16,8 @@ from billing.postgres.schema import customers, provider_invoices
 from billing.providers.port import ProviderInvoice
 from billing.reporting import closed_periods as seals
 from billing.reporting.destination import CustomerIds
-from billing.stripe_webhooks.event_store import Alarm, Outcome
-from billing.stripe_webhooks.stripe_event import Result
+from billing.stripe_webhooks.event_store import EventOutcome, WebhookAlarm
+from billing.stripe_webhooks.stripe_event import NoticeResult
 
 PROGRESS: Final[Mapping[str, int]] = {
     "draft": 0,
@@ -30,7 +30,7 @@ PROGRESS: Final[Mapping[str, int]] = {
 """How far an invoice is; it never goes back, so an older read is known by it. Only a draft can be
 deleted, and whichever of the two was read first: drafts are looked at again (``drafts``)."""
 
-VOID: Final = Alarm(
+VOID: Final = WebhookAlarm(
     "usage was billed on an invoice that is void",
     "it is not billed again by itself: a person decides, see docs/stripe.md",
 )
@@ -49,7 +49,7 @@ def note_invoice(
     now: datetime,
     *,
     failed_at: datetime | None = None,
-) -> Outcome:
+) -> EventOutcome:
     """Write an invoice down as it stands, and seal its periods if it is final.
 
     Args:
@@ -63,8 +63,8 @@ def note_invoice(
     known = _known(connection, provider, invoice.provider_id)
     customer = _customer(connection, provider, ids, invoice, known)
     if customer is None:
-        return Outcome(
-            result=Result.IGNORED,
+        return EventOutcome(
+            result=NoticeResult.IGNORED,
             detail=f"invoice {invoice.provider_id}: {invoice.customer_ref} is no customer of ours",
         )
     if failed_at is None and invoice.payment_failed:
@@ -78,8 +78,8 @@ def note_invoice(
     if invoice.finalised_at is not None:
         sealed = seals.notice(connection, provider, customer, invoice, now)
     became_void = invoice.status == "void" and known["status"] != "void"
-    return Outcome(
-        result=Result.DONE,
+    return EventOutcome(
+        result=NoticeResult.DONE,
         detail=f"invoice {invoice.provider_id} of {customer} is {invoice.status}; "
         f"periods sealed: {sealed}",
         alarm=VOID if became_void and invoice.lines else None,

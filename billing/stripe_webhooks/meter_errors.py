@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from billing.providers.port import VERDICTS, Cause, Verdict
+from billing.providers.port import VERDICTS, ProviderCause, ProviderVerdict
 from billing.providers.stripe.errors import cause_of_code
 from billing.stripe_webhooks.stripe_event import Unreadable, instant_of, is_name, mapping
 
@@ -28,7 +28,7 @@ class MeterErrors:
     start: datetime
     end: datetime
     codes: Mapping[str, int]
-    sampled: Mapping[str, Cause]
+    sampled: Mapping[str, ProviderCause]
 
     @property
     def summary(self) -> str:
@@ -51,12 +51,12 @@ def read_meter_errors(event: Mapping[str, Any]) -> MeterErrors:
     if end < start:
         raise Unreadable("its window ends before it starts")
     codes: Counter[str] = Counter()
-    sampled: dict[str, Cause] = {}
+    sampled: dict[str, ProviderCause] = {}
     for code, kind in _kinds(data):
         count = kind.get("error_count")
         codes[code] += count if isinstance(count, int) and count > 0 else 1
         cause = cause_of_code(code)
-        if VERDICTS[cause] is not Verdict.ACCEPTED:
+        if VERDICTS[cause] is not ProviderVerdict.ACCEPTED:
             sampled |= dict.fromkeys(_identifiers(kind), cause)
     return MeterErrors(start=start, end=end, codes=codes, sampled=sampled)
 

@@ -17,16 +17,22 @@ from billing.core.failpoints import reach
 from billing.providers.port import Provider, ProviderInvoice
 from billing.reporting.destination import CustomerIds
 from billing.stripe_webhooks.event_store import (
-    Alarm,
-    Outcome,
+    EventOutcome,
+    WebhookAlarm,
     WebhookEvents,
     begin,
     begin_again,
     finish,
 )
-from billing.stripe_webhooks.handlers import Effect, Handlers, just
+from billing.stripe_webhooks.handlers import Effect, EventHandlers, just
 from billing.stripe_webhooks.invoices import drafts, note_invoice
-from billing.stripe_webhooks.stripe_event import Notice, Result, Unreadable, read_notice, stand_in
+from billing.stripe_webhooks.stripe_event import (
+    NoticeResult,
+    ProviderNotice,
+    Unreadable,
+    read_notice,
+    stand_in,
+)
 
 PROVIDER: Final = "stripe"
 
@@ -61,15 +67,15 @@ class Polled:
     done: int = 0
     ignored: int = 0
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: EventOutcome) -> None:
         """Count one."""
-        if outcome.result is Result.DONE:
+        if outcome.result is NoticeResult.DONE:
             self.done += 1
         else:
             self.ignored += 1
 
 
-class Notices:
+class WebhookProcessor:
     """What a provider tells by itself.
 
     Args:
@@ -83,7 +89,7 @@ class Notices:
     def __init__(
         self,
         engine: sa.Engine,
-        handlers: Handlers,
+        handlers: EventHandlers,
         *,
         live: bool,
         customer_ids: Mapping[str, CustomerIds],
@@ -146,7 +152,7 @@ class Notices:
             if notice.id != event_id and begin(connection, PROVIDER, notice, now):
                 names.add(notice.id)
             elif notice.id != event_id:
-                effect = just(Result.IGNORED, f"it was told as {notice.id}")
+                effect = just(NoticeResult.IGNORED, f"it was told as {notice.id}")
             outcome = effect(connection, now)
             for name in sorted(names):
                 finish(connection, PROVIDER, name, outcome, body)
@@ -175,7 +181,7 @@ class Notices:
                 polled.ignored += 1
         return polled
 
-    def _note(self, provider: Provider, invoice: ProviderInvoice) -> Outcome:
+    def _note(self, provider: Provider, invoice: ProviderInvoice) -> EventOutcome:
         ids = self._customer_ids[provider.name]
         with self._engine.begin() as connection:
             outcome = note_invoice(connection, provider.name, ids, invoice, self._clock.now())
@@ -183,19 +189,21 @@ class Notices:
             _ring(outcome.alarm, id=invoice.provider_id, detail=outcome.detail)
         return outcome
 
-    def _read(self, body: bytes) -> tuple[Notice, str]:
+    def _read(self, body: bytes) -> tuple[ProviderNotice, str]:
         """The event, and why it cannot be done (empty where it can)."""
         try:
             return read_notice(body), ""
         except Unreadable as error:
             return stand_in(body, self._clock.now()), error.reason
 
-    def _effect(self, notice: Notice, problem: str) -> Effect:
+    def _effect(self, notice: ProviderNotice, problem: str) -> Effect:
         if problem:
-            return just(Result.KEPT, problem)
+            return just(NoticeResult.KEPT, problem)
         if notice.live != self._live:
             told, here = _mode(notice.live), _mode(self._live)
-            return just(Result.IGNORED, f"it is of {told} mode, and this installation of {here}")
+            return just(
+                NoticeResult.IGNORED, f"it is of {told} mode, and this installation of {here}"
+            )
         return self._handlers.effect_of(notice)
 
 
@@ -203,25 +211,25 @@ def _mode(live: bool) -> str:
     return "live" if live else "test"
 
 
-def _already(notice: Notice) -> Received:
+def _already(notice: ProviderNotice) -> Received:
     return Received(event_id=notice.id, type=notice.type, reception=Reception.ALREADY)
 
 
-def _tell_operators(notice: Notice, outcome: Outcome) -> None:
+def _tell_operators(notice: ProviderNotice, outcome: EventOutcome) -> None:
     facts = {"id": notice.id, "type": notice.type, "result": outcome.result.value}
     if outcome.alarm:
         _ring(outcome.alarm, **facts, detail=outcome.detail)
-    elif outcome.result is Result.KEPT:
+    elif outcome.result is NoticeResult.KEPT:
         _log.warning("an event is kept", **facts, detail=outcome.detail)
     else:
         _log.info("an event was told", **facts, detail=outcome.detail)
 
 
-def _ring(alarm: Alarm, **facts: str) -> None:
+def _ring(alarm: WebhookAlarm, **facts: str) -> None:
     _log.error(alarm.event, **facts, remedy=alarm.remedy)
 
 
-def _received(notice: Notice, outcome: Outcome) -> Received:
+def _received(notice: ProviderNotice, outcome: EventOutcome) -> Received:
     return Received(
         event_id=notice.id,
         type=notice.type,

@@ -26,7 +26,7 @@ UNREADABLE: Final = "unreadable"
 """The type of what could not be read."""
 
 
-class Result(StrEnum):
+class NoticeResult(StrEnum):
     """What became of an event."""
 
     DONE = "done"
@@ -36,7 +36,7 @@ class Result(StrEnum):
     """Nothing could be done about it yet; it is kept as it came and can be tried again."""
 
 
-class Kind(StrEnum):
+class NoticeKind(StrEnum):
     """What an event is about."""
 
     INVOICE = "invoice"
@@ -47,23 +47,25 @@ class Kind(StrEnum):
 
 PAYMENT_FAILED: Final = "invoice.payment_failed"
 
-KINDS: Final[Mapping[str, Kind]] = {
-    "invoice.created": Kind.INVOICE,
-    "invoice.finalized": Kind.INVOICE,
-    "invoice.paid": Kind.INVOICE,
-    PAYMENT_FAILED: Kind.INVOICE,
-    "invoice.voided": Kind.INVOICE,
-    "invoice.marked_uncollectible": Kind.INVOICE,
-    "invoice.deleted": Kind.INVOICE,
-    "customer.deleted": Kind.CUSTOMER_DELETED,
-    "checkout.session.completed": Kind.CHECKOUT,
-    "checkout.session.async_payment_succeeded": Kind.CHECKOUT,
-    "v1.billing.meter.error_report_triggered": Kind.METER_ERRORS,
-    "v1.billing.meter.no_meter_found": Kind.METER_ERRORS,
+KINDS: Final[Mapping[str, NoticeKind]] = {
+    "invoice.created": NoticeKind.INVOICE,
+    "invoice.finalized": NoticeKind.INVOICE,
+    "invoice.paid": NoticeKind.INVOICE,
+    PAYMENT_FAILED: NoticeKind.INVOICE,
+    "invoice.voided": NoticeKind.INVOICE,
+    "invoice.marked_uncollectible": NoticeKind.INVOICE,
+    "invoice.deleted": NoticeKind.INVOICE,
+    "customer.deleted": NoticeKind.CUSTOMER_DELETED,
+    "checkout.session.completed": NoticeKind.CHECKOUT,
+    "checkout.session.async_payment_succeeded": NoticeKind.CHECKOUT,
+    "v1.billing.meter.error_report_triggered": NoticeKind.METER_ERRORS,
+    "v1.billing.meter.no_meter_found": NoticeKind.METER_ERRORS,
 }
 """The types that are acted on; any other is ignored."""
 
-_NEED_THE_THING: Final = frozenset({Kind.INVOICE, Kind.CUSTOMER_DELETED, Kind.CHECKOUT})
+_NEED_THE_THING: Final = frozenset(
+    {NoticeKind.INVOICE, NoticeKind.CUSTOMER_DELETED, NoticeKind.CHECKOUT}
+)
 
 
 class Unreadable(Exception):  # noqa: N818 - the event is unreadable
@@ -75,7 +77,7 @@ class Unreadable(Exception):  # noqa: N818 - the event is unreadable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
+class ProviderNotice:
     """One event.
 
     ``thing`` is the id of what it is about, empty where there is none; ``live`` says that it is
@@ -89,12 +91,12 @@ class Notice:
     thing: str
 
     @property
-    def kind(self) -> Kind | None:
+    def kind(self) -> NoticeKind | None:
         """What it is about; None: nothing that is acted on."""
         return KINDS.get(self.type)
 
 
-def read_notice(body: bytes) -> Notice:
+def read_notice(body: bytes) -> ProviderNotice:
     """The event in a webhook's body.
 
     Raises:
@@ -102,7 +104,7 @@ def read_notice(body: bytes) -> Notice:
     """
     event = mapping(_json(body), "the body")
     thin = _shape(event) == "v2.core.event"
-    notice = Notice(
+    notice = ProviderNotice(
         id=_name(event, "id"),
         type=_name(event, "type"),
         happened_at=_instant(event, "created") if thin else _unix(event, "created"),
@@ -114,10 +116,10 @@ def read_notice(body: bytes) -> Notice:
     return notice
 
 
-def stand_in(body: bytes, received_at: datetime) -> Notice:
+def stand_in(body: bytes, received_at: datetime) -> ProviderNotice:
     """What stands for a body that cannot be read: the same body has the same id."""
     digest = hashlib.sha256(body).hexdigest()
-    return Notice(
+    return ProviderNotice(
         id=f"sha256:{digest}", type=UNREADABLE, happened_at=received_at, live=False, thing=""
     )
 

@@ -12,10 +12,10 @@ from billing.core.credits import format_credits
 from billing.core.errors import AlreadyExists, InvalidValue
 from billing.postgres.schema import customers, grants
 from billing.stripe_webhooks.checkout import Checkout, NotYet, credits_bought
-from billing.stripe_webhooks.event_store import Alarm, Outcome
-from billing.stripe_webhooks.stripe_event import Result
+from billing.stripe_webhooks.event_store import EventOutcome, WebhookAlarm
+from billing.stripe_webhooks.stripe_event import NoticeResult
 
-NOT_GIVEN: Final = Alarm(
+NOT_GIVEN: Final = WebhookAlarm(
     "credits were paid for and could not be given",
     "put right what the detail says, then: billing stripe events retry ID",
 )
@@ -26,21 +26,21 @@ _LOCK: Final = sa.text("SELECT pg_advisory_xact_lock(:class, hashtext(:reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class TopupTerms:
     """What credits are worth: ``credit_value`` is a decimal string in ``currency``."""
 
     currency: str
     credit_value: str
 
 
-def note_checkout(connection: sa.Connection, checkout: Checkout, terms: Terms) -> Outcome:
+def note_checkout(connection: sa.Connection, checkout: Checkout, terms: TopupTerms) -> EventOutcome:
     """Give the credits of a checkout that is paid.
 
     Where they cannot be given yet (whose, or how many, cannot be told) the event is kept.
     """
     if not checkout.paid_top_up:
-        return Outcome(
-            result=Result.IGNORED,
+        return EventOutcome(
+            result=NoticeResult.IGNORED,
             detail=f"{checkout.id}: mode {checkout.mode}, payment {checkout.payment_status}; "
             "credits are given for a paid checkout in payment mode",
         )
@@ -48,17 +48,19 @@ def note_checkout(connection: sa.Connection, checkout: Checkout, terms: Terms) -
         given = _given_before(connection, checkout.reference)
         if given is not None:
             detail = f"{checkout.id}: its credits were given to {given} before"
-            return Outcome(result=Result.IGNORED, detail=detail)
+            return EventOutcome(result=NoticeResult.IGNORED, detail=detail)
         amount = credits_bought(checkout, currency=terms.currency, credit_value=terms.credit_value)
         if not amount:
-            return Outcome(result=Result.IGNORED, detail=f"{checkout.id} bought no credits")
+            return EventOutcome(
+                result=NoticeResult.IGNORED, detail=f"{checkout.id} bought no credits"
+            )
         customer = _customer(connection, checkout)
         _give(connection, customer, checkout, amount)
     except NotYet as error:
         detail = f"{checkout.id}: {error.reason}"
-        return Outcome(result=Result.KEPT, detail=detail, alarm=NOT_GIVEN)
-    return Outcome(
-        result=Result.DONE,
+        return EventOutcome(result=NoticeResult.KEPT, detail=detail, alarm=NOT_GIVEN)
+    return EventOutcome(
+        result=NoticeResult.DONE,
         detail=f"{checkout.id}: {format_credits(amount)} credits to {customer}",
         customers=frozenset({customer}),
     )

@@ -10,7 +10,7 @@ from typing import Any, cast
 import redis
 
 from billing.redis.cluster import ClusterClient
-from billing.redis.keys import Keys
+from billing.redis.keys import RedisKeys
 from billing.transport.outbox import RedisOutbox, lease_of, text_of
 
 
@@ -22,7 +22,7 @@ class ClusterOutbox(RedisOutbox):
         keys: The names of the streams.
     """
 
-    def __init__(self, client: ClusterClient, keys: Keys) -> None:
+    def __init__(self, client: ClusterClient, keys: RedisKeys) -> None:
         # It has the part of redis-py's interface that an outbox uses.
         super().__init__(cast("redis.Redis", client), keys)
         self._cluster = client

@@ -104,7 +104,7 @@ class Segment:
 
 
 @dataclass(slots=True, eq=False)
-class LeftSegment:
+class AbandonedSegment:
     """A segment of a dead process: its slips, and the leases it had."""
 
     path: Path
@@ -129,7 +129,7 @@ class LeftSegment:
         )
 
 
-class SlipBook:
+class LeaseWal:
     """This process's slips, and those that dead ones left on this node.
 
     Args:
@@ -244,7 +244,7 @@ class SlipBook:
             page.retired.clear()
 
     @contextmanager
-    def left_behind(self) -> Iterator[list[LeftSegment]]:
+    def left_behind(self) -> Iterator[list[AbandonedSegment]]:
         """The segments of dead processes, oldest first; nobody else takes them inside.
 
         Raises:
@@ -413,11 +413,11 @@ def _close(segment: Segment) -> None:
         os.close(descriptor)
 
 
-def _read(path: Path) -> LeftSegment:
+def _read(path: Path) -> AbandonedSegment:
     # What follows the last newline was being written when the process died, and was never
     # acknowledged; or it is room that was not used.
     whole, _, _ = path.read_bytes().rpartition(b"\n")
-    left = LeftSegment(path, [], set(), 0)
+    left = AbandonedSegment(path, [], set(), 0)
     for line in filter(None, whole.split(b"\n")):
         try:
             slip = Slip.from_line(line)

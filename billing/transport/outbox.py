@@ -20,7 +20,7 @@ import structlog
 
 from billing.core.errors import WeighbridgeError
 from billing.core.usage_event import InvalidEvent, UsageEvent, from_wire
-from billing.redis.keys import Keys
+from billing.redis.keys import RedisKeys
 
 _log = structlog.get_logger(__name__)
 
@@ -93,7 +93,7 @@ class RedisOutbox:
         keys: The names of the streams.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: redis.Redis, keys: RedisKeys) -> None:
         self._client = client
         self._streams: list[str] = keys.outbox_keys()
         self._marker = f"{keys.prefix}:relay:marker"

@@ -28,7 +28,7 @@ from billing.core.usage_event import DeadReason
 from billing.transport.message_batch import unpacked
 from billing.usage_log.candidate import Candidate
 from billing.usage_log.log_writer import BatchResult, LogWriter
-from billing.usage_log.queue_reader import MAX_PREFETCH, Delivery, Intake
+from billing.usage_log.queue_reader import MAX_PREFETCH, Delivery, QueueReader
 from billing.usage_log.screen import Dead, dead
 
 _log = structlog.get_logger(__name__)
@@ -137,7 +137,7 @@ class UsageConsumer:
         with ThreadPoolExecutor(1, thread_name_prefix="log-writer") as pool:
             while not stop.is_set():
                 exchange, queue = self._names
-                intake = Intake(
+                intake = QueueReader(
                     self._connect(), exchange=exchange, queue=queue, prefetch=self._prefetch
                 )
                 session = _Session(intake, self, pool, consumed)
@@ -213,7 +213,11 @@ class _Session:
     """One connection's worth of consuming."""
 
     def __init__(
-        self, intake: Intake, consumer: UsageConsumer, pool: ThreadPoolExecutor, consumed: Consumed
+        self,
+        intake: QueueReader,
+        consumer: UsageConsumer,
+        pool: ThreadPoolExecutor,
+        consumed: Consumed,
     ) -> None:
         self._intake = intake
         self._consumer = consumer

@@ -56,7 +56,7 @@ def broker(url: str) -> Callable[[], Connection]:
     return connect
 
 
-class Intake:
+class QueueReader:
     """An open connection that collects deliveries of the usage queue and of its dead-letter queue.
 
     Args:

@@ -15,13 +15,13 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from billing.archive.archived_usage import EmptyShelf, Shelf, parts_of, steadily
+from billing.archive.archived_usage import ArchivedUsage, NoArchivedUsage, parts_of, steadily
 from billing.core.event_ids import instant_of, lowest_id
 from billing.core.periods import Period
 from billing.core.usage_event import Outcome
 from billing.postgres.schema import usage_events
 from billing.usage_log.totals import Totals
-from billing.usage_log.usage_queries import Usage
+from billing.usage_log.usage_queries import UsageQueries
 
 _MOST: Final = 10_000
 
@@ -75,9 +75,9 @@ class Receipts:
         shelf: Lines of archived months.
     """
 
-    def __init__(self, engine: Engine, shelf: Shelf | None = None) -> None:
+    def __init__(self, engine: Engine, shelf: ArchivedUsage | None = None) -> None:
         self._engine = engine
-        self._shelf: Shelf = shelf or EmptyShelf()
+        self._shelf: ArchivedUsage = shelf or NoArchivedUsage()
 
     def lines(
         self, customer: str, period: Period, *, after_id: UUID | None = None, limit: int = 100
@@ -172,7 +172,7 @@ class Receipts:
 
     def totals(self, customer: str, period: Period) -> Totals:
         """What all pages of ``lines`` add up to, from the rollups."""
-        return Usage(self._engine, self._shelf).total(customer, period)
+        return UsageQueries(self._engine, self._shelf).total(customer, period)
 
     def _read(self, query: sa.Select[Any]) -> list[ReceiptLine]:
         with self._engine.connect() as connection:

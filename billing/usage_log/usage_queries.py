@@ -16,7 +16,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from billing.archive.archived_usage import EmptyShelf, Shelf, steadily
+from billing.archive.archived_usage import ArchivedUsage, NoArchivedUsage, steadily
 from billing.core.errors import NotFound
 from billing.core.event_ids import lowest_id
 from billing.core.periods import Period, hour_floor, zone
@@ -120,7 +120,7 @@ _SUBJECTS: Final = sa.text(
 )
 
 
-class Usage:
+class UsageQueries:
     """What a customer used in a period.
 
     Args:
@@ -128,9 +128,9 @@ class Usage:
         shelf: Lines of archived months.
     """
 
-    def __init__(self, engine: Engine, shelf: Shelf | None = None) -> None:
+    def __init__(self, engine: Engine, shelf: ArchivedUsage | None = None) -> None:
         self._engine = engine
-        self._shelf: Shelf = shelf or EmptyShelf()
+        self._shelf: ArchivedUsage = shelf or NoArchivedUsage()
 
     def by(self, customer: str, period: Period, by: By) -> list[UsageRow]:
         """The customer's usage in groups, in order of their keys; empty groups are left out.

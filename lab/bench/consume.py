@@ -27,7 +27,7 @@ from uuid import UUID
 import amqp
 from kombu.utils.url import url_to_parts
 
-from billing.container import System
+from billing.container import Container
 from billing.core.usage_event import UsageEvent
 from billing.devtools.embedded_servers.process import Process
 from billing.transport import topology
@@ -75,7 +75,7 @@ class Round:
 class _Line:
     """The queue, the consumers behind it, and the log."""
 
-    system: System
+    container: Container
     customers: list[str]
     folder: Path
     processes: list[Process]
@@ -100,7 +100,7 @@ class _Line:
         Returns:
             How many messages they are.
         """
-        batch = self.system.settings.relay_batch
+        batch = self.container.settings.relay_batch
         packs = [
             pack
             for start in range(0, len(events), batch)
@@ -109,7 +109,7 @@ class _Line:
         for pack in packs:
             self.channel.basic_publish(
                 amqp.Message(pack.body, delivery_mode=2, content_type=pack.content_type),
-                exchange=self.system.settings.usage_exchange,
+                exchange=self.container.settings.usage_exchange,
                 routing_key=topology.routing_key(pack.customer),
             )
         return len(packs)
@@ -117,7 +117,7 @@ class _Line:
     def fill(self, events: Sequence[UsageEvent]) -> None:
         """Put events into the queue, and wait until all are there."""
         messages = self.publish(events)
-        queue = self.system.settings.usage_queue
+        queue = self.container.settings.usage_queue
 
         def waiting() -> bool:
             found: Any = self.channel.queue_declare(queue, passive=True)
@@ -128,9 +128,9 @@ class _Line:
     def drain(self, consumers: int, messages: int) -> Round:
         """Let so many consumers empty the queue."""
         self.forget()
-        backends, broker = cpu.of_backends(self.system.engine), cpu.of_broker()
+        backends, broker = cpu.of_backends(self.container.engine), cpu.of_broker()
         self.let(consumers, lambda: self.through() >= messages)
-        ended, broker_ended = cpu.of_backends(self.system.engine), cpu.of_broker()
+        ended, broker_ended = cpu.of_backends(self.container.engine), cpu.of_broker()
         told = self.ticks()
         batches = sorted((tick for each in told.values() for tick in each), key=lambda t: t.at_ns)
         before, began = 0, batches[0].at_ns
@@ -259,11 +259,11 @@ def _notes(
 
 def _lock_notes(line: _Line) -> list[str]:
     told = [f"consume, {name}: {sampler.told()}." for name, sampler in line.locks.items()]
-    return [*told, f"consume: {deadlocks(line.system.engine)} deadlocks in the whole suite."]
+    return [*told, f"consume: {deadlocks(line.container.engine)} deadlocks in the whole suite."]
 
 
 def _warm_up(line: _Line, consumers: int, messages: int) -> None:
-    events = spread_over(line.customers, messages, line.system.clock.now())
+    events = spread_over(line.customers, messages, line.container.clock.now())
     line.fill(events)
     line.forget()
     line.let(consumers, lambda: line.through() >= messages)
@@ -272,31 +272,31 @@ def _warm_up(line: _Line, consumers: int, messages: int) -> None:
 def _round(line: _Line, consumers: int, messages: int, *, twice: bool) -> tuple[Round, Round]:
     """One round of the consumers, and one of COPY with the same rows."""
     count = messages // 2 if twice else messages
-    events = spread_over(line.customers, count, line.system.clock.now())
+    events = spread_over(line.customers, count, line.container.clock.now())
     told = events
     if twice:
         told = [*events, *events]
         random.Random(_ORDER_SEED).shuffle(told)  # noqa: S311 - repeatable, not secret
     line.fill(told)
     name = _name(consumers, twice=twice)
-    with line.locks.setdefault(name, LockSampler(line.system.engine)):
+    with line.locks.setdefault(name, LockSampler(line.container.engine)):
         ours = line.drain(consumers, len(told))
     inserted = sum(tick.inserted for each in line.ticks().values() for tick in each)
     if inserted != count:
         raise BenchError(f"the log took {inserted} of {count} events")
-    return ours, _copy(line.system, [event.id for event in events])
+    return ours, _copy(line.container, [event.id for event in events])
 
 
-def _copy(system: System, ids: list[UUID]) -> Round:
-    size = system.settings.consumer_batch
+def _copy(container: Container, ids: list[UUID]) -> Round:
+    size = container.settings.consumer_batch
     batches = [ids[start : start + size] for start in range(0, len(ids), size)]
-    copies = [read_rows(system.engine, batch) for batch in batches]
-    backends = cpu.of_backends(system.engine)
+    copies = [read_rows(container.engine, batch) for batch in batches]
+    backends = cpu.of_backends(container.engine)
     began = time.perf_counter()
     for copy in copies:
-        store_rows(system.engine, copy)
+        store_rows(container.engine, copy)
     seconds = time.perf_counter() - began
-    used = cpu.used(backends, cpu.of_backends(system.engine))
+    used = cpu.used(backends, cpu.of_backends(container.engine))
     return Round(len(ids) / seconds, 0.0, used / len(ids) * 1e6, 0.0)
 
 
@@ -305,7 +305,7 @@ def _half_load(
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """p50 and p99 of milliseconds from publishing to COMMIT; then of COPY and COMMIT of a row."""
     count = ceil(rate * seconds)
-    events = spread_over(line.customers, count, line.system.clock.now())
+    events = spread_over(line.customers, count, line.container.clock.now())
     published: list[int] = []
     line.forget()
 
@@ -328,28 +328,28 @@ def _half_load(
         waited += [(tick.at_ns - at) / 1e6 for at in published[end - tick.messages : end]]
     # The first batches also waited for the consumer to connect.
     waited = waited[count // 5 :]
-    ones = _one_by_one(line.system, [event.id for event in events[:200]])
+    ones = _one_by_one(line.container, [event.id for event in events[:200]])
     return (percentile(waited, 50), percentile(waited, 99)), (
         percentile(ones, 50),
         percentile(ones, 99),
     )
 
 
-def _one_by_one(system: System, ids: list[UUID]) -> list[float]:
-    copies = [read_rows(system.engine, [identifier]) for identifier in ids]
+def _one_by_one(container: Container, ids: list[UUID]) -> list[float]:
+    copies = [read_rows(container.engine, [identifier]) for identifier in ids]
     took = []
     for copy in copies:
         began = time.perf_counter()
-        store_rows(system.engine, copy)
+        store_rows(container.engine, copy)
         took.append((time.perf_counter() - began) * 1e3)
     return took
 
 
 def _start(ground: Ground, count: int) -> _Line:
     settings = ground.settings(NAME)
-    system = ground.system(settings)
-    customers = add_customers(system, NAME, _CUSTOMERS)
-    with system.engine.begin() as connection:
+    container = ground.container(settings)
+    customers = add_customers(container, NAME, _CUSTOMERS)
+    with container.engine.begin() as connection:
         make_equal_table(connection)
     folder = ground.folder_of(NAME)
     logs = [folder / f"consumer-{number}.log" for number in range(count)]
@@ -364,9 +364,9 @@ def _start(ground: Ground, count: int) -> _Line:
     ]
     for number in range(count):
         ticks_of(folder, number).touch()
-    channel = _channel(system)
+    channel = _channel(container)
     topology.declare(channel, exchange=settings.usage_exchange, queue=settings.usage_queue)
-    line = _Line(system, customers, folder, processes, channel, logs)
+    line = _Line(container, customers, folder, processes, channel, logs)
     line.wait(
         lambda: all(is_ready(folder, number) for number in range(count)),
         "the consumers to start",
@@ -375,8 +375,8 @@ def _start(ground: Ground, count: int) -> _Line:
     return line
 
 
-def _channel(system: System) -> amqp.Channel:
-    parts = url_to_parts(system.endpoints.amqp_url or "")
+def _channel(container: Container) -> amqp.Channel:
+    parts = url_to_parts(container.endpoints.amqp_url or "")
     connection = amqp.Connection(
         host=f"{parts.hostname}:{parts.port or 5672}",
         userid=parts.username or "guest",

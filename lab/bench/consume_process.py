@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from billing.cli.processes import quick_turns, spare_collections
-from billing.container import System
+from billing.container import Container
 from billing.settings import Settings
 from billing.usage_log.log_writer import BatchResult
 from lab.bench.errors import BenchError
@@ -96,8 +96,8 @@ def main() -> None:
         line = " ".join(map(str, (time.monotonic_ns(), *told, _cpu_us())))
         os.write(out, f"{line}\n".encode())
 
-    with quick_turns(), System(Settings()) as system:
-        consumer = system.consumer(on_batch=tick)
+    with quick_turns(), Container(Settings()) as container:
+        consumer = container.consumer(on_batch=tick)
         spare_collections()
         (folder / f"ready-{number}").touch()
         while time.monotonic() < deadline:

@@ -14,12 +14,12 @@ from typing import Final
 
 import redis
 
-from billing.container import System
+from billing.container import Container
 from billing.core.clock import to_ms
 from billing.core.periods import month_of
 from billing.core.reservation import AccountState, LoadOutcome
 from billing.devtools.embedded_servers.visit import delete_keys
-from billing.redis.keys import Keys, shard_of
+from billing.redis.keys import RedisKeys, shard_of
 from lab.bench import evalsha, rivals
 from lab.bench.effort import Effort
 from lab.bench.errors import BenchError
@@ -59,7 +59,7 @@ _DRIVER_NOTE: Final = (
 class _Crowd:
     """Rounds on one server."""
 
-    system: System
+    container: Container
     round_of: Callable[[Job], float]
     seconds: float
     numbers: Iterator[int] = field(default_factory=count)
@@ -81,7 +81,7 @@ class _Crowd:
         name = f"{_ONE}-0"
         calls = self.calls.get(depth, _FIRST_CALLS)
         with self.accounts([name]) as prefix, redis.Redis.from_url(self.url) as client:
-            keys, task = Keys(prefix), "__rand_int__"
+            keys, task = RedisKeys(prefix), "__rand_int__"
             declared = [
                 keys.account(name),
                 keys.hold(name, task),
@@ -103,21 +103,21 @@ class _Crowd:
 
     def rival(self, kind: str) -> float:
         """Checks a second of something else."""
-        url = self.url if kind == "limits" else self.system.database_url
-        prefix = f"{self.system.settings.redis_prefix}.limits"
+        url = self.url if kind == "limits" else self.container.database_url
+        prefix = f"{self.container.settings.redis_prefix}.limits"
         job = Job(kind=kind, url=url, prefix=prefix, customers=[_ONE], seconds=self.seconds)
         return self.round_of(job)
 
     @property
     def url(self) -> str:
-        return self.system.endpoints.redis_url
+        return self.container.endpoints.redis_url
 
     @contextmanager
     def accounts(self, names: list[str]) -> Iterator[str]:
         """Accounts under a prefix of their own."""
-        prefix = f"{self.system.settings.redis_prefix}.{next(self.numbers)}"
-        month = month_of(self.system.clock.now())
-        quota = quota_on(self.system.redis, prefix)
+        prefix = f"{self.container.settings.redis_prefix}.{next(self.numbers)}"
+        month = month_of(self.container.clock.now())
+        quota = quota_on(self.container.redis, prefix)
         for name in names:
             state = AccountState(
                 customer=name, epoch=1, version=1, suspended=False,
@@ -132,13 +132,13 @@ class _Crowd:
             delete_keys(self.url, [f"{prefix}:*"])
 
 
-def run(system: System, effort: Effort, say: Say) -> tuple[list[Figure], list[str]]:
+def run(container: Container, effort: Effort, say: Say) -> tuple[list[Figure], list[str]]:
     """Measure; the figures, and what to know of them."""
     rounds: dict[str, list[float]] = {}
     with Crowd() as clients:
-        group = _Crowd(system, clients.round, effort.crowd_seconds)
+        group = _Crowd(container, clients.round, effort.crowd_seconds)
         if effort.rivals:
-            rivals.prepare(system.engine, _ONE)
+            rivals.prepare(container.engine, _ONE)
         lanes = _lanes(group, rivals=effort.rivals)
         for name, lane in lanes.items():
             say(f"trying {name}")
@@ -147,7 +147,7 @@ def run(system: System, effort: Effort, say: Say) -> tuple[list[Figure], list[st
             for name, lane in lanes.items():
                 say(f"repetition {number + 1} of {effort.repetitions}: {name}")
                 rounds.setdefault(name, []).append(lane())
-    program = evalsha.program_for(system.redis, group.url)
+    program = evalsha.program_for(container.redis, group.url)
     told = (program or "EVALSHA").rpartition("/")[2]
     notes = [_NOTE.format(against=told), *([_RIVALS_NOTE] if effort.rivals else [])]
     return _figures(rounds), notes if program else [*notes, _DRIVER_NOTE]

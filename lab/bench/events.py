@@ -13,7 +13,7 @@ from billing.core.usage_event import Outcome, UsageEvent, usage_line
 
 if TYPE_CHECKING:
     # The processes that only make events or ask for credits start sooner without all of it.
-    from billing.container import System
+    from billing.container import Container
 
 SKU: Final = "bench-page"
 LEASED_SKU: Final = "bench-leased"
@@ -46,20 +46,20 @@ def make_event(customer: str, metered_at: datetime, task_id: str | None = None) 
     )
 
 
-def add_customers(system: System, suite: str, count: int) -> list[str]:
+def add_customers(container: Container, suite: str, count: int) -> list[str]:
     """Add the SKUs and ``count`` customers with more credits than they will spend."""
     for sku, admission in ((SKU, "exact"), (LEASED_SKU, "leased")):
-        system.catalog.add(
+        container.catalog.add(
             sku,
             unit="page",
             unit_price_microcredits=PRICE_MICROCREDITS,
-            effective_from=system.clock.now(),
+            effective_from=container.clock.now(),
             admission=admission,
         )
     names = [f"{suite}-{number}" for number in range(count)]
     for name in names:
-        system.accounts.add(name, name)
-        system.credit.grant(name, _GRANT, "benchmark")
+        container.customers.add(name, name)
+        container.grants.grant(name, _GRANT, "benchmark")
     return names
 
 

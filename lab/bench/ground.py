@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from kombu.exceptions import OperationalError
 from pydantic import SecretStr
 
-from billing.container import System
+from billing.container import Container
 from billing.devtools.embedded_servers import Endpoints, LocalServers
 from billing.devtools.embedded_servers.process import (
     Command,
@@ -30,7 +30,7 @@ from billing.devtools.embedded_servers.process import (
     interrupts_deferred,
     spawn,
 )
-from billing.devtools.embedded_servers.state import Record, State
+from billing.devtools.embedded_servers.state import ServerRecord, ServersFile
 from billing.devtools.embedded_servers.visit import (
     delete_keys,
     delete_queues,
@@ -70,9 +70,9 @@ class Ground:
         self._folder = folder
         self._given = given
         self._servers = LocalServers(folder / "servers", say=say)
-        self._processes = State(folder / "processes")
+        self._processes = ServersFile(folder / "processes")
         self._running: list[Process] = []
-        self._systems: list[System] = []
+        self._systems: list[Container] = []
         self._name = f"wbbench_{secrets.token_hex(4)}"
         self._database_made = False
         self._extra: list[str] = []
@@ -147,11 +147,11 @@ class Ground:
         self._queues += queues
         self._exchanges += queues
 
-    def system(self, settings: Settings) -> System:
+    def container(self, settings: Settings) -> Container:
         """This process's stores; closed with the ground."""
-        system = System(settings, endpoints=_endpoints(settings))
-        self._systems.append(system)
-        return system
+        container = Container(settings, endpoints=_endpoints(settings))
+        self._systems.append(container)
+        return container
 
     def start(self, name: str, arguments: list[str], settings: Settings, log: Path) -> Process:
         """Start a Celery worker with these settings; ended with the ground.
@@ -166,7 +166,7 @@ class Ground:
         with interrupts_deferred():
             process = spawn(command)
             self._running.append(process)
-            self._processes.put(Record(name, processes=(process,)))
+            self._processes.put(ServerRecord(name, processes=(process,)))
         return process
 
     def _database_url(self) -> str:
@@ -183,8 +183,8 @@ class Ground:
     def _clear_away(self) -> None:
         with interrupts_deferred():
             end(self._running, timeout_seconds=_STOP_SECONDS)
-            for system in self._systems:
-                system.close()
+            for container in self._systems:
+                container.close()
             if hasattr(self, "endpoints"):
                 self._delete_data()
             self._servers.stop_started()

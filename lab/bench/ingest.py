@@ -16,7 +16,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from billing.container import System
+from billing.container import Container
 from billing.core.usage_event import UsageEvent
 from billing.postgres.partitions import existing_partitions
 from lab.bench.effort import Effort, Outcome
@@ -43,17 +43,17 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
     Raises:
         BenchError: The writer did not log every event.
     """
-    system = ground.system(ground.settings(NAME))
-    customers = add_customers(system, NAME, _CUSTOMERS)
-    with system.engine.begin() as connection:
+    container = ground.container(ground.settings(NAME))
+    customers = add_customers(container, NAME, _CUSTOMERS)
+    with container.engine.begin() as connection:
         make_equal_table(connection)
     for size in effort.ingest_batches:
-        _pair(system, _batches(system, customers, size // 5, 1))
+        _pair(container, _batches(container, customers, size // 5, 1))
     pairs: dict[int, list[tuple[float, float]]] = {size: [] for size in effort.ingest_batches}
     for number in range(effort.repetitions):
         say(f"repetition {number + 1} of {effort.repetitions}")
         for size, count in effort.ingest_batches.items():
-            pairs[size].append(_pair(system, _batches(system, customers, size, count)))
+            pairs[size].append(_pair(container, _batches(container, customers, size, count)))
     return Outcome(
         [
             compare(NAME, f"write, batches of {size:,}", "rows/s", "raw COPY", measured)
@@ -63,23 +63,23 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
     )
 
 
-def _batches(system: System, customers: Sequence[str], size: int, count: int) -> Batches:
-    return [spread_over(customers, size, system.clock.now()) for _ in range(count)]
+def _batches(container: Container, customers: Sequence[str], size: int, count: int) -> Batches:
+    return [spread_over(customers, size, container.clock.now()) for _ in range(count)]
 
 
-def _pair(system: System, batches: Batches) -> tuple[float, float]:
+def _pair(container: Container, batches: Batches) -> tuple[float, float]:
     """Rows a second of the writer, then of COPY."""
     rows = sum(len(batch) for batch in batches)
     messages = [[event.to_wire() for event in batch] for batch in batches]
     began = perf_counter()
-    inserted = sum(system.writer.write(bodies).inserted for bodies in messages)
+    inserted = sum(container.writer.write(bodies).inserted for bodies in messages)
     written = perf_counter() - began
     if inserted != rows:
         raise BenchError(f"the writer logged {inserted} of {rows} events")
-    copies = [read_rows(system.engine, [event.id for event in batch]) for batch in batches]
+    copies = [read_rows(container.engine, [event.id for event in batch]) for batch in batches]
     began = perf_counter()
     for copy in copies:
-        store_rows(system.engine, copy)
+        store_rows(container.engine, copy)
     return rows / written, rows / (perf_counter() - began)
 
 

@@ -13,7 +13,7 @@ import time
 import uuid
 from typing import Final
 
-from billing.container import System
+from billing.container import Container
 from billing.metering.usage_recorder import TaskFacts
 from lab.bench.effort import Effort, Outcome
 from lab.bench.errors import BenchError
@@ -35,9 +35,9 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
     Raises:
         BenchError: A task was refused, or the books do not agree.
     """
-    system = ground.system(ground.settings(NAME))
-    (customer,) = add_customers(system, NAME, 1)
-    bench = _Bench(system, customer)
+    container = ground.container(ground.settings(NAME))
+    (customer,) = add_customers(container, NAME, 1)
+    bench = _Bench(container, customer)
     bench.tasks(SKU, 50, 1)
     bench.tasks(LEASED_SKU, 50, 1)
     decisions, alone, together = [], [], []
@@ -66,8 +66,8 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
 class _Bench:
     """One process's meter, and what it was given to do."""
 
-    def __init__(self, system: System, customer: str) -> None:
-        self._system = system
+    def __init__(self, container: Container, customer: str) -> None:
+        self._system = container
         self._customer = customer
         self._done = 0
 

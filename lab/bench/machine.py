@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from kombu import Connection
 
 from billing import __version__
-from billing.container import System
+from billing.container import Container
 from lab.bench.report import Context
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
@@ -24,17 +24,17 @@ def load() -> float:
     return os.getloadavg()[0]
 
 
-def context(system: System, load_before: float) -> Context:
+def context(container: Container, load_before: float) -> Context:
     """What to say of machine and servers; ``load_before`` was taken before the first suite."""
     versions = {
         "Weighbridge": __version__,
         "Python": platform.python_version(),
         "Celery": str(cast("Any", celery).__version__),
     }
-    redis_version, redis_settings = _redis(system.redis)
-    postgres_version, postgres_settings = _postgres(system.engine)
+    redis_version, redis_settings = _redis(container.redis)
+    postgres_version, postgres_settings = _postgres(container.engine)
     versions |= redis_version | {"PostgreSQL": postgres_version}
-    versions |= _broker(system.endpoints.amqp_url or "")
+    versions |= _broker(container.endpoints.amqp_url or "")
     return Context(
         cores=_cores(),
         model=_model(),

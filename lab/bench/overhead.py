@@ -32,7 +32,7 @@ from uuid import UUID
 
 from celery import Celery
 
-from billing.container import System
+from billing.container import Container
 from billing.core.usage_event import from_wire
 from billing.devtools.embedded_servers.process import Process, end
 from billing.settings import Settings
@@ -110,7 +110,7 @@ class _Line:
     """Two workers, without Weighbridge and with it, and the lanes of tasks through them."""
 
     app: Celery
-    system: System
+    container: Container
     customers: list[str]
     bare: _Worker
     metering: _Worker
@@ -118,7 +118,7 @@ class _Line:
 
     @property
     def settings(self) -> Settings:
-        return self.system.settings
+        return self.container.settings
 
     def worker(self, lane: str) -> _Worker:
         """That of a lane."""
@@ -194,8 +194,8 @@ class _Line:
         """
         due = self.due()
         expected = due * PRICE_MICROCREDITS
-        self.wait(lambda: not self.system.quota.open_holds(), "the last settlement")
-        accounts = [self.system.quota.account(customer) for customer in self.customers]
+        self.wait(lambda: not self.container.quota.open_holds(), "the last settlement")
+        accounts = [self.container.quota.account(customer) for customer in self.customers]
         settled = sum(account.settled_microcredits for account in accounts if account)
         if settled != expected:
             raise BenchError(f"{settled} microcredits were settled, not {expected}")
@@ -213,7 +213,7 @@ class _Line:
         found: set[UUID] = set()
         with self.app.connection_for_read() as connection:
             channel: Any = connection.default_channel
-            queue = self.system.settings.usage_queue
+            queue = self.container.settings.usage_queue
             while (message := channel.basic_get(queue, no_ack=True)) is not None:
                 body = message.body
                 wires = unpacked(body.encode() if isinstance(body, str) else bytes(body))
@@ -221,10 +221,10 @@ class _Line:
         return found
 
     def _is_relayed(self) -> bool:
-        accounts = [self.system.quota.account(customer) for customer in self.customers]
+        accounts = [self.container.quota.account(customer) for customer in self.customers]
         settled = sum(account.settled_microcredits for account in accounts if account)
         # What is not settled yet is on the worker's disk, and not in the outbox.
-        return settled >= self.due() * PRICE_MICROCREDITS and self.system.outbox.length() == 0
+        return settled >= self.due() * PRICE_MICROCREDITS and self.container.outbox.length() == 0
 
     def _fill(self, lane: str, tasks: int) -> None:
         task, queue = task_of(self.app, lane), queue_of(self.settings, lane)
@@ -377,8 +377,8 @@ def _start(ground: Ground, processes: int) -> _Line:
     suite = f"{NAME}-{processes}"
     settings = ground.settings(suite)
     ground.to_delete(*(queue_of(settings, lane) for lane in LANES))
-    system = ground.system(settings)
-    customers = add_customers(system, suite, _CUSTOMERS)
+    container = ground.container(settings)
+    customers = add_customers(container, suite, _CUSTOMERS)
     app = make_bench_app(settings)
     # Submitting is not measured: no confirm for each message, no event about it.
     app.conf.update(broker_transport_options={}, task_send_sent_event=False)
@@ -386,7 +386,7 @@ def _start(ground: Ground, processes: int) -> _Line:
         _start_worker(ground, suite, settings, processes, module)
         for module in ("overhead_bare", "overhead_worker")
     ]
-    line = _Line(app, system, customers, *workers)
+    line = _Line(app, container, customers, *workers)
     for worker in workers:
         line.wait(partial(_answers, app, worker.node), "a worker to start", _START_SECONDS)
     return line

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from billing.core.periods import Period
 from billing.postgres.engines import owner_engine
 from billing.usage_log.receipts import Receipts
-from billing.usage_log.usage_queries import By, Usage
+from billing.usage_log.usage_queries import By, UsageQueries
 from lab.bench import plans
 from lab.bench.bulk import Shape, customer_name, fill, months_before
 from lab.bench.effort import Effort, Outcome
@@ -48,7 +48,7 @@ class Year:
     def __init__(self, engine: sa.Engine, shape: Shape) -> None:
         self.engine = engine
         self.shape = shape
-        self.usage = Usage(engine)
+        self.usage = UsageQueries(engine)
         self.receipts = Receipts(engine)
         self.tasks = self._some_tasks()
 
@@ -99,7 +99,7 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
     Raises:
         BenchError: A question reads a partition that it has no business in.
     """
-    now = ground.system(ground.settings(NAME)).clock.now()
+    now = ground.container(ground.settings(NAME)).clock.now()
     months = months_before(now, MONTHS)
     sizes = (effort.year_events, effort.year_events // TENTH)
     with _years(ground, sizes, months, say) as (full, tenth):

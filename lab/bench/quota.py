@@ -12,7 +12,7 @@ from functools import partial
 from time import perf_counter
 from typing import Final, TypeVar
 
-from billing.container import System
+from billing.container import Container
 from billing.core.reservation import HoldRequest, LoadOutcome, ReserveOutcome, SettleOutcome
 from lab.bench import crowds
 from lab.bench.effort import Effort, Outcome
@@ -39,17 +39,17 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
     Raises:
         BenchError: The quota store answered something else than it must.
     """
-    system = ground.system(ground.settings(NAME))
-    customers = add_customers(system, NAME, _CUSTOMERS)
+    container = ground.container(ground.settings(NAME))
+    customers = add_customers(container, NAME, _CUSTOMERS)
     for customer in customers:
-        if system.account_sync.rebuild(customer) is not LoadOutcome.LOADED:
+        if container.account_loader.rebuild(customer) is not LoadOutcome.LOADED:
             raise BenchError(f"the account of {customer} was not loaded")
-    _repetition(system, customers, effort.quota_calls // 4)
+    _repetition(container, customers, effort.quota_calls // 4)
     repetitions = []
     for number in range(effort.repetitions):
         say(f"repetition {number + 1} of {effort.repetitions}")
-        repetitions.append(_repetition(system, customers, effort.quota_calls))
-    figures, notes = crowds.run(system, effort, say)
+        repetitions.append(_repetition(container, customers, effort.quota_calls))
+    figures, notes = crowds.run(container, effort, say)
     return Outcome(
         [
             compare(
@@ -71,7 +71,7 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
     )
 
 
-def _repetition(system: System, customers: list[str], calls: int) -> Times:
+def _repetition(container: Container, customers: list[str], calls: int) -> Times:
     """PING, reserve, PING, settle, and again: so each is measured in the same minute."""
     times: Times = {"PING": [], "reserve": [], "settle": []}
     for number in range(calls):
@@ -84,13 +84,13 @@ def _repetition(system: System, customers: list[str], calls: int) -> Times:
             amount_microcredits=PRICE_MICROCREDITS,
             ttl_seconds=_TTL_SECONDS,
         )
-        event = make_event(customer, system.clock.now(), task_id)
-        _timed(times["PING"], system.redis.ping)
-        held = _timed(times["reserve"], partial(system.quota.reserve, request))
-        _timed(times["PING"], system.redis.ping)
+        event = make_event(customer, container.clock.now(), task_id)
+        _timed(times["PING"], container.redis.ping)
+        held = _timed(times["reserve"], partial(container.quota.reserve, request))
+        _timed(times["PING"], container.redis.ping)
         done = _timed(
             times["settle"],
-            partial(system.quota.settle, customer, task_id, [event]),
+            partial(container.quota.settle, customer, task_id, [event]),
         )
         if held.outcome is not ReserveOutcome.HELD or done.outcome is not SettleOutcome.SETTLED:
             raise BenchError(f"{held.outcome} and {done.outcome} where held and settled are due")

@@ -28,7 +28,7 @@ from limits.storage import storage_from_string
 from limits.strategies import FixedWindowRateLimiter
 
 from billing.core.reservation import HoldRequest, ReserveOutcome
-from billing.quota.redis_store import RedisQuota
+from billing.quota.redis_store import RedisQuotaStore
 from lab.bench.errors import BenchError
 from lab.bench.events import PRICE_MICROCREDITS, SKU
 
@@ -70,9 +70,9 @@ class Count:
     ended_ns: int
 
 
-def quota_on(client: redis.Redis, prefix: str) -> RedisQuota:
+def quota_on(client: redis.Redis, prefix: str) -> RedisQuotaStore:
     """The quota store of a round."""
-    return RedisQuota(client, prefix=prefix, hold_record_ttl_seconds=600, quarantine_seconds=0)
+    return RedisQuotaStore(client, prefix=prefix, hold_record_ttl_seconds=600, quarantine_seconds=0)
 
 
 class Crowd:

@@ -20,9 +20,15 @@ import sqlalchemy as sa
 from billing.core.clock import Clock
 from billing.core.periods import Period
 from billing.postgres.engines import owner_engine
-from billing.providers.port import Answer, Cause, Meter, MeterCheck, UsageReport
-from billing.reporting.report_store import CustomerIds, Destination, Metered, Reports
-from billing.reporting.sender import Pace, Reporter
+from billing.providers.port import (
+    MeterCheck,
+    ProviderAnswer,
+    ProviderCause,
+    ProviderMeter,
+    UsageReport,
+)
+from billing.reporting.report_store import CustomerIds, Destination, Metered, ReportStore
+from billing.reporting.sender import Pace, ReportSender
 from lab.bench.bulk import SKUS, Shape, fill, months_before
 from lab.bench.drain import Watch
 from lab.bench.effort import Effort, Outcome
@@ -63,12 +69,14 @@ class Instant:
         self.watch: Watch | None = None
         self._lock = threading.Lock()
 
-    def ensure_meters(self, meters: Sequence[Meter], *, dry_run: bool = False) -> list[MeterCheck]:
+    def ensure_meters(
+        self, meters: Sequence[ProviderMeter], *, dry_run: bool = False
+    ) -> list[MeterCheck]:
         """All there."""
         del dry_run
         return [MeterCheck(meter=meter, provider_id=meter.name, created=False) for meter in meters]
 
-    def report_usage(self, report: UsageReport) -> Answer:
+    def report_usage(self, report: UsageReport) -> ProviderAnswer:
         """Taken."""
         del report
         if self.answer_seconds:
@@ -77,7 +85,7 @@ class Instant:
             self.taken += 1
             if self.watch is not None:
                 self.watch.taken(self.taken)
-        return Answer(cause=Cause.TAKEN)
+        return ProviderAnswer(cause=ProviderCause.TAKEN)
 
     def read_back(self, customer_ref: str, meter: str, day: date) -> Mapping[datetime, int]:
         """Nothing is kept."""
@@ -94,7 +102,7 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
     Raises:
         BenchError: Not everything that was due was sent.
     """
-    clock = ground.system(ground.settings(NAME)).clock
+    clock = ground.container(ground.settings(NAME)).clock
     (month,) = months_before(clock.now(), 1)
     few = effort.reported_events
     many = few * effort.reported_times
@@ -173,10 +181,12 @@ class _Log:
         fill(self.engine, shape, lambda text: say(f"{shape.events:,} events, {text}"))
         self.clock = clock
         self.provider = Instant()
-        self.reports = Reports(self.engine)
+        self.reports = ReportStore(self.engine)
         with self.engine.connect() as connection:
             skus = connection.execute(sa.text("SELECT id FROM skus")).scalars().all()
-        self.meters = {sku: Meter(sku=sku, name=f"b.{sku}", display_name=sku) for sku in skus}
+        self.meters = {
+            sku: ProviderMeter(sku=sku, name=f"b.{sku}", display_name=sku) for sku in skus
+        }
         self.destination = Destination(
             environment="bench",
             provider=self.provider.name,
@@ -248,7 +258,7 @@ class _Log:
     def _leave(self, count: int, *, rate: float = UNLIMITED, senders: int = SENDERS) -> float:
         """Reports a second of one run, in which so many that are due have to leave."""
         pace = Pace.of_settings(lag_seconds=300, rate_per_second=rate, senders=senders)
-        reporter = Reporter(
+        reporter = ReportSender(
             self.reports, self.provider, self.destination, list(self.meters.values()), self.clock,
             pace=pace,
         )  # fmt: skip

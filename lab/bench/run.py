@@ -169,8 +169,8 @@ def _measure(
                 # Should a later suite fail, hours of others are not lost.
                 (folder / RESULTS).write_text(as_json(figures), "utf-8")
                 err.print(f"{name}: {time.monotonic() - began:.1f} s")
-            with ground.system(ground.settings("context")) as system:
-                context = machine.context(system, load_before)
+            with ground.container(ground.settings("context")) as container:
+                context = machine.context(container, load_before)
     if ground.left:
         err.print("Left behind: " + "; ".join(ground.left), style="red")
     return figures, context, [*caveats(context, quick=asked.quick or asked.check), *notes]

@@ -19,7 +19,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from celery import Celery
 
-from billing.container import System
+from billing.container import Container
 from billing.devtools.embedded_servers.process import Process
 from billing.settings import Settings
 from lab.bench import cpu
@@ -49,7 +49,7 @@ class _Line:
     """The processes, and what they were given."""
 
     app: Celery
-    system: System
+    container: Container
     customers: list[str]
     processes: dict[str, Process]
     logs: dict[str, Path]
@@ -60,7 +60,7 @@ class _Line:
         """One task more, of the two kinds in turn."""
         lane = BILLED[self.sent % len(BILLED)]
         customer = self.customers[self.sent // len(BILLED) % len(self.customers)]
-        queue = queue_of(self.system.settings, lane)
+        queue = queue_of(self.container.settings, lane)
         task_of(self.app, lane).apply_async(queue=queue, producer=producer, customer=customer)
         self.sent += 1
 
@@ -84,7 +84,7 @@ class _Line:
 
     def logged(self) -> int:
         """Events of these customers in the log."""
-        with self.system.engine.connect() as connection:
+        with self.container.engine.connect() as connection:
             found = connection.execute(_LOGGED, {"customers": self.customers})
             return int(found.scalar_one())
 
@@ -152,8 +152,8 @@ def _start(ground: Ground) -> _Line:
     # The relay as a process of its own, as a large platform has it.
     settings = ground.settings(NAME).model_copy(update={"relay_in_worker": False})
     ground.to_delete(*(queue_of(settings, lane) for lane in LANES))
-    system = ground.system(settings)
-    customers = add_customers(system, NAME, _CUSTOMERS)
+    container = ground.container(settings)
+    customers = add_customers(container, NAME, _CUSTOMERS)
     app = make_bench_app(settings)
     app.conf.update(broker_transport_options={}, task_send_sent_event=False)
     node = f"{settings.redis_prefix}@localhost"
@@ -167,7 +167,7 @@ def _start(ground: Ground) -> _Line:
         name: ground.start(name, [sys.executable, "-m", *command], settings, logs[name])
         for name, command in commands.items()
     }
-    line = _Line(app, system, customers, processes, logs)
+    line = _Line(app, container, customers, processes, logs)
     control: Any = app.control
     line.wait(
         lambda: bool(control.ping(destination=[node], timeout=1.0, limit=1)),

@@ -27,10 +27,10 @@ def run(ground: Ground, effort: Effort, say: Say) -> Outcome:
     Raises:
         PublishFailed: RabbitMQ did not confirm.
     """
-    system = ground.system(ground.settings(NAME))
-    publisher = system.publisher()
+    container = ground.container(ground.settings(NAME))
+    publisher = container.publisher()
     count = max(effort.transport_batches * BATCH, effort.transport_singles)
-    events = [make_event("transport", system.clock.now()) for _ in range(count)]
+    events = [make_event("transport", container.clock.now()) for _ in range(count)]
     batched, single = events[: effort.transport_batches * BATCH], events[: effort.transport_singles]
     _rate(publisher, events[:BATCH], BATCH)
     pairs = []

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from celery import Celery, signals
 
-from billing.container import System
+from billing.container import Container
 from billing.core.clock import SystemClock
 from billing.settings import Settings
 from lab.chaos import truth
@@ -76,7 +76,7 @@ def make_app(settings: Settings, truth_file: Path, *, clock_offset_seconds: floa
     job = {"time_limit": 120, "default_retry_delay": 1}
     app.conf.task_annotations = dict.fromkeys(BEAT_JOBS, job)
     app.chaos_truth = truth_file
-    Metering(app, settings, lambda given: System(given, clock=OffsetClock(clock_offset_seconds)))
+    Metering(app, settings, lambda given: Container(given, clock=OffsetClock(clock_offset_seconds)))
     register(app)
     _tell(app)
     _tell_of_beat(app)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from billing.container import System
+from billing.container import Container
 from billing.core.credits import MICROCREDITS_PER_CREDIT
 from billing.core.sku import AdmissionPolicy, DenialPolicy, FailurePolicy, Pricing
 
@@ -75,10 +75,10 @@ CUSTOMERS: Final = (
 )
 
 
-def put(system: System) -> None:
+def put(container: Container) -> None:
     """Add all of it, as an operator would."""
     for sku in (*SKUS, *LEASED):
-        system.catalog.add(
+        container.catalog.add(
             sku.id,
             unit="page",
             unit_price_microcredits=sku.price,
@@ -90,8 +90,8 @@ def put(system: System) -> None:
             admission=sku.admission,
         )
     for customer in CUSTOMERS:
-        system.accounts.add(customer.id, customer.id, time_zone=customer.zone)
-        system.credit.grant(customer.id, customer.credits * MICROCREDITS_PER_CREDIT, "chaos")
+        container.customers.add(customer.id, customer.id, time_zone=customer.zone)
+        container.grants.grant(customer.id, customer.credits * MICROCREDITS_PER_CREDIT, "chaos")
         if customer.budget is not None:
             limit = customer.budget * MICROCREDITS_PER_CREDIT
-            system.accounts.set_budget(customer.id, "*", limit)
+            container.customers.set_budget(customer.id, "*", limit)

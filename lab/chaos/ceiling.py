@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from billing.core.errors import QuotaUnavailable
-from billing.core.reservation import AccountView, Quota
+from billing.core.reservation import AccountView, QuotaStore
 from lab.chaos.catalogue import CUSTOMERS
 
 _EVERY_SECONDS: Final = 0.2
@@ -54,7 +54,7 @@ class Ceiling:
         quota: By a way that no fault is done to.
     """
 
-    def __init__(self, quota: Quota) -> None:
+    def __init__(self, quota: QuotaStore) -> None:
         self._quota = quota
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="chaos-ceiling", daemon=True)

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 
-from billing.container import System
+from billing.container import Container
 from billing.settings import Settings
 from lab.chaos.app import OffsetClock
 
@@ -17,8 +17,8 @@ def main() -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     clock = OffsetClock(float(os.environ.get("CHAOS_CLOCK_OFFSET", "0")))
-    with System(Settings(), clock=clock) as system:
-        consumer = system.consumer()
+    with Container(Settings(), clock=clock) as container:
+        consumer = container.consumer()
         sys.stdout.write("consumer started\n")
         sys.stdout.flush()
         consumer.run(stop)

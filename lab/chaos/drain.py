@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from billing.core.credit_lease import LEASE_PREFIX
 from billing.core.periods import Period
-from billing.reconciliation.invariants import Discrepancy, Kind
+from billing.reconciliation.invariants import Discrepancy, DiscrepancyKind
 from billing.transport.lease_wal import SUFFIX, UNREADABLE_SUFFIX
 from lab.chaos import truth
 from lab.chaos.catalogue import PRICES
@@ -33,7 +33,9 @@ _POLL_SECONDS: Final = 0.1
 _SWEPT_AT_ONCE: Final = 500
 _REPORT_RUNS: Final = 20
 _TRIFLES: Final = frozenset({Word.ENDED, Word.USED})
-_TAIL_KINDS: Final = frozenset({Kind.SETTLED, Kind.AVAILABLE, Kind.NEGATIVE})
+_TAIL_KINDS: Final = frozenset(
+    {DiscrepancyKind.SETTLED, DiscrepancyKind.AVAILABLE, DiscrepancyKind.NEGATIVE}
+)
 """What a Redis that lost its newest second may disagree in until the balance check's repair."""
 
 
@@ -78,7 +80,7 @@ def quiet(ground: Ground, seconds: float = _QUIET_SECONDS) -> None:
 
 def _waiting(ground: Ground) -> dict[str, int]:
     try:
-        outbox = ground.system.outbox.length()
+        outbox = ground.container.outbox.length()
     except Exception:  # noqa: BLE001 - Redis is just coming back
         outbox = -1
     spooled = sum(
@@ -114,7 +116,7 @@ def collect(ground: Ground, sent: Sequence[str], *, tail_lost: bool) -> Collecte
     stuck = [] if tail_lost else _stuck_leases(ground)
     _await_holds(ground)
     quiet(ground)
-    system = ground.system
+    container = ground.container
     books, repaired, forgotten = _compared(ground, tail_lost=tail_lost)
     rows = _rows(ground)
     letters = _letters(ground)
@@ -124,7 +126,7 @@ def collect(ground: Ground, sent: Sequence[str], *, tail_lost: bool) -> Collecte
         notes=notes,
         rows=rows,
         prices=PRICES,
-        open_holds=stuck + [f"{h.customer} {h.task_id}" for h in system.quota.open_holds()],
+        open_holds=stuck + [f"{h.customer} {h.task_id}" for h in container.quota.open_holds()],
         books=books + ground.broken + _unreadable(ground),
         letters=letters,
         balances=_balances(ground),
@@ -147,14 +149,14 @@ def collect(ground: Ground, sent: Sequence[str], *, tail_lost: bool) -> Collecte
 
 def _compared(ground: Ground, *, tail_lost: bool) -> tuple[list[str], Counter[str], dict[str, int]]:
     """What does not agree, what was repaired after a lost tail, and what that had forgotten."""
-    system = ground.system
-    found = system.reconcile.run(ground.since())
+    container = ground.container
+    found = container.invariant_checks.run(ground.since())
     excused = [each for each in found if tail_lost and each.kind in _TAIL_KINDS]
     books = [_told(each) for each in found if each not in excused]
     forgotten = _forgotten(excused)
     if excused:
-        system.repair.run(ground.since(), repair=True)
-        left = system.reconcile.run(ground.since())
+        container.repair.run(ground.since(), repair=True)
+        left = container.invariant_checks.run(ground.since())
         books += [f"after the repair: {_told(each)}" for each in left if not _owed(each, forgotten)]
     return books, Counter(each.kind.value for each in excused), forgotten
 
@@ -164,20 +166,20 @@ def _forgotten(excused: Iterable[Discrepancy]) -> dict[str, int]:
     return {
         each.customer: each.expected - each.found
         for each in excused
-        if each.kind is Kind.SETTLED and each.expected > each.found
+        if each.kind is DiscrepancyKind.SETTLED and each.expected > each.found
     }
 
 
 def _owed(each: Discrepancy, forgotten: Mapping[str, int]) -> bool:
     """Below zero, now that it is known again, by no more than what could be spent twice."""
-    return each.kind is Kind.NEGATIVE and -each.found <= forgotten.get(each.customer, 0)
+    return each.kind is DiscrepancyKind.NEGATIVE and -each.found <= forgotten.get(each.customer, 0)
 
 
 def _stuck_leases(ground: Ground) -> list[str]:
     """Leases that nobody gives back, though their time is not over yet."""
     deadline = time.monotonic() + _LEASES_SECONDS
     while True:
-        holds = ground.system.quota.open_holds()
+        holds = ground.container.quota.open_holds()
         left = [hold for hold in holds if hold.task_id.startswith(LEASE_PREFIX)]
         if not left or time.monotonic() > deadline:
             return [f"{hold.customer} {hold.task_id}: not given back" for hold in left]
@@ -191,8 +193,8 @@ def _unreadable(ground: Ground) -> list[str]:
 def _await_holds(ground: Ground) -> None:
     """Until no hold is open: those nobody came back for expire, and a sweep gives them back."""
     deadline = time.monotonic() + _HOLDS_SECONDS
-    while ground.system.quota.open_holds() and time.monotonic() < deadline:
-        ground.system.quota.expire(_SWEPT_AT_ONCE)
+    while ground.container.quota.open_holds() and time.monotonic() < deadline:
+        ground.container.quota.expire(_SWEPT_AT_ONCE)
         time.sleep(_POLL_SECONDS)
 
 
@@ -201,13 +203,13 @@ def _rows(ground: Ground) -> list[Row]:
         "SELECT task_id, line, sku_id AS sku, customer_id AS customer, outcome, reason, quantity,"
         " amount_microcredits AS amount, shortfall_microcredits AS shortfall FROM usage_events"
     )
-    with ground.system.engine.connect() as connection:
+    with ground.container.engine.connect() as connection:
         return [Row(**row) for row in connection.execute(query).mappings()]
 
 
 def _letters(ground: Ground) -> list[Letter]:
     query = sa.text("SELECT reason, body FROM dead_letters WHERE replayed_at IS NULL")
-    with ground.system.engine.connect() as connection:
+    with ground.container.engine.connect() as connection:
         return [_letter(row.reason, bytes(row.body)) for row in connection.execute(query)]
 
 
@@ -230,25 +232,27 @@ def _balances(ground: Ground) -> dict[str, int]:
         FROM customers c
         """
     )
-    with ground.system.engine.connect() as connection:
+    with ground.container.engine.connect() as connection:
         return {row.id: int(row.left_over) for row in connection.execute(query)}
 
 
 def _unreported(ground: Ground) -> list[str]:
     """Report everything due, then ask for usage of closed hours that is in no report."""
-    system = ground.system
+    container = ground.container
     # As if a day had gone: hours older than three days are compared again then, not sooner.
-    with system.engine.begin() as connection:
+    with container.engine.begin() as connection:
         connection.execute(sa.text("DELETE FROM report_passes"))
     for _ in range(_REPORT_RUNS):
-        done = system.reporting.reporter().advance(until=system.clock.now() + timedelta(minutes=2))
+        done = container.reporting.reporter().advance(
+            until=container.clock.now() + timedelta(minutes=2)
+        )
         if not done.planned and not done.became:
             break
-    lag = timedelta(seconds=system.settings.report_lag_seconds)
-    closed = Period("closed", ground.since(), system.clock.now() - lag - timedelta(hours=1))
+    lag = timedelta(seconds=container.settings.report_lag_seconds)
+    closed = Period("closed", ground.since(), container.clock.now() - lag - timedelta(hours=1))
     return [
         f"{row.customer} {row.sku}: {row.unclaimed} microcredits"
-        for row in system.reporting.reports.sums(closed)
+        for row in container.reporting.reports.sums(closed)
         if row.unclaimed
     ]
 

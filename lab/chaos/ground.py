@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from celery import Celery
 from pydantic import SecretStr
 
-from billing.container import System
+from billing.container import Container
 from billing.devtools.embedded_servers import Endpoints
 from billing.devtools.embedded_servers.launch import Say
 from billing.devtools.embedded_servers.process import interrupts_deferred
@@ -74,7 +74,7 @@ class Ground:
         """Fail points at which a process died, by name."""
         self.broken: list[str] = []
         """Disagreements that a fault itself has found."""
-        self.system: System
+        self.container: Container
         self.app: Celery
 
     def __enter__(self) -> Self:
@@ -83,9 +83,9 @@ class Ground:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.servers.start()
             migrations.upgrade(self.servers.url(POSTGRES, WATCH))
-            self.system = self.system_on(WATCH)
-            self.system.ensure_partitions()
-            catalogue.put(self.system)
+            self.container = self.system_on(WATCH)
+            self.container.ensure_partitions()
+            catalogue.put(self.container)
             self.app = make_app(self.driver_settings(), self.truth_file)
             # A submission fails at once where the broker is away, so that the load knows of it.
             self.app.conf.broker_transport_options = {
@@ -147,10 +147,10 @@ class Ground:
         """The driver's own: by the lane that is always good."""
         return self.settings("driver", lane=WATCH)
 
-    def system_on(self, lane: str, node: str = "driver") -> System:
+    def system_on(self, lane: str, node: str = "driver") -> Container:
         """Stores of this process; the caller closes them."""
         settings = self.settings(node, lane=lane)
-        return System(settings, endpoints=_endpoints(settings))
+        return Container(settings, endpoints=_endpoints(settings))
 
     def spool_of(self, node: str) -> Path:
         """A node's journal, spool and record of fail points."""
@@ -258,7 +258,7 @@ class Ground:
             if hasattr(self, "app"):
                 self.app.close()
             if hasattr(self, "system"):
-                self.system.close()
+                self.container.close()
             self.servers.remove()
             self._unmount()
             if not self._keep:
@@ -268,19 +268,19 @@ class Ground:
 
     def log_rows(self) -> int:
         """How many rows the log has."""
-        with self.system.engine.connect() as connection:
+        with self.container.engine.connect() as connection:
             query = sa.text("SELECT count(*) FROM usage_events")
             return int(connection.execute(query).scalar_one())
 
     def ends_in_log(self, task_id: str) -> str:
         """How a task ended according to the log; empty where it has nothing of it yet."""
         query = sa.text("SELECT outcome FROM usage_events WHERE task_id = :task ORDER BY 1 DESC")
-        with self.system.engine.connect() as connection:
+        with self.container.engine.connect() as connection:
             return str(connection.execute(query, {"task": task_id}).scalar() or "")
 
     def since(self) -> datetime:
         """From when on books are compared: all there is."""
-        return self.system.clock.now() - timedelta(days=MAX_AGE_DAYS)
+        return self.container.clock.now() - timedelta(days=MAX_AGE_DAYS)
 
 
 def environment_of(settings: Settings) -> Mapping[str, str]:

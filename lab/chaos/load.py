@@ -118,7 +118,7 @@ class Load:
         if eta is not None:
             options["eta"] = eta
         elif self.metered_by is not None:
-            at = self._ground.system.clock.now() + self.metered_by
+            at = self._ground.container.clock.now() + self.metered_by
             options["headers"] = {HEADER: BillingHeader(customer, at).to_message()}
         signature = kind.make(self._ground.app.tasks, choose)
         signature.set(**options)
@@ -152,9 +152,9 @@ class Load:
     def _top_up(self) -> None:
         for customer in TIGHT:
             try:
-                system = self._ground.system
-                system.credit.grant(customer, _TOP_UP, f"more-{self._count}")
-                system.sync(customer)
+                container = self._ground.container
+                container.grants.grant(customer, _TOP_UP, f"more-{self._count}")
+                container.sync(customer)
             except Exception:  # noqa: BLE001 - a server is away: the balance check tells it later
                 return
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from billing.devtools.embedded_servers.process import Command, Process, end, spawn
-from billing.devtools.embedded_servers.state import Record, State
+from billing.devtools.embedded_servers.state import ServerRecord, ServersFile
 from lab.chaos.errors import ChaosError
 
 _POLL_SECONDS: Final = 0.1
@@ -66,7 +66,7 @@ class Supervisor:
         self._folder = folder
         self._cwd = working_folder
         self._before_start = before_start
-        self._state = State(folder)
+        self._state = ServersFile(folder)
         self._kept: dict[str, _Kept] = {}
         self._lock = threading.RLock()
         self.hung: list[str] = []
@@ -225,7 +225,7 @@ class Supervisor:
                 stop_signal=signal.SIGTERM,
             )
         )
-        self._state.put(Record(program.name, processes=(kept.process,)))
+        self._state.put(ServerRecord(program.name, processes=(kept.process,)))
 
 
 def _kill_group(process: Process) -> None:

@@ -84,7 +84,7 @@ def run(
     began = time.monotonic()
     result = Result(seed=seed)
     with Ground(folder, say, keep=keep) as ground:
-        load, ceiling = Load(ground, seed, per_second), Ceiling(ground.system.quota)
+        load, ceiling = Load(ground, seed, per_second), Ceiling(ground.container.quota)
         load.start()
         ceiling.start()
         try:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from billing.devtools.embedded_servers import LocalServers
 from billing.devtools.embedded_servers.launch import Say
 from billing.devtools.embedded_servers.rabbitmq import RabbitMQ
-from billing.devtools.embedded_servers.state import State
+from billing.devtools.embedded_servers.state import ServersFile
 from lab.chaos.errors import ChaosError
 from lab.chaos.proxy import Proxy
 
@@ -52,7 +52,7 @@ class Servers:
     def __init__(self, folder: Path, say: Say) -> None:
         self.folder = folder
         self._say = say
-        self._state = State(folder)
+        self._state = ServersFile(folder)
         self._local = LocalServers(folder, say=say, standard_amqp_url=_NOBODY)
         self._proxies: dict[tuple[str, str], Proxy] = {}
         self._urls: dict[str, str] = {}

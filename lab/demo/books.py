@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
-from billing.container import System
+from billing.container import Container
 from billing.postgres.schema import dead_letters, usage_events, usage_hourly
 from billing.usage_log.receipts import ReceiptLine
 
@@ -62,16 +62,16 @@ class Books:
         return sum(book.logged for book in self.customers)
 
 
-def events_logged(system: System) -> int:
+def events_logged(container: Container) -> int:
     """How many lines the log has."""
-    with system.engine.connect() as connection:
+    with container.engine.connect() as connection:
         return int(connection.scalar(sa.select(sa.func.count()).select_from(usage_events)) or 0)
 
 
-def read_books(system: System, customers: Sequence[str]) -> Books:
+def read_books(container: Container, customers: Sequence[str]) -> Books:
     """Read both stores."""
     e = usage_events.c
-    with system.engine.connect() as connection:
+    with container.engine.connect() as connection:
         distinct = connection.scalar(
             sa.select(sa.func.count()).select_from(
                 sa.select(e.task_id, e.line).distinct().subquery()
@@ -80,14 +80,14 @@ def read_books(system: System, customers: Sequence[str]) -> Books:
         rolled_up = connection.scalar(sa.select(sa.func.sum(usage_hourly.c.amount_microcredits)))
         dead = connection.scalar(sa.select(sa.func.count()).select_from(dead_letters))
         figures = _figures(connection)
-    events = events_logged(system)
+    events = events_logged(container)
     return Books(
-        customers=[_customer(system, customer, figures[customer]) for customer in customers],
+        customers=[_customer(container, customer, figures[customer]) for customer in customers],
         events=events,
         duplicates=events - int(distinct or 0),
         rolled_up=int(rolled_up or 0),
-        open_holds=len(system.quota.open_holds()),
-        outbox=system.outbox.length() + system.outbox.bad_length(),
+        open_holds=len(container.quota.open_holds()),
+        outbox=container.outbox.length() + container.outbox.bad_length(),
         dead=int(dead or 0),
     )
 
@@ -121,11 +121,11 @@ def _figures(connection: sa.Connection) -> defaultdict[str, _Figures]:
     return found
 
 
-def _customer(system: System, customer: str, figures: _Figures) -> CustomerBooks:
-    account = system.quota.account(customer)
+def _customer(container: Container, customer: str, figures: _Figures) -> CustomerBooks:
+    account = container.quota.account(customer)
     return CustomerBooks(
         customer=customer,
-        granted=system.credit.granted(customer),
+        granted=container.grants.granted(customer),
         held=figures.held,
         held_now=account.held_microcredits if account else 0,
         logged=figures.logged,
@@ -133,5 +133,5 @@ def _customer(system: System, customer: str, figures: _Figures) -> CustomerBooks
         available=account.available_microcredits if account else 0,
         cost_micros=figures.cost_micros,
         outcomes=dict(figures.outcomes),
-        latest=system.receipts.latest(customer, limit=_RECEIPT_LINES),
+        latest=container.receipts.latest(customer, limit=_RECEIPT_LINES),
     )

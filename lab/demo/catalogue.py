@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from billing.container import System
+from billing.container import Container
 from billing.core.credits import parse_credits
 from lab.demo.scenario import CustomerPlan, SkuPlan
 
 
-def add_sku(system: System, plan: SkuPlan) -> None:
+def add_sku(container: Container, plan: SkuPlan) -> None:
     """Add a SKU with its price from this moment on."""
-    system.catalog.add(
+    container.catalog.add(
         plan.id,
         unit=plan.unit,
         unit_price_microcredits=parse_credits(plan.price),
-        effective_from=system.clock.now(),
+        effective_from=container.clock.now(),
         pricing=plan.pricing,
         hold_quantity=plan.hold_quantity,
         failure_policy=plan.failure_policy,
@@ -21,9 +21,9 @@ def add_sku(system: System, plan: SkuPlan) -> None:
     )
 
 
-def add_customer(system: System, plan: CustomerPlan) -> None:
+def add_customer(container: Container, plan: CustomerPlan) -> None:
     """Add a customer, give the credits and set the budgets."""
-    system.accounts.add(plan.id, plan.name)
-    system.credit.grant(plan.id, parse_credits(plan.credits), "demo-opening-balance")
+    container.customers.add(plan.id, plan.name)
+    container.grants.grant(plan.id, parse_credits(plan.credits), "demo-opening-balance")
     for sku, limit in plan.budgets.items():
-        system.accounts.set_budget(plan.id, sku, parse_credits(limit))
+        container.customers.set_budget(plan.id, sku, parse_credits(limit))

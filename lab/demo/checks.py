@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from billing.core.credits import format_credits
-from billing.reconciliation.invariants import Discrepancy, Kind
+from billing.reconciliation.invariants import Discrepancy, DiscrepancyKind
 from lab.demo.books import Books
 from lab.demo.reported import Reported
 from lab.demo.results import End, reasons, tally
@@ -34,7 +34,8 @@ class Evidence:
     """What the checks look at.
 
     ``ends`` by task id; ``visits`` counts what the site, the difficult host and the proxy were
-    asked for, as whole URLs; ``discrepancies`` are what ``Reconcile.run`` found; ``reported`` is
+    asked for, as whole URLs; ``discrepancies`` are what ``InvariantChecks.run`` found;
+    ``reported`` is
     what each side has at the end.
     """
 
@@ -96,35 +97,35 @@ def _reconciled(evidence: Evidence) -> list[Check]:
     held = sum(book.held_now for book in books.customers)
     available = sum(book.available for book in books.customers)
     sums = [granted, books.settled, held, available]
-    claims: list[tuple[str, str, set[Kind], list[str]]] = [
+    claims: list[tuple[str, str, set[DiscrepancyKind], list[str]]] = [
         (
             "grants - settled - held = available, for every customer",
             "{} - {} - {} = {} credits".format(*map(format_credits, sums)),
-            {Kind.AVAILABLE, Kind.GRANTED},
+            {DiscrepancyKind.AVAILABLE, DiscrepancyKind.GRANTED},
             [],
         ),
         (
             "settled in Redis = log = rollups, bucket by bucket",
             " = ".join(map(format_credits, (books.settled, books.logged, books.rolled_up))),
-            {Kind.SETTLED, Kind.ROLLUP, Kind.LOST_EVENT},
+            {DiscrepancyKind.SETTLED, DiscrepancyKind.ROLLUP, DiscrepancyKind.LOST_EVENT},
             [],
         ),
         (
             "available is never negative",
             f"lowest {format_credits(min((b.available for b in books.customers), default=0))}",
-            {Kind.NEGATIVE},
+            {DiscrepancyKind.NEGATIVE},
             [],
         ),
         (
             "one log row per task and line at most",
             f"{books.events:,} rows, {books.duplicates:,} duplicates",
-            {Kind.DUPLICATE},
+            {DiscrepancyKind.DUPLICATE},
             _unless(books.duplicates, "rows too many"),
         ),
         (
             "no hold is open after its task ended",
             f"{books.open_holds:,} open holds",
-            {Kind.OVERDUE_HOLD},
+            {DiscrepancyKind.OVERDUE_HOLD},
             _unless(books.open_holds, "holds still open"),
         ),
     ]
@@ -159,7 +160,7 @@ def _unless(count: int, what: str) -> list[str]:
     return [f"{count:,} {what}"] if count else []
 
 
-def _of_kinds(discrepancies: Iterable[Discrepancy], kinds: set[Kind]) -> list[str]:
+def _of_kinds(discrepancies: Iterable[Discrepancy], kinds: set[DiscrepancyKind]) -> list[str]:
     return [
         f"{found.customer}: {found.kind}: expected {found.expected}, found {found.found} "
         f"({found.detail})"
@@ -201,7 +202,7 @@ def _denied_left_no_trace(evidence: Evidence) -> Check:
         ticket for ticket in evidence.tickets if evidence.ends[ticket.task_id].outcome == "denied"
     ]
     urls = [url for ticket in denied for url in ticket.call.urls]
-    found = _of_kinds(evidence.discrepancies, {Kind.DENIED_BUT_RAN})
+    found = _of_kinds(evidence.discrepancies, {DiscrepancyKind.DENIED_BUT_RAN})
     found += [f"{url} was fetched for a denied task" for url in urls if evidence.visits.get(url)]
     return Check(
         "a denied task left no trace of its body having run",

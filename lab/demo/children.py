@@ -22,7 +22,7 @@ from billing.devtools.embedded_servers.process import (
     interrupts_deferred,
     spawn,
 )
-from billing.devtools.embedded_servers.state import Record, State
+from billing.devtools.embedded_servers.state import ServerRecord, ServersFile
 from lab.demo.errors import DemoError
 
 POLL_SECONDS: Final = 0.05
@@ -55,7 +55,7 @@ class Children:
     def __init__(self, folder: Path, check_also: Callable[[], None] = _nothing) -> None:
         self._check_also = check_also
         self._folder = folder
-        self._state = State(folder / "processes")
+        self._state = ServersFile(folder / "processes")
         self._running: dict[str, Process] = {}
 
     def end_leftovers(self) -> list[str]:
@@ -87,7 +87,7 @@ class Children:
         )
         with interrupts_deferred():
             process = spawn(command)
-            self._state.put(Record(program.name, processes=(process,)))
+            self._state.put(ServerRecord(program.name, processes=(process,)))
             self._running[program.name] = process
 
     def wait_ready(self, *programs: Program) -> None:

@@ -11,9 +11,9 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from billing.container import System
+from billing.container import Container
 from billing.postgres.schema import usage_events, usage_hourly
-from billing.reporting.confirmations import Confirmations
+from billing.reporting.confirmations import ConfirmationStore
 from billing.reporting.usage_report import CREDIT_DECIMALS
 from lab.demo.errors import DemoError
 
@@ -59,62 +59,62 @@ class Delivery:
     events: int
 
 
-def report_usage(system: System, say: Callable[[str], None]) -> Delivery:
+def report_usage(container: Container, say: Callable[[str], None]) -> Delivery:
     """Set the provider up, report everything up to this moment, read it back.
 
     Raises:
         DemoError: The provider refused, or what it accepted cannot be read back.
     """
-    reporting = system.reporting
+    reporting = container.reporting
     say("one meter per SKU, one customer per customer")
     setup = reporting.setup()
     setup.meters(reporting.meters(), dry_run=False)
-    for line in setup.customers(system.accounts.list(), create=True, dry_run=False):
+    for line in setup.customers(container.customers.list(), create=True, dry_run=False):
         say(f"{line.customer}: {line.state.value}")
     say("sending one figure per customer, SKU and hour")
     done = reporting.reporter().advance(up_to_now=True)
     if done.stopped or done.blocked:
         raise DemoError(f"usage could not be reported: {done.stopped or done.blocked}")
-    _read_back(system, say)
-    with system.engine.connect() as connection:
+    _read_back(container, say)
+    with container.engine.connect() as connection:
         events = connection.scalar(sa.select(sa.func.count()).select_from(usage_events)) or 0
-    return Delivery(rows=_rows(system), requests=sum(done.became.values()), events=int(events))
+    return Delivery(rows=_rows(container), requests=sum(done.became.values()), events=int(events))
 
 
-def _read_back(system: System, say: Callable[[str], None]) -> None:
+def _read_back(container: Container, say: Callable[[str], None]) -> None:
     """Read until all is confirmed; a provider may take a while to count what it accepted."""
-    reader = system.reporting.reader()
-    confirmations = Confirmations(system.engine)
+    reader = container.reporting.reader()
+    confirmations = ConfirmationStore(container.engine)
     deadline = time.monotonic() + _READ_WITHIN_SECONDS
-    while unconfirmed := _unconfirmed(system):
+    while unconfirmed := _unconfirmed(container):
         say(f"reading back: {unconfirmed} to confirm")
-        now = system.clock.now()
+        now = container.clock.now()
         # Its first reading would be in a quarter of an hour.
         confirmations.recheck(
-            system.reporting.provider.name, None, now - timedelta(days=366), now, now=now
+            container.reporting.provider.name, None, now - timedelta(days=366), now, now=now
         )
         reader.confirm()
         if time.monotonic() > deadline:
             return
-        if _unconfirmed(system):
+        if _unconfirmed(container):
             time.sleep(_PAUSE_SECONDS)
 
 
-def _unconfirmed(system: System) -> int:
+def _unconfirmed(container: Container) -> int:
     query = sa.text("SELECT count(*) FROM usage_reports WHERE latest AND state = 'accepted'")
-    with system.engine.connect() as connection:
+    with container.engine.connect() as connection:
         return int(connection.scalar(query) or 0)
 
 
-def _rows(system: System) -> tuple[Reported, ...]:
-    with system.engine.connect() as connection:
+def _rows(container: Container) -> tuple[Reported, ...]:
+    with container.engine.connect() as connection:
         logged = _sums(connection, usage_events)
         rolled_up = _sums(connection, usage_hourly)
         reports = connection.execute(_REPORTS).all()
     reported: defaultdict[Key, int] = defaultdict(int)
     for row in reports:
         reported[row.customer_id, row.sku_id] += int(row.held_microcredits)
-    confirmed = _read_anew(system, [row for row in reports if row.state == "confirmed"])
+    confirmed = _read_anew(container, [row for row in reports if row.state == "confirmed"])
     keys = sorted(logged.keys() | rolled_up.keys() | reported.keys())
     return tuple(
         Reported(
@@ -127,9 +127,11 @@ def _rows(system: System) -> tuple[Reported, ...]:
     )  # fmt: skip
 
 
-def _read_anew(system: System, reports: list[sa.Row[tuple[object, ...]]]) -> defaultdict[Key, int]:
+def _read_anew(
+    container: Container, reports: list[sa.Row[tuple[object, ...]]]
+) -> defaultdict[Key, int]:
     """What the provider has of the hours that are confirmed, asked once more."""
-    decimals = {sku: one.decimals for sku, one in system.reporting.metered().items()}
+    decimals = {sku: one.decimals for sku, one in container.reporting.metered().items()}
     hours: defaultdict[tuple[str, str, str, str, datetime], set[datetime]] = defaultdict(set)
     for row in reports:
         hour = row.hour.astimezone(UTC)
@@ -137,7 +139,7 @@ def _read_anew(system: System, reports: list[sa.Row[tuple[object, ...]]]) -> def
         hours[row.customer_id, row.sku_id, row.customer_ref, row.meter, day].add(hour)
     found: defaultdict[Key, int] = defaultdict(int)
     for (customer, sku, ref, meter, day), own in hours.items():
-        read = system.reporting.provider.read_back(ref, meter, day.date())
+        read = container.reporting.provider.read_back(ref, meter, day.date())
         unit = 10 ** (CREDIT_DECIMALS - decimals[sku])
         found[customer, sku] += sum(read.get(hour, 0) for hour in own) * unit
     return found

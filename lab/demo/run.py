@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from billing.container import System
+from billing.container import Container
 from billing.devtools.embedded_servers import LocalServers
 from billing.devtools.embedded_servers.process import interrupts_deferred
 from billing.postgres import migrations
@@ -80,7 +80,7 @@ class Demo:
     children: Children = field(init=False)
     ground: Ground = field(init=False)
     till: Till = field(init=False)
-    system: System = field(init=False)
+    container: Container = field(init=False)
     denied_task: str | None = None
     _result_keys: list[str] = field(default_factory=list)
     _cleanup: ExitStack = field(default_factory=ExitStack)
@@ -124,17 +124,17 @@ class Demo:
         self._cleanup.callback(self.till.stop)
         # This process and those it starts are told the same.
         os.environ.update(self.ground.environment() | self.till.environment())
-        self.system = System(Settings())
+        self.container = Container(Settings())
         self._cleanup.callback(self._clear_away)
 
     def _fill_catalogue(self) -> None:
         with self.stages.stage("Catalogue") as stage:
             stage.show("migrating the schema")
-            migrations.upgrade(self.system.endpoints.database_url)
+            migrations.upgrade(self.container.endpoints.database_url)
             for sku in SKUS:
-                add_sku(self.system, sku)
+                add_sku(self.container, sku)
             for customer in CUSTOMERS:
-                add_customer(self.system, customer)
+                add_customer(self.container, customer)
             stage.outcome = f"schema migrated, {len(SKUS)} SKUs, {len(CUSTOMERS)} customers"
 
     def _start_processes(self) -> Hosts:
@@ -168,14 +168,14 @@ class Demo:
         return Hosts(difficult, proxy, places)
 
     def _do_the_work(self, hosts: Hosts) -> Evidence:
-        app = make_app(self.system.settings)
+        app = make_app(self.container.settings)
         self._cleanup.callback(_let_go, app)
         app.loader.import_default_modules()
         app.loader.import_task_module("lab.demo.tasks")
         planned = batches(hosts.places)
-        began, started = self.stages.elapsed_seconds, self.system.clock.now()
+        began, started = self.stages.elapsed_seconds, self.container.clock.now()
         with Bars(self.console, CUSTOMERS) as bars:
-            work = Work(app, self.system, self.children, bars)
+            work = Work(app, self.container, self.children, bars)
             try:
                 work.run(planned)
             finally:
@@ -192,8 +192,8 @@ class Demo:
                 ends=work.results.ends,
                 by_customer=work.results.by_customer(),
                 broken_chords=work.results.broken_chords(),
-                books=read_books(self.system, [plan.id for plan in CUSTOMERS]),
-                discrepancies=self.system.reconcile.run(started),
+                books=read_books(self.container, [plan.id for plan in CUSTOMERS]),
+                discrepancies=self.container.invariant_checks.run(started),
                 visits=count_visits(
                     site_url=hosts.places.site,
                     site_log=self.folder / programs.SITE_LOG,
@@ -207,14 +207,14 @@ class Demo:
 
     def _report_usage(self) -> Delivery:
         with self.stages.stage("Reports") as stage:
-            delivery = report_usage(self.system, stage.show)
+            delivery = report_usage(self.container, stage.show)
             stage.outcome = (
                 f"{delivery.requests:,} figures to {self.till.told()}, every one read back"
             )
         return delivery
 
     def _report(self, evidence: Evidence, delivery: Delivery) -> bool:
-        settings, books = self.system.settings, evidence.books
+        settings, books = self.container.settings, evidence.books
         denied = (task for task, end in evidence.ends.items() if end.outcome == "denied")
         self.denied_task = next(denied, None)
         print_receipts(self.console, CUSTOMERS, books, currency=settings.currency)
@@ -242,8 +242,8 @@ class Demo:
             stage.outcome = "every process and server that was started"
 
     def _clear_away(self) -> None:
-        settings = self.system.settings
-        self.system.close()
+        settings = self.container.settings
+        self.container.close()
         for left in self.ground.clear_away(settings, self._result_keys):
             self.stages.note(f"Could not be deleted: {left}")
 

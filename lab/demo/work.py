@@ -9,7 +9,7 @@ from typing import Final
 
 from celery import Celery
 
-from billing.container import System
+from billing.container import Container
 from billing.devtools.embedded_servers.process import interrupts_deferred
 from lab.demo.bars import Bars
 from lab.demo.books import events_logged
@@ -55,9 +55,9 @@ class Work:
         bars: Show how far everything is.
     """
 
-    def __init__(self, app: Celery, system: System, children: Children, bars: Bars) -> None:
+    def __init__(self, app: Celery, container: Container, children: Children, bars: Bars) -> None:
         self._app = app
-        self._system = system
+        self._system = container
         self._children = children
         self._bars = bars
         self._pulse = _Pulse()

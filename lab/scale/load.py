@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 
-from billing.container import System
+from billing.container import Container
 from billing.metering.usage_recorder import TaskFacts
 from billing.settings import Settings
 
@@ -29,24 +29,27 @@ def main(file: Path, seconds: float, rate: float, customers: int) -> None:
     """Bill tasks of random customers until the time is over."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     chance = random.Random()  # noqa: S311 - which customer is next is no secret
-    with System(Settings()) as system, file.open("w", buffering=1, encoding="utf-8") as out:
+    with Container(Settings()) as container, file.open("w", buffering=1, encoding="utf-8") as out:
         end = time.time() + seconds
         due = time.time()
         while due < end:
             customer = CUSTOMER.format(chance.randrange(customers))
-            out.write(json.dumps(attempt(system, customer)) + "\n")
+            out.write(json.dumps(attempt(container, customer)) + "\n")
             # What an outage held up is not made up for: as tasks of a worker, one after the other.
             due = max(due + 1 / rate, time.time())
             time.sleep(max(due - time.time(), 0))
 
 
-def attempt(system: System, customer: str) -> dict[str, object]:
+def attempt(container: Container, customer: str) -> dict[str, object]:
     """One task from its hold to its settle: when, for how long, and with what end."""
     began = time.time()
     facts = TaskFacts(
-        task_id=str(uuid.uuid4()), customer=customer, metered_at=system.clock.now(), task_name="t"
+        task_id=str(uuid.uuid4()),
+        customer=customer,
+        metered_at=container.clock.now(),
+        task_name="t",
     )
-    admission = system.meter.admit(facts, SKU, None)
+    admission = container.meter.admit(facts, SKU, None)
     answered = time.time()
     document: dict[str, object] = {
         "at": began,
@@ -56,7 +59,7 @@ def attempt(system: System, customer: str) -> dict[str, object]:
         "outcome": admission.reason.value if admission.reason else "admitted",
     }
     if admission.reason is None:
-        settled = system.meter.settle(admission, system.meter.recorder(admission.sku))
+        settled = container.meter.settle(admission, container.meter.recorder(admission.sku))
         document["amount"] = sum(line.amount_microcredits for line in settled.lines)
         document["settle"] = settled.outcome.value
         document["settle_seconds"] = time.time() - answered

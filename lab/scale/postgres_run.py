@@ -53,7 +53,7 @@ def run(ground: Ground, seconds: float, say: Say) -> dict[str, Any]:
 class _Run:
     def __init__(self, stage: Stage, replica: Replica, say: Say) -> None:
         self._stage = stage
-        self._system = stage.system
+        self._system = stage.container
         self._replica = replica
         self._say = say
         self._stop = threading.Event()

@@ -92,7 +92,7 @@ class _Growth(threading.Thread):
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(name="growth", daemon=True)
-        self._engine = stage.system.engine
+        self._engine = stage.container.engine
         self._over = threading.Event()
         self._grew_at: list[float] = []
         self._had: list[int] = []

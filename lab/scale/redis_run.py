@@ -61,7 +61,7 @@ def _under_load(
     with_replica: bool,
     late: bool,
 ) -> dict[str, Any]:
-    keys = stage.system.keys
+    keys = stage.container.keys
     load = stage.load(_PROCESSES, seconds, _RATE)
     wait_for_end(load, seconds / 3)
     slot = key_slot(keys.out(shard_of(CUSTOMER.format(0))).encode())
@@ -112,7 +112,7 @@ def _document(
     settles = [each.settle for each in attempts if each.outcome == "admitted"]
     short = stage.short_balances()
     for customer in short:
-        stage.system.account_sync.rebuild(customer, force=True)
+        stage.container.account_loader.rebuild(customer, force=True)
     return {
         "books": books(attempts, stage.rows(), granted).document(),
         "attempts": len(attempts),

@@ -37,7 +37,7 @@ def run(ground: Ground, seconds: float, say: Say) -> dict[str, Any]:  # noqa: AR
         "books": {"lost": 0, "twice": 0, "unknown": 0, "amounts_differ": 0},
         "log_complete": True,
         "postgresql": _disk(ground, say),
-        "message_bytes": len(make_event("acme", stage.system.clock.now()).to_wire()),
+        "message_bytes": len(make_event("acme", stage.container.clock.now()).to_wire()),
         "redis": _memory(stage, say),
     }
 
@@ -67,28 +67,28 @@ def _now(engine: sa.Engine) -> Any:  # noqa: ANN401 - a datetime, as the driver 
 
 def _memory(stage: Stage, say: Say) -> dict[str, float]:
     say(f"Redis: {_ACCOUNTS:,} accounts, {_HOLDS:,} holds, settled")
-    system = stage.system
-    customers = add_customers(system, "sizes", _ACCOUNTS)
+    container = stage.container
+    customers = add_customers(container, "sizes", _ACCOUNTS)
     used = [_used(stage)]
     for customer in customers:
-        system.account_sync.rebuild(customer)
+        container.account_loader.rebuild(customer)
     used.append(_used(stage))
     tasks = [str(uuid.uuid4()) for _ in range(_HOLDS)]
     owners = [customers[number % len(customers)] for number in range(_HOLDS)]
     for customer, task in zip(owners, tasks, strict=True):
-        system.quota.reserve(
+        container.quota.reserve(
             HoldRequest(
                 task_id=task, customer=customer, sku=SKU, amount_microcredits=1, ttl_seconds=3600
             )
         )
     used.append(_used(stage))
     for customer, task in zip(owners, tasks, strict=True):
-        system.quota.settle(customer, task, [make_event(customer, system.clock.now(), task)])
+        container.quota.settle(customer, task, [make_event(customer, container.clock.now(), task)])
     used.append(_used(stage))
     for shard in {shard_of(customer) for customer in customers} & set(range(SHARDS)):
-        system.redis.delete(system.keys.out(shard))
+        container.redis.delete(container.keys.out(shard))
     used.append(_used(stage))
-    script = system.redis.info("commandstats")["cmdstat_evalsha"]
+    script = container.redis.info("commandstats")["cmdstat_evalsha"]
     return {
         "script_microseconds": round(float(script["usec_per_call"]), 1),
         "account_bytes": round((used[1] - used[0]) / len(customers)),
@@ -99,4 +99,4 @@ def _memory(stage: Stage, say: Say) -> dict[str, float]:
 
 
 def _used(stage: Stage) -> int:
-    return int(stage.system.redis.info("memory")["used_memory"])
+    return int(stage.container.redis.info("memory")["used_memory"])

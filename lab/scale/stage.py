@@ -12,7 +12,7 @@ from typing import Final
 import redis
 import sqlalchemy as sa
 
-from billing.container import System
+from billing.container import Container
 from billing.core.credits import MICROCREDITS_PER_CREDIT
 from billing.core.errors import WeighbridgeError
 from billing.devtools.embedded_servers.process import Process
@@ -56,24 +56,24 @@ class Stage:
         self.settings = ground.settings(name).model_copy(update=usual | changed)
         self._ground = ground
         self.folder = ground.folder_of(name)
-        self.system = ground.system(self.settings)
+        self.container = ground.container(self.settings)
         self.customers = customers
         self.granted = credits_each * MICROCREDITS_PER_CREDIT
         self._files: list[Path] = []
 
     def set_up(self) -> None:
         """The SKU, the customers, their credits."""
-        system = self.system
-        system.catalog.add(
+        container = self.container
+        container.catalog.add(
             SKU,
             unit="page",
             unit_price_microcredits=MICROCREDITS_PER_CREDIT,
-            effective_from=system.clock.now(),
+            effective_from=container.clock.now(),
         )
         for number in range(self.customers):
             customer = CUSTOMER.format(number)
-            system.accounts.add(customer, customer)
-            system.credit.grant(customer, self.granted, "scale")
+            container.customers.add(customer, customer)
+            container.grants.grant(customer, self.granted, "scale")
 
     def command(self, *arguments: str, name: str = "") -> Process:
         """Start ``billing …`` with the run's settings."""
@@ -104,7 +104,7 @@ class Stage:
 
     def rows(self) -> list[Row]:
         """Every charge in the log."""
-        with self.system.engine.connect() as connection:
+        with self.container.engine.connect() as connection:
             return [
                 Row(customer=customer, task=task, amount=amount)
                 for customer, task, amount in connection.execute(_ROWS)
@@ -115,7 +115,7 @@ class Stage:
 
         def done() -> bool:
             try:
-                waiting = self.system.outbox.length()
+                waiting = self.container.outbox.length()
             except (redis.RedisError, WeighbridgeError):
                 return False
             return waiting == 0 and tasks <= {row.task for row in self.rows()}
@@ -130,7 +130,7 @@ class Stage:
         found = {}
         for number in range(self.customers):
             customer = CUSTOMER.format(number)
-            account = self.system.quota.account(customer)
+            account = self.container.quota.account(customer)
             if account is None:
                 continue
             difference = logged.get(customer, 0) - account.settled_microcredits
@@ -158,4 +158,4 @@ def wait_for_end(processes: Sequence[Process], seconds: float) -> bool:
     return wait_until(lambda: not any(each.alive for each in processes), seconds)
 
 
-__all__ = ["Ground", "Say", "Stage", "System", "wait_for_end", "wait_until"]
+__all__ = ["Container", "Ground", "Say", "Stage", "wait_for_end", "wait_until"]

@@ -18,7 +18,7 @@ from webhook_bench import SECRET, Books, LocalStripe, Shop
 
 from billing.api.app import app_of
 from billing.api.server import ApiServer
-from billing.container import System
+from billing.container import Container
 from billing.settings import Settings
 
 
@@ -63,7 +63,7 @@ def open_shop(
     """Starts an API, with settings changed as the test likes."""
     with ExitStack() as opened:
         # The books are looked at past whatever a test does to the API's way to PostgreSQL.
-        own = opened.enter_context(System(stripe_settings))
+        own = opened.enter_context(Container(stripe_settings))
         add_customer(own.engine, "acme", credits=0)
         add_customer(own.engine, "globex", credits=0)
         add_sku(own.engine, "page-capture")
@@ -72,10 +72,10 @@ def open_shop(
         books.link("acme", ref)
 
         def open_shop(**changes: object) -> Shop:
-            system = System(stripe_settings.model_copy(update=changes))
-            opened.enter_context(system)
-            server = opened.enter_context(ApiServer(app_of(system), "127.0.0.1", 0))
-            return Shop(server.url, system, local_stripe, books, ref)
+            container = Container(stripe_settings.model_copy(update=changes))
+            opened.enter_context(container)
+            server = opened.enter_context(ApiServer(app_of(container), "127.0.0.1", 0))
+            return Shop(server.url, container, local_stripe, books, ref)
 
         yield open_shop
 

@@ -10,7 +10,7 @@ from support import add_customer, add_sku
 
 from billing.api.app import app_of
 from billing.api.server import ApiServer
-from billing.container import System
+from billing.container import Container
 from billing.health.prometheus import CONTENT_TYPE, exposition
 from billing.metering.usage_recorder import TaskFacts
 from billing.settings import Settings
@@ -25,13 +25,13 @@ def figures(text: str) -> dict[str, float]:
 
 def test_they_are_served_in_the_text_format(settings: Settings, redis_client: redis.Redis):
     del redis_client
-    with System(settings) as system, ApiServer(app_of(system), "127.0.0.1", 0) as server:
-        add_sku(system.engine, "page-capture")
-        add_customer(system.engine, "acme")
-        facts = TaskFacts(task_id="t-1", customer="acme", metered_at=system.clock.now())
-        admission = system.meter.admit(facts, "page-capture", None)
-        system.meter.settle(admission, system.meter.recorder(admission.sku))
-        system.writer.write([b"not json"])
+    with Container(settings) as container, ApiServer(app_of(container), "127.0.0.1", 0) as server:
+        add_sku(container.engine, "page-capture")
+        add_customer(container.engine, "acme")
+        facts = TaskFacts(task_id="t-1", customer="acme", metered_at=container.clock.now())
+        admission = container.meter.admit(facts, "page-capture", None)
+        container.meter.settle(admission, container.meter.recorder(admission.sku))
+        container.writer.write([b"not json"])
         answer = httpx.get(f"{server.url}/metrics", timeout=10, trust_env=False)
         assert answer.status_code == httpx.codes.OK
         assert answer.headers["content-type"] == CONTENT_TYPE
@@ -48,8 +48,8 @@ def test_they_are_served_in_the_text_format(settings: Settings, redis_client: re
 
 def test_a_server_that_is_away_is_a_figure_and_not_an_error(settings: Settings):
     away = SecretStr("redis://:secret@127.0.0.1:1/0")
-    with System(settings.model_copy(update={"redis_url": away})) as system:
-        text = exposition(system).decode()
+    with Container(settings.model_copy(update={"redis_url": away})) as container:
+        text = exposition(container).decode()
     found = figures(text)
     assert found['weighbridge_up{server="postgresql"}'] == 1
     assert found['weighbridge_up{server="redis"}'] == 0

@@ -144,10 +144,10 @@ def test_many_events_at_once_are_all_done(shop: Shop):
 
 
 def test_redis_is_told_of_a_top_up(shop: Shop):
-    shop.system.account_sync.rebuild("acme")
+    shop.container.account_loader.rebuild("acme")
     body = shop.a_top_up()
     shop.post(body, signed(body))
-    view = shop.system.quota.account("acme")
+    view = shop.container.quota.account("acme")
     assert view is not None
     assert view.granted_microcredits == 500_000_000
 
@@ -204,7 +204,7 @@ def test_while_postgresql_is_away_the_event_is_put_off_and_delivered_again(
         shop.stripe.until_delivered(event)
         assert shop.books.granted() == 500
         assert shop.get("/readyz").status_code == 200
-        shop.system.engine.dispose()
+        shop.container.engine.dispose()
 
 
 def test_a_slow_answer_of_stripes_holds_up_nobody_else(shop: Shop):
@@ -244,7 +244,7 @@ def test_an_error_of_our_own_is_a_500_without_its_words():
 def test_invoices_are_sealed_whatever_the_order_their_events_come_in(shop: Shop):
     start = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=30)
     shop.stripe.control.post("settings", summary_seconds=0, judgement_seconds=0)
-    shop.system.reporting.stripe.ensure_meters(shop.system.reporting.meters())
+    shop.container.reporting.stripe.ensure_meters(shop.container.reporting.meters())
     shop.stripe.person.billing.meter_events.create(
         {
             "event_name": METER,
@@ -275,8 +275,10 @@ def test_invoices_are_sealed_whatever_the_order_their_events_come_in(shop: Shop)
     [seal] = shop.books.rows(report_seals)
     assert (seal["meter"], int(seal["billed_value"])) == (METER, 7)
     # A poll finds the same invoice, and nothing more to do about it.
-    reporting = shop.system.reporting
-    assert reporting.notices.poll(reporting.stripe, start - timedelta(days=2)) == Polled(done=1)
+    reporting = shop.container.reporting
+    assert reporting.webhook_processor.poll(reporting.stripe, start - timedelta(days=2)) == Polled(
+        done=1
+    )
     assert shop.books.rows(report_seals) == [seal]
 
 
@@ -289,7 +291,7 @@ def test_a_deleted_customer_is_unlinked(told_shop: Shop):
 def rejected(shop: Shop, identifier: str) -> str:
     """Stripe takes usage of a customer who is not there, and rejects it; returns the event."""
     shop.stripe.control.post("settings", judgement_seconds=0)
-    shop.system.reporting.stripe.ensure_meters(shop.system.reporting.meters())
+    shop.container.reporting.stripe.ensure_meters(shop.container.reporting.meters())
     shop.stripe.person.billing.meter_events.create(
         {
             "event_name": METER,

@@ -21,7 +21,11 @@ def log(shop: Shop, amount: int, hour: datetime) -> None:
     """Usage of acme's reaches the log."""
     wide = timedelta(days=400)
     writer = LogWriter(
-        shop.system.engine, clock=shop.system.clock, max_age=wide, max_ahead=wide, currency="USD"
+        shop.container.engine,
+        clock=shop.container.clock,
+        max_age=wide,
+        max_ahead=wide,
+        currency="USD",
     )
     event = make_event(
         metered_at=hour + timedelta(minutes=5), finished_at=hour + timedelta(minutes=6),
@@ -33,10 +37,10 @@ def log(shop: Shop, amount: int, hour: datetime) -> None:
 
 def report_all(shop: Shop) -> Sums:
     """Everything due is reported; acme's books, which add up in every month."""
-    shop.system.reporting.reporter().advance(up_to_now=True)
-    now = shop.system.clock.now()
+    shop.container.reporting.reporter().advance(up_to_now=True)
+    now = shop.container.clock.now()
     ever = Period("ever", now - timedelta(days=400), now + timedelta(days=400))
-    [sums] = shop.system.reporting.reports.sums(ever)
+    [sums] = shop.container.reporting.reports.sums(ever)
     assert sums.off_by == 0
     return sums
 
@@ -51,7 +55,7 @@ def test_events_twice_and_out_of_order_leave_the_books_right_to_the_unit(
     start, end = this_hour - timedelta(hours=30), this_hour - timedelta(hours=6)
     hour = start + timedelta(hours=1)
     shop.stripe.control.post("settings", summary_seconds=0, judgement_seconds=0)
-    shop.system.reporting.stripe.ensure_meters(shop.system.reporting.meters())
+    shop.container.reporting.stripe.ensure_meters(shop.container.reporting.meters())
     log(shop, 100, hour)
     report_all(shop)
     invoice = shop.stripe.control.post(
@@ -77,5 +81,5 @@ def test_events_twice_and_out_of_order_leave_the_books_right_to_the_unit(
     lines = [(r["amount_microcredits"], r["reason"]) for r in shop.books.rows(report_carries)]
     assert sorted((int(amount), reason) for amount, reason in lines) == [(5, "late"), (7, "billed")]
     assert (books.logged, books.accepted, books.parked, books.open) == (112, 112, 0, 0)
-    meter = shop.system.reporting.stripe.read_back(shop.ref, METER, this_hour.date())
+    meter = shop.container.reporting.stripe.read_back(shop.ref, METER, this_hour.date())
     assert meter[this_hour] == 12

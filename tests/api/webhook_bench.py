@@ -16,7 +16,7 @@ from stripe_api import KEY, Control
 from stripe_servers import StripeServer
 from support import eventually
 
-from billing.container import System
+from billing.container import Container
 from billing.postgres import schema as tables
 from billing.providers.stripe.client import client_of
 
@@ -133,7 +133,7 @@ class Shop:
     """All of it. ``ref`` is the Stripe customer of acme."""
 
     url: str
-    system: System
+    container: Container
     stripe: LocalStripe
     books: Books
     ref: str

@@ -16,7 +16,7 @@ from billing.core.clock import to_ms
 from billing.core.periods import month_of
 from billing.core.reservation import AccountState
 from billing.devtools.embedded_servers.visit import delete_keys
-from billing.redis.keys import Keys, shard_of
+from billing.redis.keys import RedisKeys, shard_of
 from lab.bench import evalsha, rivals
 from lab.bench.events import PRICE_MICROCREDITS, SKU
 from lab.bench.quota_clients import THREADS, Job, quota_on, serve
@@ -49,7 +49,7 @@ class Account:
         return account.held_microcredits // PRICE_MICROCREDITS
 
     def command(self) -> list[str]:
-        keys, customer = Keys(self.prefix), CUSTOMERS[0]
+        keys, customer = RedisKeys(self.prefix), CUSTOMERS[0]
         names = [
             keys.account(customer),
             keys.hold(customer, "__rand_int__"),

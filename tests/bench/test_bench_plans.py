@@ -10,7 +10,7 @@ from support import NOW, eventually
 
 from billing.postgres.partitions import partition_name
 from billing.usage_log.receipts import Receipts
-from billing.usage_log.usage_queries import By, Usage
+from billing.usage_log.usage_queries import By, UsageQueries
 from lab.bench.bulk import Shape, fill, months_before
 from lab.bench.locks import LockSampler, deadlocks
 from lab.bench.plans import read_by
@@ -22,7 +22,7 @@ SHAPE = Shape(events=900, customers=5, months=months_before(NOW, 3))
 
 def test_the_partitions_that_a_question_reads_are_those_it_needs(engine: sa.Engine) -> None:
     fill(engine, SHAPE, lambda _: None)
-    receipts, usage, month = Receipts(engine), Usage(engine), SHAPE.months[1]
+    receipts, usage, month = Receipts(engine), UsageQueries(engine), SHAPE.months[1]
 
     page = read_by(engine, lambda: receipts.lines("c00000", month, limit=100))
     totals = read_by(engine, lambda: usage.by("c00000", month, By.SKU))

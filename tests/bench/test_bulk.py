@@ -9,7 +9,7 @@ from support import NOW
 from billing.core.periods import month_of
 from billing.postgres.partitions import existing_partitions, partition_name
 from billing.usage_log.receipts import Receipts
-from billing.usage_log.usage_queries import By, Usage
+from billing.usage_log.usage_queries import By, UsageQueries
 from lab.bench.bulk import SKUS, Shape, fill, months_before
 
 pytestmark = pytest.mark.postgres
@@ -40,7 +40,7 @@ def test_a_year_has_every_event_once_in_partitions_and_in_rollups(
     assert {partition_name(month.start) for month in SHAPE.months} <= partitions
     month = SHAPE.months[1]
     lines = Receipts(engine).lines("c00000", month, limit=1000)
-    by_sku = Usage(engine).by("c00000", month, By.SKU)
+    by_sku = UsageQueries(engine).by("c00000", month, By.SKU)
     assert {row.key for row in by_sku} <= set(SKUS)
     assert sum(row.totals.amount_microcredits for row in by_sku) == sum(
         line.amount_microcredits for line in lines

@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 import sqlalchemy as sa
 
-from billing.catalog.customers import Accounts
-from billing.catalog.skus import Catalog
+from billing.catalog.customers import CustomerStore
+from billing.catalog.skus import SkuStore
 from billing.core.customer import Budget, CustomerStatus
 from billing.core.errors import AlreadyExists, InvalidValue, NotFound
 from billing.postgres.schema import budgets, customers, quota_fences
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.postgres
 
 
 @pytest.fixture
-def accounts(engine: sa.Engine) -> Accounts:
-    return Accounts(engine)
+def accounts(engine: sa.Engine) -> CustomerStore:
+    return CustomerStore(engine)
 
 
 @pytest.fixture
 def sku(engine: sa.Engine, now: datetime) -> str:
-    Catalog(engine).add(
+    SkuStore(engine).add(
         "page-capture", unit="page", unit_price_microcredits=1_000_000, effective_from=now
     )
     return "page-capture"
@@ -42,7 +42,7 @@ def count(engine: sa.Engine, table: sa.Table) -> int:
         return connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
 
 
-def test_a_new_customer_is_active_and_can_be_read_back(accounts: Accounts):
+def test_a_new_customer_is_active_and_can_be_read_back(accounts: CustomerStore):
     added = accounts.add("acme", "Acme GmbH", "Europe/Berlin", "cus_1")
     assert added.status is CustomerStatus.ACTIVE
     assert (added.name, added.time_zone) == ("Acme GmbH", "Europe/Berlin")
@@ -50,7 +50,7 @@ def test_a_new_customer_is_active_and_can_be_read_back(accounts: Accounts):
     assert accounts.get("acme") == added
 
 
-def test_a_customer_gets_its_fence_with_it(accounts: Accounts, engine: sa.Engine):
+def test_a_customer_gets_its_fence_with_it(accounts: CustomerStore, engine: sa.Engine):
     accounts.add("acme", "Acme")
     with engine.connect() as connection:
         fence = connection.execute(sa.select(quota_fences)).one()
@@ -58,14 +58,14 @@ def test_a_customer_gets_its_fence_with_it(accounts: Accounts, engine: sa.Engine
     assert (fence.granted_microcredits, fence.late_microcredits) == (0, 0)
 
 
-def test_adding_the_same_customer_again_changes_nothing(accounts: Accounts, engine: sa.Engine):
+def test_adding_the_same_customer_again_changes_nothing(accounts: CustomerStore, engine: sa.Engine):
     first = accounts.add("acme", "Acme", "Europe/Berlin", "cus_1")
     assert accounts.add("acme", "Acme", "Europe/Berlin", "cus_1") == first
     assert count(engine, customers) == count(engine, quota_fences) == 1
     assert version(engine, "acme") == 0
 
 
-def test_adding_a_suspended_customer_again_does_not_resume_it(accounts: Accounts):
+def test_adding_a_suspended_customer_again_does_not_resume_it(accounts: CustomerStore):
     accounts.add("acme", "Acme")
     accounts.set_status("acme", "suspended")
     assert accounts.add("acme", "Acme").suspended
@@ -80,7 +80,7 @@ def test_adding_a_suspended_customer_again_does_not_resume_it(accounts: Accounts
     ],
 )
 def test_the_same_id_with_other_content_is_refused_by_field(
-    accounts: Accounts, field: str, arguments: tuple[str, ...]
+    accounts: CustomerStore, field: str, arguments: tuple[str, ...]
 ):
     before = accounts.add("acme", "Acme", "UTC", "cus_1")
     full = (*arguments, *("acme", "Acme", "UTC", "cus_1")[len(arguments) :])
@@ -89,21 +89,21 @@ def test_the_same_id_with_other_content_is_refused_by_field(
     assert accounts.get("acme") == before
 
 
-def test_one_stripe_customer_belongs_to_one_customer(accounts: Accounts, engine: sa.Engine):
+def test_one_stripe_customer_belongs_to_one_customer(accounts: CustomerStore, engine: sa.Engine):
     accounts.add("acme", "Acme", stripe_customer_id="cus_1")
     with pytest.raises(AlreadyExists, match="cus_1"):
         accounts.add("beta", "Beta", stripe_customer_id="cus_1")
     assert count(engine, customers) == count(engine, quota_fences) == 1
 
 
-def test_customers_without_stripe_do_not_collide(accounts: Accounts):
+def test_customers_without_stripe_do_not_collide(accounts: CustomerStore):
     accounts.add("acme", "Acme")
     accounts.add("beta", "Beta")
     assert [each.stripe_customer_id for each in accounts.list()] == [None, None]
 
 
 def test_what_cannot_be_right_is_refused_before_anything_is_written(
-    accounts: Accounts, engine: sa.Engine, subtests: pytest.Subtests
+    accounts: CustomerStore, engine: sa.Engine, subtests: pytest.Subtests
 ):
     for field, arguments in [
         ("customer", ("a|b", "Acme")),
@@ -119,21 +119,21 @@ def test_what_cannot_be_right_is_refused_before_anything_is_written(
             assert count(engine, customers) == 0
 
 
-def test_twenty_threads_adding_one_customer_make_one(accounts: Accounts, engine: sa.Engine):
+def test_twenty_threads_adding_one_customer_make_one(accounts: CustomerStore, engine: sa.Engine):
     with ThreadPoolExecutor(20) as pool:
         added = list(pool.map(lambda _: accounts.add("acme", "Acme"), range(20)))
     assert len(set(added)) == 1
     assert count(engine, customers) == count(engine, quota_fences) == 1
 
 
-def test_customers_are_listed_by_id(accounts: Accounts):
+def test_customers_are_listed_by_id(accounts: CustomerStore):
     for each in ("beta", "acme", "Zeta"):
         accounts.add(each, each)
     assert {each.id for each in accounts.list()} == {"acme", "beta", "Zeta"}
     assert [each.id for each in accounts.list()] == [each.id for each in accounts.list()]
 
 
-def test_an_unknown_customer_is_not_found(accounts: Accounts, subtests: pytest.Subtests):
+def test_an_unknown_customer_is_not_found(accounts: CustomerStore, subtests: pytest.Subtests):
     for customer in ["nobody", "", "a\x00b", "'; drop table customers --"]:
         with subtests.test(customer=customer):
             for ask in (
@@ -146,7 +146,9 @@ def test_an_unknown_customer_is_not_found(accounts: Accounts, subtests: pytest.S
                     ask()
 
 
-def test_suspending_and_resuming_each_raise_the_version_once(accounts: Accounts, engine: sa.Engine):
+def test_suspending_and_resuming_each_raise_the_version_once(
+    accounts: CustomerStore, engine: sa.Engine
+):
     accounts.add("acme", "Acme")
     assert accounts.set_status("acme", "suspended").suspended
     assert version(engine, "acme") == 1
@@ -156,14 +158,16 @@ def test_suspending_and_resuming_each_raise_the_version_once(accounts: Accounts,
     assert version(engine, "acme") == 2
 
 
-def test_an_unknown_status_changes_nothing(accounts: Accounts, engine: sa.Engine):
+def test_an_unknown_status_changes_nothing(accounts: CustomerStore, engine: sa.Engine):
     accounts.add("acme", "Acme")
     with pytest.raises(InvalidValue, match=r"^status='paused'"):
         accounts.set_status("acme", "paused")
     assert version(engine, "acme") == 0
 
 
-def test_a_budget_is_set_changed_and_taken_away(accounts: Accounts, engine: sa.Engine, sku: str):
+def test_a_budget_is_set_changed_and_taken_away(
+    accounts: CustomerStore, engine: sa.Engine, sku: str
+):
     accounts.add("acme", "Acme")
     assert accounts.set_budget("acme", sku, 5) == Budget(
         customer="acme", sku=sku, limit_microcredits=5
@@ -176,7 +180,7 @@ def test_a_budget_is_set_changed_and_taken_away(accounts: Accounts, engine: sa.E
 
 
 def test_a_budget_that_changes_nothing_leaves_the_version(
-    accounts: Accounts, engine: sa.Engine, sku: str
+    accounts: CustomerStore, engine: sa.Engine, sku: str
 ):
     accounts.add("acme", "Acme")
     accounts.set_budget("acme", sku, None)
@@ -186,7 +190,7 @@ def test_a_budget_that_changes_nothing_leaves_the_version(
     assert version(engine, "acme") == 1
 
 
-def test_the_budget_over_all_skus_comes_first_and_needs_no_sku(accounts: Accounts, sku: str):
+def test_the_budget_over_all_skus_comes_first_and_needs_no_sku(accounts: CustomerStore, sku: str):
     accounts.add("acme", "Acme")
     accounts.set_budget("acme", sku, 0)
     accounts.set_budget("acme", "*", 2**53)
@@ -194,7 +198,7 @@ def test_the_budget_over_all_skus_comes_first_and_needs_no_sku(accounts: Account
 
 
 def test_a_budget_for_an_unknown_sku_is_refused(
-    accounts: Accounts, engine: sa.Engine, subtests: pytest.Subtests
+    accounts: CustomerStore, engine: sa.Engine, subtests: pytest.Subtests
 ):
     for unknown in ["nothing", "", "a\x00"]:
         with subtests.test(unknown=unknown):
@@ -205,14 +209,14 @@ def test_a_budget_for_an_unknown_sku_is_refused(
 
 
 @pytest.mark.parametrize("limit", [-1, 2**53 + 1])
-def test_a_limit_that_cannot_be_right_is_refused(accounts: Accounts, limit: int):
+def test_a_limit_that_cannot_be_right_is_refused(accounts: CustomerStore, limit: int):
     accounts.add("acme", "Acme")
     with pytest.raises(InvalidValue, match=r"^limit_microcredits="):
         accounts.set_budget("acme", "*", limit)
     assert accounts.budgets("acme") == []
 
 
-def test_concurrent_changes_each_count_in_the_version(accounts: Accounts, engine: sa.Engine):
+def test_concurrent_changes_each_count_in_the_version(accounts: CustomerStore, engine: sa.Engine):
     accounts.add("acme", "Acme")
     with ThreadPoolExecutor(10) as pool:
         list(pool.map(lambda limit: accounts.set_budget("acme", "*", limit), range(1, 31)))

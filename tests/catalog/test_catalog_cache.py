@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from billing.catalog.sku_cache import CatalogCache, CatalogUnavailable
-from billing.catalog.skus import Catalog
+from billing.catalog.sku_cache import CatalogUnavailable, SkuCache
+from billing.catalog.skus import SkuStore
 from billing.core.clock import ManualClock
 from billing.core.errors import NotFound
 from billing.core.sku import (
@@ -62,18 +62,18 @@ def shelf(now: datetime) -> Shelf:
 
 
 @pytest.fixture
-def cache(shelf: Shelf, clock: ManualClock) -> CatalogCache:
-    return CatalogCache(shelf, clock, TTL)
+def cache(shelf: Shelf, clock: ManualClock) -> SkuCache:
+    return SkuCache(shelf, clock, TTL)
 
 
-def test_nothing_is_asked_until_a_sku_is(cache: CatalogCache, shelf: Shelf):
+def test_nothing_is_asked_until_a_sku_is(cache: SkuCache, shelf: Shelf):
     assert shelf.asked == 0
     assert cache.sku("a") == shelf.skus["a"]
     assert shelf.asked == 1
 
 
 def test_a_copy_serves_until_it_is_too_old(
-    cache: CatalogCache, shelf: Shelf, clock: ManualClock, now: datetime
+    cache: SkuCache, shelf: Shelf, clock: ManualClock, now: datetime
 ):
     cache.sku("a")
     shelf.skus["a"] = sku("a", now, price=2)
@@ -85,7 +85,7 @@ def test_a_copy_serves_until_it_is_too_old(
 
 
 def test_a_new_sku_is_found_before_the_copy_is_too_old(
-    cache: CatalogCache, shelf: Shelf, clock: ManualClock, now: datetime
+    cache: SkuCache, shelf: Shelf, clock: ManualClock, now: datetime
 ):
     cache.sku("a")
     clock.advance(SECOND)
@@ -94,7 +94,7 @@ def test_a_new_sku_is_found_before_the_copy_is_too_old(
 
 
 def test_an_unknown_sku_is_asked_for_at_most_once_a_second(
-    cache: CatalogCache, shelf: Shelf, clock: ManualClock
+    cache: SkuCache, shelf: Shelf, clock: ManualClock
 ):
     for _ in range(100):
         with pytest.raises(NotFound, match="skus list"):
@@ -108,7 +108,7 @@ def test_an_unknown_sku_is_asked_for_at_most_once_a_second(
 
 
 def test_the_last_copy_serves_while_postgresql_is_away(
-    cache: CatalogCache, shelf: Shelf, clock: ManualClock, now: datetime
+    cache: SkuCache, shelf: Shelf, clock: ManualClock, now: datetime
 ):
     cache.sku("a")
     shelf.away = True
@@ -117,7 +117,7 @@ def test_the_last_copy_serves_while_postgresql_is_away(
 
 
 def test_while_postgresql_is_away_it_is_asked_at_most_once_a_second(
-    cache: CatalogCache, shelf: Shelf, clock: ManualClock
+    cache: SkuCache, shelf: Shelf, clock: ManualClock
 ):
     cache.sku("a")
     shelf.away = True
@@ -128,7 +128,7 @@ def test_while_postgresql_is_away_it_is_asked_at_most_once_a_second(
 
 
 def test_the_copy_is_renewed_when_postgresql_is_back(
-    cache: CatalogCache, shelf: Shelf, clock: ManualClock, now: datetime
+    cache: SkuCache, shelf: Shelf, clock: ManualClock, now: datetime
 ):
     cache.sku("a")
     shelf.away = True
@@ -141,7 +141,7 @@ def test_the_copy_is_renewed_when_postgresql_is_back(
 
 
 def test_without_any_copy_an_absent_postgresql_is_an_error_that_can_pass(
-    cache: CatalogCache, shelf: Shelf, clock: ManualClock
+    cache: SkuCache, shelf: Shelf, clock: ManualClock
 ):
     shelf.away = True
     for _ in range(100):
@@ -154,7 +154,7 @@ def test_without_any_copy_an_absent_postgresql_is_an_error_that_can_pass(
 
 
 def test_a_clock_that_was_set_back_does_not_make_a_copy_eternal(
-    cache: CatalogCache, shelf: Shelf, clock: ManualClock, now: datetime
+    cache: SkuCache, shelf: Shelf, clock: ManualClock, now: datetime
 ):
     cache.sku("a")
     shelf.skus["a"] = sku("a", now, price=2)
@@ -162,7 +162,7 @@ def test_a_clock_that_was_set_back_does_not_make_a_copy_eternal(
     assert cache.sku("a").prices[0].unit_price_microcredits == 2
 
 
-def test_many_threads_make_one_first_copy(cache: CatalogCache, shelf: Shelf):
+def test_many_threads_make_one_first_copy(cache: SkuCache, shelf: Shelf):
     together = threading.Barrier(16)
 
     def ask(_: int) -> Sku:
@@ -186,7 +186,7 @@ def test_others_go_on_with_the_old_copy_while_one_thread_asks(clock: ManualClock
             return found
 
     slow = Slow(sku("a", now))
-    cache = CatalogCache(slow, clock, TTL)
+    cache = SkuCache(slow, clock, TTL)
     cache.sku("a")
     slow.skus["a"] = sku("a", now, price=2)
     clock.advance(TTL * SECOND)
@@ -200,15 +200,15 @@ def test_others_go_on_with_the_old_copy_while_one_thread_asks(clock: ManualClock
 
 @pytest.mark.postgres
 def test_a_real_catalogue_can_be_cached(engine: sa.Engine, clock: ManualClock, now: datetime):
-    catalog = Catalog(engine)
+    catalog = SkuStore(engine)
     catalog.add("a", unit="page", unit_price_microcredits=1, effective_from=now)
-    cache = CatalogCache(catalog, clock, TTL)
+    cache = SkuCache(catalog, clock, TTL)
     assert cache.sku("a") == replace(sku("a", now), description="")
 
 
 @pytest.mark.postgres
 def test_a_real_postgresql_that_is_away_is_an_error_that_can_pass(clock: ManualClock):
     nowhere = sa.create_engine("postgresql+psycopg://nobody@127.0.0.1:1/none")
-    cache = CatalogCache(Catalog(nowhere), clock, TTL)
+    cache = SkuCache(SkuStore(nowhere), clock, TTL)
     with pytest.raises(CatalogUnavailable):
         cache.sku("a")

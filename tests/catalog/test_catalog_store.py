@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
-from billing.catalog.skus import Catalog
+from billing.catalog.skus import SkuStore
 from billing.core.errors import AlreadyExists, InvalidValue, NotFound
 from billing.core.sku import AdmissionPolicy, Price, Pricing, Sku, UnavailablePolicy
 from billing.postgres.schema import prices, skus
@@ -19,11 +19,11 @@ HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
-def catalog(engine: sa.Engine) -> Catalog:
-    return Catalog(engine)
+def catalog(engine: sa.Engine) -> SkuStore:
+    return SkuStore(engine)
 
 
-def add(catalog: Catalog, now: datetime, sku_id: str = "page-capture", **changes: object) -> Sku:
+def add(catalog: SkuStore, now: datetime, sku_id: str = "page-capture", **changes: object) -> Sku:
     arguments = {
         "unit": "page",
         "unit_price_microcredits": 1_000_000,
@@ -38,7 +38,7 @@ def count(engine: sa.Engine, table: sa.Table) -> int:
         return connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
 
 
-def test_a_new_sku_can_be_read_back_with_its_first_price(catalog: Catalog, now: datetime):
+def test_a_new_sku_can_be_read_back_with_its_first_price(catalog: SkuStore, now: datetime):
     added = add(
         catalog,
         now,
@@ -58,7 +58,7 @@ def test_a_new_sku_can_be_read_back_with_its_first_price(catalog: Catalog, now: 
     assert catalog.snapshot() == {"forensic-search": added}
 
 
-def test_a_sku_is_admitted_exactly_until_it_is_told_otherwise(catalog: Catalog, now: datetime):
+def test_a_sku_is_admitted_exactly_until_it_is_told_otherwise(catalog: SkuStore, now: datetime):
     assert add(catalog, now).admission is AdmissionPolicy.EXACT
     assert add(catalog, now, "fast", admission="leased").admission is AdmissionPolicy.LEASED
     for policy in ("leased", "leased", "exact"):
@@ -68,7 +68,7 @@ def test_a_sku_is_admitted_exactly_until_it_is_told_otherwise(catalog: Catalog, 
     assert catalog.get("fast").admission is AdmissionPolicy.LEASED
 
 
-def test_only_an_admission_there_is_can_be_set(catalog: Catalog, now: datetime):
+def test_only_an_admission_there_is_can_be_set(catalog: SkuStore, now: datetime):
     add(catalog, now)
     with pytest.raises(InvalidValue, match="admission='free'"):
         catalog.set_admission("page-capture", "free")
@@ -76,19 +76,19 @@ def test_only_an_admission_there_is_can_be_set(catalog: Catalog, now: datetime):
         catalog.set_admission("nothing", "leased")
 
 
-def test_skus_are_listed_by_id(catalog: Catalog, now: datetime):
+def test_skus_are_listed_by_id(catalog: SkuStore, now: datetime):
     for sku_id in ("c", "a", "b"):
         add(catalog, now, sku_id)
     assert [each.id for each in catalog.list()] == ["a", "b", "c"]
 
 
-def test_an_empty_catalogue_is_empty(catalog: Catalog):
+def test_an_empty_catalogue_is_empty(catalog: SkuStore):
     assert catalog.snapshot() == {}
     assert catalog.list() == []
 
 
 def test_adding_the_same_sku_again_changes_nothing(
-    catalog: Catalog, engine: sa.Engine, now: datetime
+    catalog: SkuStore, engine: sa.Engine, now: datetime
 ):
     first = add(catalog, now)
     assert add(catalog, now + HOUR) == first
@@ -96,7 +96,7 @@ def test_adding_the_same_sku_again_changes_nothing(
 
 
 def test_adding_a_sku_again_after_a_price_change_compares_with_its_first_price(
-    catalog: Catalog, now: datetime
+    catalog: SkuStore, now: datetime
 ):
     add(catalog, now)
     priced = catalog.set_price("page-capture", 2_000_000, now + HOUR, now=now)
@@ -104,7 +104,7 @@ def test_adding_a_sku_again_after_a_price_change_compares_with_its_first_price(
 
 
 def test_the_same_id_with_other_content_is_refused_by_field(
-    catalog: Catalog, now: datetime, subtests: pytest.Subtests
+    catalog: SkuStore, now: datetime, subtests: pytest.Subtests
 ):
     for field, change in [
         ("unit", {"unit": "search"}),
@@ -121,7 +121,7 @@ def test_the_same_id_with_other_content_is_refused_by_field(
 
 
 def test_what_cannot_be_right_is_refused_before_anything_is_written(
-    catalog: Catalog, engine: sa.Engine, now: datetime, subtests: pytest.Subtests
+    catalog: SkuStore, engine: sa.Engine, now: datetime, subtests: pytest.Subtests
 ):
     for field, change in [
         ("sku", {"sku_id": "Page"}),
@@ -156,14 +156,16 @@ def test_what_cannot_be_right_is_refused_before_anything_is_written(
             assert count(engine, skus) == 0
 
 
-def test_twenty_threads_adding_one_sku_make_one(catalog: Catalog, engine: sa.Engine, now: datetime):
+def test_twenty_threads_adding_one_sku_make_one(
+    catalog: SkuStore, engine: sa.Engine, now: datetime
+):
     with ThreadPoolExecutor(20) as pool:
         added = list(pool.map(lambda _: add(catalog, now), range(20)))
     assert len(set(added)) == 1
     assert count(engine, skus) == count(engine, prices) == 1
 
 
-def test_an_unknown_sku_is_not_found(catalog: Catalog, now: datetime, subtests: pytest.Subtests):
+def test_an_unknown_sku_is_not_found(catalog: SkuStore, now: datetime, subtests: pytest.Subtests):
     for sku_id in ["nothing", "", "a\x00", "*"]:
         with subtests.test(sku_id=sku_id):
             with pytest.raises(NotFound, match="skus list"):
@@ -173,7 +175,7 @@ def test_an_unknown_sku_is_not_found(catalog: Catalog, now: datetime, subtests: 
                     catalog.set_price(sku_id, 1, now, now=now)
 
 
-def test_a_price_from_now_on_leaves_what_came_before(catalog: Catalog, now: datetime):
+def test_a_price_from_now_on_leaves_what_came_before(catalog: SkuStore, now: datetime):
     add(catalog, now - HOUR)
     priced = catalog.set_price("page-capture", 2_000_000, now, now=now)
     assert priced.unit_price_at(now - timedelta(milliseconds=1)) == 1_000_000
@@ -181,7 +183,7 @@ def test_a_price_from_now_on_leaves_what_came_before(catalog: Catalog, now: date
     assert catalog.get("page-capture") == priced
 
 
-def test_prices_are_kept_in_order_however_they_are_set(catalog: Catalog, now: datetime):
+def test_prices_are_kept_in_order_however_they_are_set(catalog: SkuStore, now: datetime):
     add(catalog, now)
     catalog.set_price("page-capture", 3, now + 2 * HOUR, now=now)
     priced = catalog.set_price("page-capture", 2, now + HOUR, now=now)
@@ -189,7 +191,7 @@ def test_prices_are_kept_in_order_however_they_are_set(catalog: Catalog, now: da
     assert catalog.get("page-capture") == priced
 
 
-def test_a_price_in_the_past_is_refused_and_says_from_when_on(catalog: Catalog, now: datetime):
+def test_a_price_in_the_past_is_refused_and_says_from_when_on(catalog: SkuStore, now: datetime):
     before = add(catalog, now - HOUR)
     with pytest.raises(InvalidValue, match="prices already used never change") as caught:
         catalog.set_price("page-capture", 5, now - timedelta(milliseconds=1), now=now)
@@ -197,7 +199,7 @@ def test_a_price_in_the_past_is_refused_and_says_from_when_on(catalog: Catalog, 
     assert catalog.get("page-capture") == before
 
 
-def test_the_first_price_may_begin_in_the_past(catalog: Catalog, engine: sa.Engine, now: datetime):
+def test_the_first_price_may_begin_in_the_past(catalog: SkuStore, engine: sa.Engine, now: datetime):
     add(catalog, now)
     with engine.begin() as connection:
         connection.execute(sa.delete(prices))
@@ -206,7 +208,7 @@ def test_the_first_price_may_begin_in_the_past(catalog: Catalog, engine: sa.Engi
 
 
 def test_the_same_price_again_is_no_change_even_later(
-    catalog: Catalog, engine: sa.Engine, now: datetime
+    catalog: SkuStore, engine: sa.Engine, now: datetime
 ):
     add(catalog, now)
     first = catalog.set_price("page-capture", 5, now + HOUR, now=now)
@@ -214,14 +216,14 @@ def test_the_same_price_again_is_no_change_even_later(
     assert count(engine, prices) == 2
 
 
-def test_another_price_from_the_same_instant_is_refused(catalog: Catalog, now: datetime):
+def test_another_price_from_the_same_instant_is_refused(catalog: SkuStore, now: datetime):
     add(catalog, now)
     catalog.set_price("page-capture", 5, now + HOUR, now=now)
     with pytest.raises(AlreadyExists, match="prices never change"):
         catalog.set_price("page-capture", 6, now + HOUR, now=now)
 
 
-def test_prices_begin_at_whole_milliseconds(catalog: Catalog, now: datetime):
+def test_prices_begin_at_whole_milliseconds(catalog: SkuStore, now: datetime):
     add(catalog, now)
     exact = now + HOUR
     priced = catalog.set_price("page-capture", 5, exact + timedelta(microseconds=999), now=now)
@@ -229,7 +231,7 @@ def test_prices_begin_at_whole_milliseconds(catalog: Catalog, now: datetime):
 
 
 def test_a_price_that_cannot_be_right_is_refused(
-    catalog: Catalog, now: datetime, subtests: pytest.Subtests
+    catalog: SkuStore, now: datetime, subtests: pytest.Subtests
 ):
     for price in [-1, 2**53 + 1, 0.5]:
         with subtests.test(price=price):
@@ -238,13 +240,13 @@ def test_a_price_that_cannot_be_right_is_refused(
                 catalog.set_price("page-capture", price, now, now=now)
 
 
-def test_a_price_that_makes_the_usual_hold_impossible_is_refused(catalog: Catalog, now: datetime):
+def test_a_price_that_makes_the_usual_hold_impossible_is_refused(catalog: SkuStore, now: datetime):
     add(catalog, now, pricing="measured", hold_quantity=1000)
     with pytest.raises(InvalidValue, match="a hold of 1000 units"):
         catalog.set_price("page-capture", 2**44, now, now=now)
 
 
-def test_twenty_threads_setting_prices_lose_none(catalog: Catalog, now: datetime):
+def test_twenty_threads_setting_prices_lose_none(catalog: SkuStore, now: datetime):
     add(catalog, now)
 
     def price(number: int) -> Sku:

@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 import sqlalchemy as sa
 
-from billing.catalog.customers import Accounts
-from billing.catalog.grants import Credit
+from billing.catalog.customers import CustomerStore
+from billing.catalog.grants import GrantStore
 from billing.core.errors import AlreadyExists, InvalidValue, NotFound, WeighbridgeError
 from billing.postgres.schema import grants, quota_fences
 
@@ -18,9 +18,9 @@ pytestmark = pytest.mark.postgres
 
 
 @pytest.fixture
-def credit(engine: sa.Engine) -> Credit:
-    Accounts(engine).add("acme", "Acme")
-    return Credit(engine)
+def credit(engine: sa.Engine) -> GrantStore:
+    CustomerStore(engine).add("acme", "Acme")
+    return GrantStore(engine)
 
 
 def fence(engine: sa.Engine, customer: str = "acme") -> sa.Row[tuple[object, ...]]:
@@ -29,7 +29,7 @@ def fence(engine: sa.Engine, customer: str = "acme") -> sa.Row[tuple[object, ...
         return connection.execute(query).one()
 
 
-def test_a_grant_is_kept_with_its_reference_and_note(credit: Credit):
+def test_a_grant_is_kept_with_its_reference_and_note(credit: GrantStore):
     given = credit.grant("acme", 5_000_000, "order-1", "first order")
     assert (given.customer, given.amount_microcredits) == ("acme", 5_000_000)
     assert (given.reference, given.note) == ("order-1", "first order")
@@ -38,35 +38,37 @@ def test_a_grant_is_kept_with_its_reference_and_note(credit: Credit):
     assert credit.find("acme", "order-2") is None
 
 
-def test_a_grant_raises_the_fences_sum_and_version(credit: Credit, engine: sa.Engine):
+def test_a_grant_raises_the_fences_sum_and_version(credit: GrantStore, engine: sa.Engine):
     credit.grant("acme", 5, "a")
     credit.grant("acme", 7, "b")
     assert (fence(engine).granted_microcredits, fence(engine).version) == (12, 2)
     assert credit.granted("acme") == 12
 
 
-def test_the_same_grant_again_is_the_first_one(credit: Credit, engine: sa.Engine):
+def test_the_same_grant_again_is_the_first_one(credit: GrantStore, engine: sa.Engine):
     first = credit.grant("acme", 5, "order-1", "note")
     assert credit.grant("acme", 5, "order-1", "another note") == first
     assert credit.granted("acme") == 5
     assert fence(engine).version == 1
 
 
-def test_the_same_reference_with_another_amount_is_refused(credit: Credit):
+def test_the_same_reference_with_another_amount_is_refused(credit: GrantStore):
     credit.grant("acme", 1_500_000, "order-1")
     with pytest.raises(AlreadyExists, match=r"order-1.*1\.5 credits, not 2:"):
         credit.grant("acme", 2_000_000, "order-1")
     assert credit.granted("acme") == 1_500_000
 
 
-def test_a_reference_is_one_customers_own(credit: Credit, engine: sa.Engine):
-    Accounts(engine).add("beta", "Beta")
+def test_a_reference_is_one_customers_own(credit: GrantStore, engine: sa.Engine):
+    CustomerStore(engine).add("beta", "Beta")
     credit.grant("acme", 5, "order-1")
     credit.grant("beta", 6, "order-1")
     assert (credit.granted("acme"), credit.granted("beta")) == (5, 6)
 
 
-def test_grants_together_may_reach_two_to_the_53_and_not_pass_it(credit: Credit, engine: sa.Engine):
+def test_grants_together_may_reach_two_to_the_53_and_not_pass_it(
+    credit: GrantStore, engine: sa.Engine
+):
     credit.grant("acme", 2**53 - 1, "a")
     with pytest.raises(InvalidValue) as caught:
         credit.grant("acme", 2, "b")
@@ -76,7 +78,7 @@ def test_grants_together_may_reach_two_to_the_53_and_not_pass_it(credit: Credit,
     assert credit.granted("acme") == fence(engine).granted_microcredits == 2**53
 
 
-def test_an_amount_that_cannot_be_right_is_refused(credit: Credit, subtests: pytest.Subtests):
+def test_an_amount_that_cannot_be_right_is_refused(credit: GrantStore, subtests: pytest.Subtests):
     for amount in [0, -1, 2**53 + 1, 2**63, 1.5, "5", True, None]:
         with subtests.test(amount=amount):
             with pytest.raises(InvalidValue, match=r"^amount_microcredits="):
@@ -84,7 +86,7 @@ def test_an_amount_that_cannot_be_right_is_refused(credit: Credit, subtests: pyt
             assert credit.grants("acme") == []
 
 
-def test_a_reference_that_cannot_be_right_is_refused(credit: Credit, subtests: pytest.Subtests):
+def test_a_reference_that_cannot_be_right_is_refused(credit: GrantStore, subtests: pytest.Subtests):
     for reference in ["", " ", "x" * 201, "a\x00", "a\nb"]:
         refused = pytest.raises(InvalidValue, match=r"^reference=")
         with subtests.test(reference=reference), refused:
@@ -92,7 +94,7 @@ def test_a_reference_that_cannot_be_right_is_refused(credit: Credit, subtests: p
 
 
 def test_an_unknown_customer_gets_nothing(
-    credit: Credit, engine: sa.Engine, subtests: pytest.Subtests
+    credit: GrantStore, engine: sa.Engine, subtests: pytest.Subtests
 ):
     for customer in ["nobody", "", "a\x00"]:
         with subtests.test(customer=customer):
@@ -107,12 +109,12 @@ def test_an_unknown_customer_gets_nothing(
                 assert connection.scalar(sa.select(sa.func.count()).select_from(grants)) == 0
 
 
-def test_a_customer_without_grants_has_been_granted_nothing(credit: Credit):
+def test_a_customer_without_grants_has_been_granted_nothing(credit: GrantStore):
     assert credit.granted("acme") == 0
     assert credit.grants("acme") == []
 
 
-def test_twenty_threads_with_one_reference_give_one_grant(credit: Credit, engine: sa.Engine):
+def test_twenty_threads_with_one_reference_give_one_grant(credit: GrantStore, engine: sa.Engine):
     together = threading.Barrier(20)
 
     def give(_: int) -> int:
@@ -126,7 +128,7 @@ def test_twenty_threads_with_one_reference_give_one_grant(credit: Credit, engine
     assert fence(engine).version == 1
 
 
-def test_twenty_threads_with_one_reference_and_other_amounts_give_one_grant(credit: Credit):
+def test_twenty_threads_with_one_reference_and_other_amounts_give_one_grant(credit: GrantStore):
     together = threading.Barrier(20)
 
     def give(amount: int) -> int | None:
@@ -141,7 +143,7 @@ def test_twenty_threads_with_one_reference_and_other_amounts_give_one_grant(cred
     assert given == [credit.granted("acme")]
 
 
-def test_the_fence_is_the_sum_of_the_grants_at_every_commit(credit: Credit, engine: sa.Engine):
+def test_the_fence_is_the_sum_of_the_grants_at_every_commit(credit: GrantStore, engine: sa.Engine):
     both = sa.select(
         quota_fences.c.granted_microcredits,
         sa.select(sa.func.coalesce(sa.func.sum(grants.c.amount_microcredits), 0)).scalar_subquery(),
@@ -167,7 +169,7 @@ def test_the_fence_is_the_sum_of_the_grants_at_every_commit(credit: Credit, engi
     assert fence(engine).version == 100
 
 
-def test_concurrent_grants_never_pass_two_to_the_53_together(credit: Credit, engine: sa.Engine):
+def test_concurrent_grants_never_pass_two_to_the_53_together(credit: GrantStore, engine: sa.Engine):
     def give(number: int) -> bool:
         try:
             credit.grant("acme", 2**51, f"order-{number}")

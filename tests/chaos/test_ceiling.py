@@ -9,7 +9,7 @@ from support import NOW, eventually
 
 from billing.core.clock import to_ms
 from billing.core.errors import QuotaUnavailable
-from billing.core.reservation import AccountView, Quota
+from billing.core.reservation import AccountView, QuotaStore
 from lab.chaos.catalogue import CUSTOMERS
 from lab.chaos.ceiling import Ceiling, above
 
@@ -45,7 +45,7 @@ class Accounts:
 
 
 def watch(found: AccountView | None, *, is_away: bool = False) -> Ceiling:
-    return Ceiling(cast("Quota", Accounts(found, is_away=is_away)))
+    return Ceiling(cast("QuotaStore", Accounts(found, is_away=is_away)))
 
 
 @pytest.mark.parametrize(("settled", "held"), [(0, 0), (60, 40), (100, 0), (0, 100)])

@@ -16,7 +16,7 @@ from stripe_description import problems_of_requests
 from stripe_servers import StripeServer
 from support import add_customer, add_sku
 
-from billing.container import System
+from billing.container import Container
 from billing.settings import Settings
 
 
@@ -34,10 +34,10 @@ def billing(settings: Settings, redis_client: redis.Redis) -> Billing:  # noqa: 
 
 
 @pytest.fixture
-def system(settings: Settings, redis_client: redis.Redis) -> Iterator[System]:  # noqa: ARG001 - as above
+def container(settings: Settings, redis_client: redis.Redis) -> Iterator[Container]:  # noqa: ARG001 - as above
     """The same servers, for what a test sets up and looks at."""
-    with System(settings) as system:
-        yield system
+    with Container(settings) as container:
+        yield container
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def moment() -> datetime:
 
 
 @pytest.fixture
-def acme(system: System) -> str:
+def acme(container: Container) -> str:
     """A customer with 100 credits, and the SKU ``page-capture`` at one credit."""
-    add_sku(system.engine, "page-capture")
-    return add_customer(system.engine, "acme")
+    add_sku(container.engine, "page-capture")
+    return add_customer(container.engine, "acme")
 
 
 @pytest.fixture(scope="session")

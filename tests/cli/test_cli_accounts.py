@@ -8,15 +8,15 @@ import pytest
 import redis
 from commandline import Billing
 
-from billing.container import System
+from billing.container import Container
 from billing.core.clock import format_instant
 from billing.core.reservation import HoldRequest, ReserveOutcome
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 
 
-def load(system: System, customer: str) -> None:
-    system.account_sync.rebuild(customer)
+def load(container: Container, customer: str) -> None:
+    container.account_loader.rebuild(customer)
 
 
 def test_a_customer_is_added_and_listed(billing: Billing):
@@ -98,26 +98,26 @@ def test_wrong_usage_exits_with_two(billing: Billing, subtests: pytest.Subtests)
             billing.error(*arguments, code=2)
 
 
-def test_suspending_reaches_redis_at_once(billing: Billing, system: System, acme: str):
-    load(system, acme)
+def test_suspending_reaches_redis_at_once(billing: Billing, container: Container, acme: str):
+    load(container, acme)
     assert billing.json("customers", "suspend", acme)["status"] == "suspended"
-    account = system.quota.account(acme)
+    account = container.quota.account(acme)
     assert account is not None
     assert account.suspended
     assert "is active" in billing.table("customers", "resume", acme)
-    account = system.quota.account(acme)
+    account = container.quota.account(acme)
     assert account is not None
     assert not account.suspended
 
 
-def test_a_budget_is_set_shown_and_taken_away(billing: Billing, system: System, acme: str):
-    load(system, acme)
+def test_a_budget_is_set_shown_and_taken_away(billing: Billing, container: Container, acme: str):
+    load(container, acme)
     set_ = billing.json("customers", "budget", acme, "page-capture", "2.5")
     assert set_ == {"customer": acme, "sku": "page-capture", "limit_microcredits": 2_500_000}
     billing.run("customers", "budget", acme, "*", "50")
     shown = billing.json("customers", "show", acme)
     assert [each["sku"] for each in shown["budgets"]] == ["*", "page-capture"]
-    account = system.quota.account(acme)
+    account = container.quota.account(acme)
     assert account is not None
     assert dict(account.budgets) == {"*": 50_000_000, "page-capture": 2_500_000}
     table = billing.table("customers", "show", acme)
@@ -128,8 +128,8 @@ def test_a_budget_is_set_shown_and_taken_away(billing: Billing, system: System, 
     assert billing.json("customers", "show", acme)["budgets"] == []
 
 
-def test_a_grant_is_given_once_and_reaches_redis(billing: Billing, system: System, acme: str):
-    load(system, acme)
+def test_a_grant_is_given_once_and_reaches_redis(billing: Billing, container: Container, acme: str):
+    load(container, acme)
     first = billing.json("credits", "grant", acme, "12.5", "--reference", "order-1")
     assert first["amount_microcredits"] == 12_500_000
     assert first["existed"] is False
@@ -141,14 +141,14 @@ def test_a_grant_is_given_once_and_reaches_redis(billing: Billing, system: Syste
     assert "12.5 credits, not 13" in billing.error(
         "credits", "grant", acme, "13", "--reference", "order-1"
     )
-    account = system.quota.account(acme)
+    account = container.quota.account(acme)
     assert account is not None
     assert account.granted_microcredits == 112_500_000
 
 
-def test_a_balance_has_both_sides_and_the_grants(billing: Billing, system: System, acme: str):
-    load(system, acme)
-    held = system.quota.reserve(
+def test_a_balance_has_both_sides_and_the_grants(billing: Billing, container: Container, acme: str):
+    load(container, acme)
+    held = container.quota.reserve(
         HoldRequest(
             task_id="t-1",
             customer=acme,
@@ -171,15 +171,17 @@ def test_a_balance_has_both_sides_and_the_grants(billing: Billing, system: Syste
     assert acme in billing.table("credits", "balance")
 
 
-def test_a_balance_that_redis_has_wrong_is_rebuilt(billing: Billing, system: System, acme: str):
-    system.account_sync.rebuild(acme)
-    right = system.quota.account(acme)
+def test_a_balance_that_redis_has_wrong_is_rebuilt(
+    billing: Billing, container: Container, acme: str
+):
+    container.account_loader.rebuild(acme)
+    right = container.quota.account(acme)
     assert right is not None
-    system.redis.hincrby(system.keys.account(acme), "settled", 7)
+    container.redis.hincrby(container.keys.account(acme), "settled", 7)
 
     rebuilt = billing.json("credits", "rebuild", acme)
 
-    after = system.quota.account(acme)
+    after = container.quota.account(acme)
     assert after is not None
     assert rebuilt["outcome"] == "loaded"
     assert after.settled_microcredits == right.settled_microcredits
@@ -196,12 +198,12 @@ def test_a_balance_without_an_account_in_redis_is_postgresqls(billing: Billing, 
 
 
 def test_without_redis_a_grant_is_kept_and_the_warning_says_what_it_means(
-    billing: Billing, system: System, acme: str
+    billing: Billing, container: Container, acme: str
 ):
     billing.environment["WEIGHBRIDGE_REDIS_URL"] = "redis://127.0.0.1:1/0"
     result = billing.run("credits", "grant", acme, "5", "--reference", "order-1")
     assert "PostgreSQL has it; Redis gets it with the next balance check" in result.stderr
-    assert system.credit.granted(acme) == 105_000_000
+    assert container.grants.granted(acme) == 105_000_000
     shown = billing.json("credits", "balance", acme)
     assert shown["granted_microcredits"] == 105_000_000
     assert shown["redis_error"]
@@ -284,21 +286,21 @@ def test_a_price_from_now_on_says_when_workers_know_it(billing: Billing):
 
 
 def test_what_a_customer_wrote_cannot_act_on_the_terminal(
-    billing: Billing, system: System, acme: str
+    billing: Billing, container: Container, acme: str
 ):
-    with system.engine.begin() as connection:
+    with container.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE customers SET name = E'[red]a\\x1b[2Jb'")
     table = billing.table("customers", "show", acme)
     assert "\x1b" not in table
     assert "[red]a\\x1b[2Jb" in table
 
 
-def test_the_longest_names_still_fit_the_width(billing: Billing, system: System):
+def test_the_longest_names_still_fit_the_width(billing: Billing, container: Container):
     billing.run("customers", "add", "x" * 64, "N" * 200, "--stripe-customer-id", "c" * 200)
     billing.run("credits", "grant", "x" * 64, "9000000000", "--reference", "r" * 200)
     billing.run("skus", "add", "s" * 64, "--price", "9000000000", "--unit", "u" * 200)
     billing.run("customers", "budget", "x" * 64, "s" * 64, "9000000000")
-    load(system, "x" * 64)
+    load(container, "x" * 64)
     for arguments in (
         ("customers", "list"),
         ("customers", "show", "x" * 64),
@@ -309,18 +311,18 @@ def test_the_longest_names_still_fit_the_width(billing: Billing, system: System)
         billing.table(*arguments)
 
 
-def test_commands_leave_no_connection_open(billing: Billing, system: System, acme: str):
+def test_commands_leave_no_connection_open(billing: Billing, container: Container, acme: str):
     for _ in range(3):
         billing.run("customers", "show", acme)
     count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-    with system.engine.connect() as connection:
+    with container.engine.connect() as connection:
         # The test's own engine and this connection; none of the three commands'.
         assert connection.exec_driver_sql(count).scalar_one() <= 3
 
 
 def test_redis_keys_stay_under_the_tests_prefix(
-    billing: Billing, system: System, redis_client: redis.Redis, acme: str
+    billing: Billing, container: Container, redis_client: redis.Redis, acme: str
 ):
-    load(system, acme)
+    load(container, acme)
     billing.run("customers", "suspend", acme)
-    assert redis_client.exists(system.keys.account(acme))
+    assert redis_client.exists(container.keys.account(acme))

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from commandline import Billing
 from support import make_event
 
-from billing.container import System
+from billing.container import Container
 from billing.core.clock import to_ms
 from billing.core.reservation import HoldRequest
 from billing.core.usage_event import UsageEvent
@@ -30,9 +30,9 @@ def server_of_balances(found: dict[str, Any]) -> str:
 
 
 @pytest.mark.rabbitmq
-def test_healthy_servers_pass_every_check(billing: Billing, system: System):
+def test_healthy_servers_pass_every_check(billing: Billing, container: Container):
     billing.run("relay", "--drain")
-    system.publisher().publish([])
+    container.publisher().publish([])
     document = billing.json("doctor")
     found = {each["check"]: each for each in document["checks"]}
     redis_name = server_of_balances(found)
@@ -56,9 +56,9 @@ def test_healthy_servers_pass_every_check(billing: Billing, system: System):
 
 @pytest.mark.rabbitmq
 def test_the_table_says_what_a_fault_means_and_how_to_mend_it(
-    billing: Billing, system: System, acme: str
+    billing: Billing, container: Container, acme: str
 ):
-    system.writer.write([b"not json"])
+    container.writer.write([b"not json"])
     assert acme == "acme"
     table = " ".join(billing.table("doctor").split())
     assert "Dead letters warn 1 open" in table
@@ -81,8 +81,10 @@ def test_each_server_that_is_away_fails_by_itself(billing: Billing):
         assert len(found) > 4
 
 
-def test_a_database_that_was_never_migrated_is_found_and_migrated(billing: Billing, system: System):
-    url = system.endpoints.database_url
+def test_a_database_that_was_never_migrated_is_found_and_migrated(
+    billing: Billing, container: Container
+):
+    url = container.endpoints.database_url
     migrations.downgrade(url, "base")
     assert checks(billing, code=1)["Schema"]["remedy"] == "billing migrate"
     assert "Remedy: billing migrate" in billing.error("customers", "list")
@@ -92,47 +94,49 @@ def test_a_database_that_was_never_migrated_is_found_and_migrated(billing: Billi
     assert billing.json("migrate")["partitions_made"] == []
     assert "already" in billing.table("migrate")
     assert billing.json("customers", "list") == []
-    assert checks(billing, code=0 if _rabbitmq_answers(system) else 1)["Schema"]["level"] == "ok"
+    assert checks(billing, code=0 if _rabbitmq_answers(container) else 1)["Schema"]["level"] == "ok"
 
 
-def _rabbitmq_answers(system: System) -> bool:
-    document = checks_of(system)
+def _rabbitmq_answers(container: Container) -> bool:
+    document = checks_of(container)
     return all(each.level.value != "fail" for each in document)
 
 
-def checks_of(system: System) -> list[Any]:
+def checks_of(container: Container) -> list[Any]:
     from billing.health.doctor_probe import examine  # noqa: PLC0415 - only here
 
-    return examine(system)
+    return examine(container)
 
 
-def test_a_missing_partition_is_found_and_made_by_migrate(billing: Billing, system: System):
+def test_a_missing_partition_is_found_and_made_by_migrate(billing: Billing, container: Container):
     last = "SELECT max(relname) FROM pg_class WHERE relname ~ '^usage_events_\\d{4}_\\d{2}$'"
-    with system.engine.begin() as connection:
+    with container.engine.begin() as connection:
         name = connection.exec_driver_sql(last).scalar_one()
         connection.execute(sa.text(f"DROP TABLE {name}"))
-    found = {each.check: each for each in checks_of(system)}["Partitions"]
+    found = {each.check: each for each in checks_of(container)}["Partitions"]
     assert found.level.value == "warn"
     assert name.removeprefix("usage_events_").replace("_", "-") in found.found
     assert billing.json("migrate")["partitions_made"] == [name]
 
 
-def test_an_outbox_that_nobody_drains_is_told(system: System, redis_client: redis.Redis, acme: str):
+def test_an_outbox_that_nobody_drains_is_told(
+    container: Container, redis_client: redis.Redis, acme: str
+):
     event: UsageEvent = make_event(customer=acme)
-    an_hour_ago = to_ms(system.clock.now()) - 3_700_000
+    an_hour_ago = to_ms(container.clock.now()) - 3_700_000
     redis_client.xadd(
-        system.keys.out(7), {"e": event.to_wire(), "a": 1, "s": 0, "p": 1}, id=f"{an_hour_ago}-1"
+        container.keys.out(7), {"e": event.to_wire(), "a": 1, "s": 0, "p": 1}, id=f"{an_hour_ago}-1"
     )
-    found = {each.check: each for each in checks_of(system)}["Outbox"]
+    found = {each.check: each for each in checks_of(container)}["Outbox"]
     assert found.level.value == "fail"
     assert found.found.startswith("1 waiting, oldest 3,7")
 
 
 def test_a_hold_past_its_time_and_a_sweep_is_told(
-    system: System, redis_client: redis.Redis, acme: str
+    container: Container, redis_client: redis.Redis, acme: str
 ):
-    system.account_sync.rebuild(acme)
-    system.quota.reserve(
+    container.account_loader.rebuild(acme)
+    container.quota.reserve(
         HoldRequest(
             task_id="t-1",
             customer=acme,
@@ -141,13 +145,13 @@ def test_a_hold_past_its_time_and_a_sweep_is_told(
             ttl_seconds=60,
         )
     )
-    (hold,) = system.quota.open_holds()
+    (hold,) = container.quota.open_holds()
     long_ago = hold.expires_at_ms - 1_000_000
-    for key in redis_client.scan_iter(match=f"{system.settings.redis_prefix}:*:open"):
+    for key in redis_client.scan_iter(match=f"{container.settings.redis_prefix}:*:open"):
         (member,) = redis_client.zrange(key, 0, -1)
         redis_client.zadd(key, {member: long_ago})
-    redis_client.hset(system.keys.hold(acme, "t-1"), "expires_ms", str(long_ago))
-    found = {each.check: each for each in checks_of(system)}["Holds"]
+    redis_client.hset(container.keys.hold(acme, "t-1"), "expires_ms", str(long_ago))
+    found = {each.check: each for each in checks_of(container)}["Holds"]
     assert found.level.value == "warn"
     assert found.found == "1 of 1 open holds are overdue: 2.5 credits"
 
@@ -158,17 +162,19 @@ def test_balances_that_share_a_database_with_results_are_told(billing: Billing):
 
 
 @pytest.mark.rabbitmq
-def test_events_that_wait_unread_are_told(billing: Billing, system: System, acme: str):
-    system.publisher().publish([make_event(customer=acme)])
+def test_events_that_wait_unread_are_told(billing: Billing, container: Container, acme: str):
+    container.publisher().publish([make_event(customer=acme)])
     found = checks(billing, code=1)["Usage queue"]
     assert found["level"] == "fail"
     assert "1 waiting, 0 consumers" in found["found"]
-    assert queue_depth(system) == 1
+    assert queue_depth(container) == 1
 
 
-def test_the_depth_of_a_queue_that_cannot_be_asked_is_unknown(billing: Billing, system: System):
+def test_the_depth_of_a_queue_that_cannot_be_asked_is_unknown(
+    billing: Billing, container: Container
+):
     assert billing.environment
-    assert queue_depth(system) is None
+    assert queue_depth(container) is None
 
 
 @pytest.mark.parametrize(

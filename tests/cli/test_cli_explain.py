@@ -10,7 +10,7 @@ import pytest
 from commandline import Billing
 from support import add_customer, eventually, make_event
 
-from billing.container import System
+from billing.container import Container
 from billing.core.reservation import HoldRequest, ReleaseCause
 from billing.metering.usage_recorder import Admission, TaskFacts
 
@@ -22,15 +22,15 @@ def task() -> str:
     return str(uuid.uuid4())
 
 
-def admit(system: System, task: str, moment: datetime, customer: str = "acme") -> Admission:
+def admit(container: Container, task: str, moment: datetime, customer: str = "acme") -> Admission:
     facts = TaskFacts(task_id=task, customer=customer, metered_at=moment, task_name="tests.capture")
-    return system.meter.admit(facts, "page-capture", None)
+    return container.meter.admit(facts, "page-capture", None)
 
 
-def settle(system: System, admission: Admission) -> None:
-    recorder = system.meter.recorder(admission.sku)
+def settle(container: Container, admission: Admission) -> None:
+    recorder = container.meter.recorder(admission.sku)
     recorder.record(cost_micros=500, subject="https://a.example")
-    system.meter.settle(admission, recorder)
+    container.meter.settle(admission, recorder)
 
 
 def story(billing: Billing, task: str, *more: str) -> list[dict[str, Any]]:
@@ -44,9 +44,9 @@ def words(billing: Billing, task: str) -> str:
 
 
 def test_a_running_task_holds_credits_and_has_no_event(
-    billing: Billing, system: System, acme: str, task: str, moment: datetime
+    billing: Billing, container: Container, acme: str, task: str, moment: datetime
 ):
-    admit(system, task, moment)
+    admit(container, task, moment)
     document = billing.json("explain", task)
     assert document["customer"] == acme
     assert document["hold"]["state"] == "held"
@@ -60,10 +60,10 @@ def test_a_running_task_holds_credits_and_has_no_event(
 
 
 def test_a_settled_task_waits_in_the_outbox_with_price_and_cost(
-    billing: Billing, system: System, acme: str, task: str, moment: datetime
+    billing: Billing, container: Container, acme: str, task: str, moment: datetime
 ):
     assert acme == "acme"
-    settle(system, admit(system, task, moment))
+    settle(container, admit(container, task, moment))
     (told,) = story(billing, task)
     assert (told["place"], told["outcome"]) == ("outbox", "succeeded")
     assert told["unit_price_microcredits"] == told["amount_microcredits"] == 1_000_000
@@ -75,10 +75,10 @@ def test_a_settled_task_waits_in_the_outbox_with_price_and_cost(
 
 @pytest.mark.rabbitmq
 def test_an_event_is_followed_from_outbox_to_queue_to_log(
-    billing: Billing, system: System, acme: str, task: str, moment: datetime
+    billing: Billing, container: Container, acme: str, task: str, moment: datetime
 ):
     assert acme == "acme"
-    settle(system, admit(system, task, moment))
+    settle(container, admit(container, task, moment))
     # A relay that finds a Redis it does not know also sends what the node's journal has.
     assert "0 still wait" in billing.run("relay", "--drain").stdout
     (told,) = story(billing, task)
@@ -100,13 +100,13 @@ def test_an_idle_relay_and_consumer_have_nothing_to_do(billing: Billing):
 
 
 def test_a_denied_task_says_why_and_against_which_balance(
-    billing: Billing, system: System, task: str, acme: str, moment: datetime
+    billing: Billing, container: Container, task: str, acme: str, moment: datetime
 ):
     assert acme == "acme"
-    add_customer(system.engine, "poor", credits="0.5")
-    admission = admit(system, task, moment, "poor")
+    add_customer(container.engine, "poor", credits="0.5")
+    admission = admit(container, task, moment, "poor")
     assert not admission.admitted
-    system.meter.record_denial(admission)
+    container.meter.record_denial(admission)
     document = billing.json("explain", task)
     assert document["customer"] == "poor"
     (told,) = document["story"]
@@ -120,11 +120,11 @@ def test_a_denied_task_says_why_and_against_which_balance(
 
 
 def test_a_task_denied_by_a_budget_shows_the_budget(
-    billing: Billing, system: System, acme: str, task: str, moment: datetime
+    billing: Billing, container: Container, acme: str, task: str, moment: datetime
 ):
-    system.accounts.set_budget(acme, "page-capture", 200_000)
-    admission = admit(system, task, moment)
-    system.meter.record_denial(admission)
+    container.customers.set_budget(acme, "page-capture", 200_000)
+    admission = admit(container, task, moment)
+    container.meter.record_denial(admission)
     document = billing.json("explain", task)
     assert document["story"][0]["reason"] == "sku_budget_exceeded"
     assert document["balance"]["budgets_microcredits"] == {"page-capture": 200_000}
@@ -132,13 +132,13 @@ def test_a_task_denied_by_a_budget_shows_the_budget(
 
 
 def test_a_failed_task_cost_nothing_and_says_so(
-    billing: Billing, system: System, acme: str, task: str, moment: datetime
+    billing: Billing, container: Container, acme: str, task: str, moment: datetime
 ):
     assert acme == "acme"
-    admission = admit(system, task, moment)
-    recorder = system.meter.recorder(admission.sku)
+    admission = admit(container, task, moment)
+    recorder = container.meter.recorder(admission.sku)
     recorder.record(cost_micros=700)
-    system.meter.fail(admission, recorder, ReleaseCause.EXCEPTION)
+    container.meter.fail(admission, recorder, ReleaseCause.EXCEPTION)
     (told,) = story(billing, task)
     assert (told["place"], told["outcome"], told["reason"]) == ("outbox", "failed", "exception")
     said = words(billing, task)
@@ -146,10 +146,10 @@ def test_a_failed_task_cost_nothing_and_says_so(
 
 
 def test_an_expired_hold_gave_the_credits_back(
-    billing: Billing, system: System, acme: str, task: str
+    billing: Billing, container: Container, acme: str, task: str
 ):
-    system.account_sync.rebuild(acme)
-    system.quota.reserve(
+    container.account_loader.rebuild(acme)
+    container.quota.reserve(
         HoldRequest(
             task_id=task,
             customer=acme,
@@ -158,7 +158,7 @@ def test_an_expired_hold_gave_the_credits_back(
             ttl_seconds=1,
         )
     )
-    eventually(lambda: system.quota.expire(10), message="the hold expires")
+    eventually(lambda: container.quota.expire(10), message="the hold expires")
     document = billing.json("explain", task)
     assert document["hold"]["state"] == "expired"
     assert document["balance"]["available_microcredits"] == 100_000_000
@@ -166,40 +166,40 @@ def test_an_expired_hold_gave_the_credits_back(
 
 
 def test_a_revoked_task_will_not_be_admitted(
-    billing: Billing, system: System, acme: str, task: str
+    billing: Billing, container: Container, acme: str, task: str
 ):
-    system.account_sync.rebuild(acme)
-    system.quota.release(acme, task, ReleaseCause.REVOKED, None)
+    container.account_loader.rebuild(acme)
+    container.quota.release(acme, task, ReleaseCause.REVOKED, None)
     assert "will not be admitted any more" in words(billing, task)
 
 
 def test_a_dead_letter_is_part_of_the_story(
-    billing: Billing, system: System, acme: str, task: str, moment: datetime
+    billing: Billing, container: Container, acme: str, task: str, moment: datetime
 ):
     event = make_event(metered_at=moment, task_id=task, customer=acme, sku="new-sku")
-    system.writer.write([event.to_wire()])
+    container.writer.write([event.to_wire()])
     (told,) = story(billing, task)
     assert (told["place"], told["reason"]) == ("dead_letter", "unknown_sku")
     assert "billing dead replay" in words(billing, task)
 
 
 def test_a_task_denied_and_later_admitted_tells_both(
-    billing: Billing, system: System, acme: str, task: str, moment: datetime
+    billing: Billing, container: Container, acme: str, task: str, moment: datetime
 ):
     assert acme == "acme"
-    add_customer(system.engine, "poor", credits="0.5")
-    system.meter.record_denial(admit(system, task, moment, "poor"))
+    add_customer(container.engine, "poor", credits="0.5")
+    container.meter.record_denial(admit(container, task, moment, "poor"))
     billing.run("credits", "grant", "poor", "5", "--reference", "top-up")
-    settle(system, admit(system, task, moment, "poor"))
+    settle(container, admit(container, task, moment, "poor"))
     assert [told["outcome"] for told in story(billing, task)] == ["denied", "succeeded"]
 
 
 def test_the_customer_is_found_among_many_and_can_be_named(
-    billing: Billing, system: System, acme: str, task: str, moment: datetime
+    billing: Billing, container: Container, acme: str, task: str, moment: datetime
 ):
     for number in range(5):
-        add_customer(system.engine, f"a-{number}")
-    admit(system, task, moment)
+        add_customer(container.engine, f"a-{number}")
+    admit(container, task, moment)
     assert billing.json("explain", task)["customer"] == acme
     assert story(billing, task) == story(billing, task, "--customer", acme)
 
@@ -212,9 +212,9 @@ def test_a_task_nobody_knows_is_an_error(billing: Billing, acme: str, subtests: 
 
 
 def test_without_redis_the_log_still_tells_its_part(
-    billing: Billing, system: System, acme: str, task: str, moment: datetime
+    billing: Billing, container: Container, acme: str, task: str, moment: datetime
 ):
-    system.writer.write([make_event(metered_at=moment, task_id=task, customer=acme).to_wire()])
+    container.writer.write([make_event(metered_at=moment, task_id=task, customer=acme).to_wire()])
     billing.environment["WEIGHBRIDGE_REDIS_URL"] = "redis://127.0.0.1:1/0"
     result = billing.run("explain", task, "--json")
     assert '"place": "log"' in result.stdout

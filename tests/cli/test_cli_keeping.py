@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from commandline import Billing
 from support import make_event
 
-from billing.container import System
+from billing.container import Container
 from billing.core.event_ids import event_id
 from billing.core.periods import Period, hour_floor, month_of
 from billing.core.usage_event import UsageEvent
@@ -27,7 +27,7 @@ CHECK = Path(__file__).resolve().parents[2] / "scripts" / "check_proof.py"
 
 
 @pytest.fixture
-def events(system: System, acme: str, moment: datetime) -> list[UsageEvent]:
+def events(container: Container, acme: str, moment: datetime) -> list[UsageEvent]:
     """Nine captures of an hour that is over; nothing is sealed."""
     hour = hour_floor(moment) - timedelta(hours=3)
     found = [
@@ -38,19 +38,19 @@ def events(system: System, acme: str, moment: datetime) -> list[UsageEvent]:
         )
         for n in range(9)
     ]  # fmt: skip
-    assert system.writer.write([event.to_wire() for event in found]).inserted == len(found)
+    assert container.writer.write([event.to_wire() for event in found]).inserted == len(found)
     return found
 
 
-def tamper(system: System, statement: str, **values: object) -> None:
+def tamper(container: Container, statement: str, **values: object) -> None:
     """As a superuser, behind everybody's back."""
-    with system.engine.begin() as connection:
+    with container.engine.begin() as connection:
         connection.execute(sa.text("SET LOCAL session_replication_role = replica"))
         assert connection.execute(sa.text(statement), values).rowcount == 1
 
 
-def change(system: System, event: UsageEvent) -> None:
-    tamper(system, "UPDATE usage_events SET amount_microcredits = 5 WHERE id = :id", id=event.id)
+def change(container: Container, event: UsageEvent) -> None:
+    tamper(container, "UPDATE usage_events SET amount_microcredits = 5 WHERE id = :id", id=event.id)
 
 
 # -- verify ------------------------------------------------------------------------------------
@@ -72,14 +72,14 @@ def test_a_log_that_nobody_touched_verifies(billing: Billing, events: list[Usage
 
 
 def test_a_row_behind_the_applications_back_is_named_and_the_exit_code_is_one(
-    billing: Billing, system: System, events: list[UsageEvent]
+    billing: Billing, container: Container, events: list[UsageEvent]
 ):
     billing.run("seals", "now")
-    change(system, events[0])
-    tamper(system, "DELETE FROM usage_events WHERE id = :id", id=events[1].id)
+    change(container, events[0])
+    tamper(container, "DELETE FROM usage_events WHERE id = :id", id=events[1].id)
     false = event_id("false", "page-capture", events[2].metered_at)
     tamper(
-        system,
+        container,
         "INSERT INTO usage_events SELECT (jsonb_populate_record(e, jsonb_build_object("
         "'id', CAST(:id AS text), 'task_id', 'false'))).* FROM usage_events e WHERE id = :like",
         id=str(false), like=events[2].id,
@@ -105,7 +105,7 @@ def test_a_row_behind_the_applications_back_is_named_and_the_exit_code_is_one(
 
 
 def test_the_log_verifies_against_an_anchor_kept_elsewhere(
-    billing: Billing, system: System, events: list[UsageEvent], tmp_path: Path
+    billing: Billing, container: Container, events: list[UsageEvent], tmp_path: Path
 ):
     assert "nothing is sealed yet" in billing.run("verify", "--head").stdout
     billing.run("seals", "now")
@@ -118,7 +118,7 @@ def test_the_log_verifies_against_an_anchor_kept_elsewhere(
     assert (found["ok"], found["anchored"]) == (True, True)
 
     late = make_event(metered_at=events[0].metered_at, started_at=None, finished_at=None)
-    system.writer.write([late.to_wire()])
+    container.writer.write([late.to_wire()])
     billing.run("seals", "now")
     more = billing.run("seals", "export", "--after", "1").stdout
     assert [line.split()[0] for line in more.splitlines()] == ["2"]
@@ -133,9 +133,9 @@ def test_the_log_verifies_against_an_anchor_kept_elsewhere(
 
 
 def test_a_log_older_than_sealing_is_adopted(
-    billing: Billing, system: System, events: list[UsageEvent]
+    billing: Billing, container: Container, events: list[UsageEvent]
 ):
-    with system.engine.begin() as connection:
+    with container.engine.begin() as connection:
         connection.execute(sa.text("DELETE FROM log_manifests"))
     found = billing.json("verify", code=1)["findings"]
     assert {each["kind"] for each in found} == {"added"}
@@ -223,12 +223,14 @@ def test_the_script_is_short_and_imports_nothing_of_ours():
     assert imports == {"json", "sys", "hashlib", "pathlib", "typing"}
 
 
-def test_why_there_is_no_proof_is_said(billing: Billing, system: System, events: list[UsageEvent]):
+def test_why_there_is_no_proof_is_said(
+    billing: Billing, container: Container, events: list[UsageEvent]
+):
     assert "is sealed after" in billing.error("proof", str(events[0].id))
     billing.run("seals", "now")
-    change(system, events[0])
+    change(container, events[0])
     assert "was changed after it was sealed" in billing.error("proof", str(events[0].id))
-    tamper(system, "DELETE FROM usage_events WHERE id = :id", id=events[1].id)
+    tamper(container, "DELETE FROM usage_events WHERE id = :id", id=events[1].id)
     assert "is gone after it was sealed" in billing.error("proof", str(events[1].id))
     assert "billing receipt" in billing.error("proof", "01a1c56f-c940-7393-83e3-531fec412859")
     assert "event_id of a receipt" in billing.error("proof", "t-1")
@@ -241,15 +243,19 @@ OLD = timedelta(days=200)
 
 
 @pytest.fixture
-def old(billing: Billing, system: System, acme: str, tmp_path: Path) -> Period:
+def old(billing: Billing, container: Container, acme: str, tmp_path: Path) -> Period:
     """A month of long ago with usage in it, told to nobody but the log."""
     billing.environment["WEIGHBRIDGE_ARCHIVE_DIR"] = str(tmp_path / "archive")
     long_ago = datetime.now(UTC) - OLD
     month = month_of(long_ago)
-    with system.engine.begin() as connection:
+    with container.engine.begin() as connection:
         ensure_partitions(connection, long_ago, back_months=0, ahead_months=0)
     writer = LogWriter(
-        system.writer_engine, clock=system.clock, max_age=2 * OLD, max_ahead=OLD, currency="USD"
+        container.writer_engine,
+        clock=container.clock,
+        max_age=2 * OLD,
+        max_ahead=OLD,
+        currency="USD",
     )
     found = [
         make_event(
@@ -335,11 +341,11 @@ def test_archive_wants_to_know_what_to_do(billing: Billing, arguments: tuple[str
 
 
 def test_a_tampered_month_is_archived_only_if_asked_to(
-    billing: Billing, system: System, old: Period
+    billing: Billing, container: Container, old: Period
 ):
     billing.run("seals", "now")
     tamper(
-        system,
+        container,
         "UPDATE usage_events SET cost_micros = 5 WHERE id IN (SELECT id FROM usage_events LIMIT 1)",
     )
     assert "--despite-findings" in billing.error("archive", "--month", old.label)

@@ -10,21 +10,21 @@ from at_stripe import AtStripe
 from commandline import Billing
 from support import add_customer, make_event
 
-from billing.container import System
+from billing.container import Container
 from billing.core.periods import hour_floor
 from billing.postgres.schema import customers
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 
 
-def ref_of(system: System, customer: str = "acme") -> str | None:
-    return system.accounts.get(customer).stripe_customer_id
+def ref_of(container: Container, customer: str = "acme") -> str | None:
+    return container.customers.get(customer).stripe_customer_id
 
 
-def test_a_customer_is_linked_shown_and_unlinked(billing: Billing, system: System, acme: str):
+def test_a_customer_is_linked_shown_and_unlinked(billing: Billing, container: Container, acme: str):
     said = billing.table("customers", "link", acme, "cus_1")
     assert "acme is cus_1 at Stripe (not checked: no STRIPE_API_KEY)" in said
-    assert ref_of(system) == "cus_1"
+    assert ref_of(container) == "cus_1"
     assert "cus_1" in billing.table("customers", "list")
     assert billing.json("customers", "link", acme, "cus_2") == {
         "customer": "acme",
@@ -33,7 +33,7 @@ def test_a_customer_is_linked_shown_and_unlinked(billing: Billing, system: Syste
         "former": "cus_1",
     }
     assert "unmapped_customer" in billing.table("customers", "link", acme, "--unlink")
-    assert ref_of(system) is None
+    assert ref_of(container) is None
 
 
 def test_a_new_link_says_what_stays_with_the_former_one(billing: Billing, acme: str):
@@ -43,16 +43,16 @@ def test_a_new_link_says_what_stays_with_the_former_one(billing: Billing, acme: 
 
 
 def test_with_a_key_stripe_is_asked(
-    billing: Billing, system: System, at_stripe: AtStripe, acme: str
+    billing: Billing, container: Container, at_stripe: AtStripe, acme: str
 ):
     at_stripe.used_by(billing)
     ref = at_stripe.customer()
     assert "not checked" not in billing.table("customers", "link", acme, ref)
-    assert ref_of(system) == ref
+    assert ref_of(container) == ref
 
 
 def test_who_is_not_there_or_gone_or_another_is_refused(
-    billing: Billing, system: System, at_stripe: AtStripe, acme: str
+    billing: Billing, container: Container, at_stripe: AtStripe, acme: str
 ):
     at_stripe.used_by(billing)
     gone, anothers = at_stripe.customer(), at_stripe.customer("globex")
@@ -63,31 +63,33 @@ def test_who_is_not_there_or_gone_or_another_is_refused(
         (anothers, "'globex' by its metadata"),
     ]:
         assert said in billing.error("customers", "link", acme, ref)
-        assert ref_of(system) is None
+        assert ref_of(container) is None
     billing.run("customers", "link", acme, anothers, "--no-check")
-    assert ref_of(system) == anothers
+    assert ref_of(container) == anothers
 
 
 def test_a_key_that_is_refused_links_nobody(
-    billing: Billing, system: System, at_stripe: AtStripe, acme: str
+    billing: Billing, container: Container, at_stripe: AtStripe, acme: str
 ):
     at_stripe.used_by(billing)
     at_stripe.control.fault("unauthorized", path="*")
     assert "does not accept the key" in billing.error("customers", "link", acme, "cus_1")
-    assert ref_of(system) is None
+    assert ref_of(container) is None
 
 
-def test_another_customers_stripe_customer_is_refused(billing: Billing, system: System, acme: str):
-    add_customer(system.engine, "globex")
+def test_another_customers_stripe_customer_is_refused(
+    billing: Billing, container: Container, acme: str
+):
+    add_customer(container.engine, "globex")
     billing.run("customers", "link", acme, "cus_1")
     assert "belongs to another customer" in billing.error("customers", "link", "globex", "cus_1")
 
 
 def test_who_was_deleted_at_stripe_is_shown_so_until_linked_again(
-    billing: Billing, system: System, acme: str, moment: datetime
+    billing: Billing, container: Container, acme: str, moment: datetime
 ):
     change = sa.update(customers).values(stripe_deleted_at=moment)
-    with system.engine.begin() as connection:
+    with container.engine.begin() as connection:
         connection.execute(change)
     assert f"deleted {moment:%Y-%m-%d}" in " ".join(billing.table("customers", "list").split())
     assert "deleted" in billing.table("customers", "show", acme)
@@ -122,36 +124,36 @@ def test_a_scale_can_be_changed_while_nothing_was_reported(billing: Billing, acm
     billing.error("skus", "meter-decimals", "page-capture", "9", code=2)
 
 
-def use(system: System, when: datetime, **fields: object) -> None:
+def use(container: Container, when: datetime, **fields: object) -> None:
     event = make_event(metered_at=when, started_at=None, finished_at=None, **fields)
-    assert system.writer.write([event.to_wire()]).inserted == 1
+    assert container.writer.write([event.to_wire()]).inserted == 1
 
 
 def test_what_the_former_meter_has_stays_and_the_new_one_gets_the_rest(
-    billing: Billing, system: System, acme: str
+    billing: Billing, container: Container, acme: str
 ):
-    hour = hour_floor(system.clock.now()) - timedelta(hours=3)
-    use(system, hour, amount_microcredits=1_500_000)
-    system.reporting.reporter().advance()
+    hour = hour_floor(container.clock.now()) - timedelta(hours=3)
+    use(container, hour, amount_microcredits=1_500_000)
+    container.reporting.reporter().advance()
     billing.run("skus", "meter-decimals", "page-capture", "2")
     # Nothing is told twice for the change alone.
-    assert system.reporting.reporter().advance().planned == 0
-    use(system, hour, amount_microcredits=2_250_000)
-    system.reporting.reporter().advance()
+    assert container.reporting.reporter().advance().planned == 0
+    use(container, hour, amount_microcredits=2_250_000)
+    container.reporting.reporter().advance()
     told = {
-        name: system.reporting.provider.read_back(acme, name, hour.date())
+        name: container.reporting.provider.read_back(acme, name, hour.date())
         for name in ("weighbridge_main_page-capture", "weighbridge_main_page-capture.d2")
     }
     assert [list(read.values()) for read in told.values()] == [[1_500_000], [225]]
 
 
 def test_a_scale_is_not_changed_once_stripe_has_figures_of_it(
-    billing: Billing, system: System, at_stripe: AtStripe, acme: str
+    billing: Billing, container: Container, at_stripe: AtStripe, acme: str
 ):
     assert acme == "acme"
     at_stripe.used_by(billing)
     billing.run("stripe", "setup")
-    use(system, hour_floor(system.clock.now()) - timedelta(hours=3))
+    use(container, hour_floor(container.clock.now()) - timedelta(hours=3))
     billing.run("report", "run")
     said = billing.error("skus", "meter-decimals", "page-capture", "2")
     assert "was reported already" in said
@@ -161,12 +163,12 @@ def test_a_scale_is_not_changed_once_stripe_has_figures_of_it(
 
 
 def test_a_scale_is_not_changed_while_nobody_knows_whether_a_report_arrived(
-    billing: Billing, system: System, at_stripe: AtStripe, acme: str
+    billing: Billing, container: Container, at_stripe: AtStripe, acme: str
 ):
     assert acme == "acme"
     at_stripe.used_by(billing)
     billing.run("stripe", "setup")
-    use(system, hour_floor(system.clock.now()) - timedelta(hours=3))
+    use(container, hour_floor(container.clock.now()) - timedelta(hours=3))
     at_stripe.control.fault("timeout", path="/v1/billing/meter_events", effect=False)
     billing.run("report", "run")
     (report,) = billing.json("report", "list")
@@ -175,14 +177,14 @@ def test_a_scale_is_not_changed_while_nobody_knows_whether_a_report_arrived(
 
 
 def test_reports_that_wait_for_a_wrong_meter_can_be_told_to_one_of_another_scale(
-    billing: Billing, system: System, at_stripe: AtStripe, acme: str
+    billing: Billing, container: Container, at_stripe: AtStripe, acme: str
 ):
     # The meter was made by hand, for days: it can never be used.
     at_stripe.meter("weighbridge_main_page-capture", event_time_window="day")
     at_stripe.used_by(billing)
-    system.accounts.link_stripe(acme, at_stripe.customer(acme))
-    hour = hour_floor(system.clock.now()) - timedelta(hours=3)
-    use(system, hour, amount_microcredits=1_250_000)
+    container.customers.link_stripe(acme, at_stripe.customer(acme))
+    hour = hour_floor(container.clock.now()) - timedelta(hours=3)
+    use(container, hour, amount_microcredits=1_250_000)
     billing.run("stripe", "setup", code=1)
     billing.run("report", "run", code=1)
     said = billing.error("skus", "meter-decimals", "page-capture", "2")

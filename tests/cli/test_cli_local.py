@@ -15,7 +15,7 @@ import redis
 from commandline import Billing
 from support import eventually
 
-from billing.container import System
+from billing.container import Container
 from billing.devtools.embedded_servers.process import started_at
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
@@ -166,8 +166,8 @@ def test_the_version_and_the_help_need_no_server(billing: Billing):
         assert "Usage:" in billing.run(*command, "--help").stdout
 
 
-def test_the_console_script_is_the_same_command(system: System):
-    assert system.settings
+def test_the_console_script_is_the_same_command(container: Container):
+    assert container.settings
     script = Path(sys.executable).parent / "billing"
     answer = subprocess.run([script, "nonsense"], capture_output=True, text=True, check=False)
     assert answer.returncode == 2

@@ -11,15 +11,15 @@ import pytest
 from commandline import Billing
 from support import add_customer, add_sku, make_event
 
-from billing.container import System
+from billing.container import Container
 from billing.core.reservation import HoldRequest
 from billing.core.usage_event import Outcome, UsageEvent, denied_line
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 
 
-def log(system: System, *events: UsageEvent) -> None:
-    result = system.writer.write([event.to_wire() for event in events])
+def log(container: Container, *events: UsageEvent) -> None:
+    result = container.writer.write([event.to_wire() for event in events])
     assert result.inserted == len(events)
 
 
@@ -42,10 +42,10 @@ def month(moment: datetime) -> str:
 
 
 @pytest.fixture
-def used(system: System, acme: str, moment: datetime) -> str:
+def used(container: Container, acme: str, moment: datetime) -> str:
     """``acme`` with three captures (one of a subject twice), one denial; returns the customer."""
     log(
-        system,
+        container,
         make_event(metered_at=moment, task_id="t-1", subject="https://a.example", cost_micros=500),
         make_event(metered_at=moment, task_id="t-2", subject="https://a.example", cost_micros=500),
         make_event(metered_at=moment, task_id="t-3", subject='=cmd|"/c calc"!A1'),
@@ -187,20 +187,20 @@ def test_a_receipt_of_one_task_needs_no_customer(billing: Billing, used: str):
 
 
 def test_a_task_of_another_customer_is_not_on_the_receipt(
-    billing: Billing, system: System, used: str
+    billing: Billing, container: Container, used: str
 ):
     assert used == "acme"
-    add_customer(system.engine, "beta")
+    add_customer(container.engine, "beta")
     billing.error("receipt", "beta", "--task", "t-1")
 
 
 def test_a_receipt_longer_than_a_page_is_whole(
-    billing: Billing, system: System, acme: str, moment: datetime, month: str,
+    billing: Billing, container: Container, acme: str, moment: datetime, month: str,
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     monkeypatch.setattr("billing.cli.receipt._PAGE", 7)
     monkeypatch.setattr("billing.cli.receipt._TABLE_LINES", 10)
-    log(system, *(make_event(metered_at=moment, task_id=f"t-{n}") for n in range(30)))
+    log(container, *(make_event(metered_at=moment, task_id=f"t-{n}") for n in range(30)))
     lines = billing.json("receipt", acme, "--month", month)["lines"]
     assert len({line["event_id"] for line in lines}) == 30
     assert "the first 10 of 30 lines" in billing.table("receipt", acme, "--month", month)
@@ -215,10 +215,10 @@ def test_an_empty_receipt_is_a_document_too(billing: Billing, acme: str):
 
 
 def test_a_dead_letter_is_listed_shown_and_replayed_after_repair(
-    billing: Billing, system: System, acme: str, moment: datetime
+    billing: Billing, container: Container, acme: str, moment: datetime
 ):
     event = make_event(metered_at=moment, task_id="t-1", sku="new-sku", customer=acme)
-    system.writer.write([event.to_wire(), b"\x1b[2Jnot json"])
+    container.writer.write([event.to_wire(), b"\x1b[2Jnot json"])
     letters = billing.json("dead", "list")
     assert {letter["reason"] for letter in letters} == {"unknown_sku", "not_json"}
     assert set(letters[0]) == {
@@ -236,29 +236,29 @@ def test_a_dead_letter_is_listed_shown_and_replayed_after_repair(
 
     (still,) = billing.json("dead", "replay", number, code=1)
     assert (still["outcome"], still["reason"]) == ("still_dead", "unknown_sku")
-    add_sku(system.engine, "new-sku")
+    add_sku(container.engine, "new-sku")
     assert "logged" in billing.table("dead", "replay", number)
     assert [letter["reason"] for letter in billing.json("dead", "list")] == ["not_json"]
     assert len(billing.json("dead", "list", "--replayed")) == 2
     assert billing.json("receipt", "--task", "t-1")["total"]["events"] == 1
 
 
-def test_a_dead_message_cannot_act_on_the_terminal(billing: Billing, system: System):
-    system.writer.write([b"\x1b[2Jnot json"])
+def test_a_dead_message_cannot_act_on_the_terminal(billing: Billing, container: Container):
+    container.writer.write([b"\x1b[2Jnot json"])
     (letter,) = billing.json("dead", "list")
     for arguments in (("dead", "list"), ("dead", "show", str(letter["id"]))):
         assert "\x1b" not in billing.table(*arguments)
 
 
 def test_replaying_a_reason_replays_all_of_it_once(
-    billing: Billing, system: System, acme: str, moment: datetime
+    billing: Billing, container: Container, acme: str, moment: datetime
 ):
     events = [
         make_event(metered_at=moment, task_id=f"t-{n}", sku="new-sku", customer=acme)
         for n in range(3)
     ]
-    system.writer.write([event.to_wire() for event in events])
-    add_sku(system.engine, "new-sku")
+    container.writer.write([event.to_wire() for event in events])
+    add_sku(container.engine, "new-sku")
     results = billing.json("dead", "replay", "--reason", "unknown_sku")
     assert [result["outcome"] for result in results] == ["logged"] * 3
     assert billing.json("dead", "replay", "--reason", "unknown_sku") == []
@@ -275,10 +275,12 @@ def test_an_empty_list_of_dead_letters_is_good_news(billing: Billing):
     assert "none open" in billing.table("dead", "list")
 
 
-def test_open_holds_are_listed_with_what_they_hold(billing: Billing, system: System, acme: str):
-    system.account_sync.rebuild(acme)
+def test_open_holds_are_listed_with_what_they_hold(
+    billing: Billing, container: Container, acme: str
+):
+    container.account_loader.rebuild(acme)
     for number in (1, 2):
-        system.quota.reserve(
+        container.quota.reserve(
             HoldRequest(
                 task_id=f"t-{number}",
                 customer=acme,
@@ -304,7 +306,7 @@ def test_open_holds_are_listed_with_what_they_hold(billing: Billing, system: Sys
     assert "open: 2, credits held: 3, past their time: 0" in billing.table(
         "holds", "list", "--customer", acme
     )
-    add_customer(system.engine, "beta")
+    add_customer(container.engine, "beta")
     assert billing.json("holds", "list", "--customer", "beta") == []
     assert "none" in billing.table("holds", "list", "--customer", "beta")
 

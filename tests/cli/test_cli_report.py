@@ -11,7 +11,7 @@ from at_stripe import AtStripe
 from commandline import Billing
 from support import add_customer, add_sku, make_event
 
-from billing.container import System
+from billing.container import Container
 from billing.core.periods import hour_floor
 from billing.core.usage_event import usage_line
 
@@ -22,9 +22,9 @@ METER = "weighbridge_main_page-capture"
 
 
 @pytest.fixture
-def hour(system: System) -> datetime:
+def hour(container: Container) -> datetime:
     """An hour that is over, by the real clock that the command reads."""
-    return hour_floor(system.clock.now()) - timedelta(hours=3)
+    return hour_floor(container.clock.now()) - timedelta(hours=3)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def there(billing: Billing, at_stripe: AtStripe, acme: str) -> AtStripe:
 
 
 def use(
-    system: System,
+    container: Container,
     hour: datetime,
     amount: int = 1_000_000,
     customer: str = "acme",
@@ -54,7 +54,7 @@ def use(
         metered_at=hour, customer=customer, sku=sku, line=usage_line(sku),
         amount_microcredits=amount, held_microcredits=amount,
     )  # fmt: skip
-    assert system.writer.write([event.to_wire()]).inserted == 1
+    assert container.writer.write([event.to_wire()]).inserted == 1
 
 
 def flat(text: str) -> str:
@@ -71,7 +71,7 @@ def the_report(billing: Billing) -> dict[str, Any]:
     return report
 
 
-def time_passes(system: System, **by: float) -> None:
+def time_passes(container: Container, **by: float) -> None:
     """Everything that was sent was sent so much earlier, and is read back now."""
     past = sa.text(
         """
@@ -80,7 +80,7 @@ def time_passes(system: System, **by: float) -> None:
             created_at = created_at - :by
         """
     )
-    with system.engine.begin() as connection:
+    with container.engine.begin() as connection:
         connection.execute(past, {"by": timedelta(**by)})
 
 
@@ -88,13 +88,13 @@ def time_passes(system: System, **by: float) -> None:
 
 
 def test_what_is_due_is_reported_and_then_read_back(
-    at_ledger: Billing, system: System, acme: str, hour: datetime
+    at_ledger: Billing, container: Container, acme: str, hour: datetime
 ):
-    use(system, hour, 1_500_000)
+    use(container, hour, 1_500_000)
     first = at_ledger.json("report", "run")
     assert (first["provider"], first["planned"], first["sent"]) == ("ledger", 1, 1)
     assert (first["became"], first["stopped"], first["blocked"]) == ({"accepted": 1}, {}, {})
-    time_passes(system, minutes=20)
+    time_passes(container, minutes=20)
     said = at_ledger.table("report", "run")
     assert "reported to ledger: 0 planned, 0 sent" in said
     assert "read back: 1 confirmed" in said
@@ -103,38 +103,38 @@ def test_what_is_due_is_reported_and_then_read_back(
 
 
 def test_nothing_is_read_back_where_that_was_not_wanted(
-    at_ledger: Billing, system: System, acme: str, hour: datetime
+    at_ledger: Billing, container: Container, acme: str, hour: datetime
 ):
     assert acme == "acme"
-    use(system, hour)
+    use(container, hour)
     at_ledger.run("report", "run")
-    time_passes(system, minutes=20)
+    time_passes(container, minutes=20)
     assert at_ledger.json("report", "run", "--no-confirm")["read_back"] == []
     assert the_report(at_ledger)["state"] == "accepted"
 
 
 def test_the_hour_under_way_is_reported_only_if_asked_for(
-    at_ledger: Billing, system: System, acme: str
+    at_ledger: Billing, container: Container, acme: str
 ):
     assert acme == "acme"
-    use(system, hour_floor(system.clock.now()))
+    use(container, hour_floor(container.clock.now()))
     assert at_ledger.json("report", "run")["planned"] == 0
     assert at_ledger.json("report", "run", "--up-to-now")["became"] == {"accepted": 1}
 
 
 def test_a_run_that_may_not_last_begins_nothing_more(
-    at_ledger: Billing, system: System, acme: str, hour: datetime
+    at_ledger: Billing, container: Container, acme: str, hour: datetime
 ):
     assert acme == "acme"
-    use(system, hour)
+    use(container, hour)
     assert at_ledger.json("report", "run", "--seconds", "30")["sent"] == 1
     at_ledger.error("report", "run", "--seconds", "0", code=2)
 
 
 def test_a_refused_key_stops_the_run_and_loses_nothing(
-    billing: Billing, system: System, there: AtStripe, hour: datetime
+    billing: Billing, container: Container, there: AtStripe, hour: datetime
 ):
-    use(system, hour)
+    use(container, hour)
     there.control.fault("unauthorized", path=EVENTS)
     said = flat(billing.table("report", "run", code=1))
     assert "stopped (stripe): key_refused" in said
@@ -145,21 +145,21 @@ def test_a_refused_key_stops_the_run_and_loses_nothing(
 
 
 def test_a_key_that_cannot_be_used_ends_the_run_before_it_begins(
-    billing: Billing, system: System, acme: str, hour: datetime
+    billing: Billing, container: Container, acme: str, hour: datetime
 ):
     assert acme == "acme"
-    use(system, hour)
+    use(container, hour)
     billing.environment["STRIPE_API_KEY"] = "pk_test_abc"
     assert "publishable key" in billing.error("report", "run")
 
 
 def test_a_meter_that_is_not_there_blocks_its_usage_only(
-    billing: Billing, system: System, there: AtStripe, hour: datetime
+    billing: Billing, container: Container, there: AtStripe, hour: datetime
 ):
     assert there.url
-    add_sku(system.engine, "premium-proxy-search")
-    use(system, hour)
-    use(system, hour, sku="premium-proxy-search")
+    add_sku(container.engine, "premium-proxy-search")
+    use(container, hour)
+    use(container, hour, sku="premium-proxy-search")
     said = flat(billing.table("report", "run", code=1))
     assert "nothing is sent to the meter weighbridge_main_premium-proxy-search" in said
     assert "billing stripe setup" in said
@@ -170,12 +170,12 @@ def test_a_meter_that_is_not_there_blocks_its_usage_only(
 
 
 def test_an_answer_that_was_lost_is_unknown_and_counts_once(
-    billing: Billing, system: System, there: AtStripe, hour: datetime
+    billing: Billing, container: Container, there: AtStripe, hour: datetime
 ):
-    use(system, hour)
+    use(container, hour)
     there.control.fault("timeout", path=EVENTS)
     assert billing.json("report", "run")["became"] == {"unknown": 1}
-    time_passes(system, minutes=1)
+    time_passes(container, minutes=1)
     done = billing.json("report", "run")
     assert (done["became"], done["causes"]) == ({"accepted": 1}, {"duplicate_identifier": 1})
 
@@ -184,11 +184,11 @@ def test_an_answer_that_was_lost_is_unknown_and_counts_once(
 
 
 def test_the_status_adds_up_and_needs_nobody(
-    at_ledger: Billing, system: System, acme: str, hour: datetime
+    at_ledger: Billing, container: Container, acme: str, hour: datetime
 ):
     assert acme == "acme"
-    use(system, hour, 2_500_000)
-    use(system, hour_floor(system.clock.now()), 500_000)
+    use(container, hour, 2_500_000)
+    use(container, hour_floor(container.clock.now()), 500_000)
     at_ledger.run("report", "run")
     status = at_ledger.json("report", "status")
     assert (status["provider"], status["needs_somebody"]) == ("ledger", False)
@@ -215,11 +215,11 @@ def test_an_empty_installation_needs_nobody(at_ledger: Billing):
 
 
 def test_what_is_parked_is_told_with_its_remedy(
-    billing: Billing, system: System, there: AtStripe, hour: datetime
+    billing: Billing, container: Container, there: AtStripe, hour: datetime
 ):
     assert there.url
-    add_customer(system.engine, "globex")
-    use(system, hour, 4_000_000, customer="globex")
+    add_customer(container.engine, "globex")
+    use(container, hour, 4_000_000, customer="globex")
     billing.run("report", "run")
     status = billing.json("report", "status", code=1)
     (parked,) = status["parked"]
@@ -240,13 +240,13 @@ def test_what_is_parked_is_told_with_its_remedy(
 
 
 def test_how_long_a_dead_provider_has_kept_usage_waiting(
-    billing: Billing, system: System, there: AtStripe, hour: datetime
+    billing: Billing, container: Container, there: AtStripe, hour: datetime
 ):
-    use(system, hour)
+    use(container, hour)
     there.control.fault("server_error", path=EVENTS, times=3)
     billing.run("report", "run")
     assert billing.json("report", "status")["needs_somebody"] is False
-    time_passes(system, hours=21)
+    time_passes(container, hours=21)
     status = billing.json("report", "status", code=1)
     levels = {each["check"]: each["level"] for each in status["checks"]}
     assert (levels["Reports"], levels["Unknown reports"]) == ("fail", "warn")
@@ -255,8 +255,10 @@ def test_how_long_a_dead_provider_has_kept_usage_waiting(
     assert "an invoice that is made meanwhile lacks it" in said
 
 
-def test_meters_are_asked_for_only_with_check(billing: Billing, system: System, there: AtStripe):
-    add_sku(system.engine, "premium-proxy-search")
+def test_meters_are_asked_for_only_with_check(
+    billing: Billing, container: Container, there: AtStripe
+):
+    add_sku(container.engine, "premium-proxy-search")
     there.control.client.post("/_sandbox/reset", json={}).raise_for_status()
     assert billing.json("report", "status")["blocked"] is None
     assert there.changes() == []
@@ -267,9 +269,9 @@ def test_meters_are_asked_for_only_with_check(billing: Billing, system: System, 
 
 
 def test_a_former_provider_that_owes_an_answer_is_told(
-    billing: Billing, system: System, there: AtStripe, hour: datetime
+    billing: Billing, container: Container, there: AtStripe, hour: datetime
 ):
-    use(system, hour)
+    use(container, hour)
     there.control.fault("timeout", path=EVENTS)
     billing.run("report", "run")
     billing.environment["WEIGHBRIDGE_PROVIDER"] = "ledger"
@@ -282,9 +284,9 @@ def test_a_former_provider_that_owes_an_answer_is_told(
 
 
 def test_sealed_periods_and_carried_usage_are_listed(
-    at_ledger: Billing, system: System, acme: str, hour: datetime
+    at_ledger: Billing, container: Container, acme: str, hour: datetime
 ):
-    use(system, hour)
+    use(container, hour)
     at_ledger.run("report", "run")
     insert = sa.text(
         """
@@ -293,12 +295,12 @@ def test_sealed_periods_and_carried_usage_are_listed(
         VALUES ('ledger', :acme, :acme, :meter, :start, :end, 'in_1', 1000000, :end)
         """
     )
-    with system.engine.begin() as connection:
+    with container.engine.begin() as connection:
         connection.execute(
             insert,
             {"acme": acme, "meter": METER, "start": hour, "end": hour + timedelta(hours=1)},
         )
-    use(system, hour, 250_000)
+    use(container, hour, 250_000)
     at_ledger.run("report", "run", "--up-to-now")
     status = at_ledger.json("report", "status")
     assert [seal["invoice_ref"] for seal in status["sealed"]] == ["in_1"]
@@ -316,12 +318,12 @@ def test_sealed_periods_and_carried_usage_are_listed(
 
 
 def test_reports_are_listed_by_what_is_asked_for(
-    billing: Billing, system: System, there: AtStripe, hour: datetime
+    billing: Billing, container: Container, there: AtStripe, hour: datetime
 ):
     assert there.url
-    add_customer(system.engine, "globex")
-    use(system, hour)
-    use(system, hour, customer="globex")
+    add_customer(container.engine, "globex")
+    use(container, hour)
+    use(container, hour, customer="globex")
     billing.run("report", "run")
     assert {each["customer"] for each in reports(billing)} == {"acme", "globex"}
     for arguments, customers in [
@@ -343,11 +345,11 @@ def test_reports_are_listed_by_what_is_asked_for(
 
 
 def test_a_report_is_shown_with_its_request_and_its_hours_history(
-    at_ledger: Billing, system: System, acme: str, hour: datetime
+    at_ledger: Billing, container: Container, acme: str, hour: datetime
 ):
-    use(system, hour, 1_000_000)
+    use(container, hour, 1_000_000)
     at_ledger.run("report", "run")
-    use(system, hour, 500_000)
+    use(container, hour, 500_000)
     at_ledger.run("report", "run")
     first, last = sorted(reports(at_ledger, "--revisions"), key=lambda row: row["revision"])
     assert [first["latest"], last["latest"]] == [False, True]
@@ -362,15 +364,15 @@ def test_a_report_is_shown_with_its_request_and_its_hours_history(
 
 
 def test_the_longest_names_and_largest_amounts_still_fit_the_width(
-    at_ledger: Billing, system: System, hour: datetime
+    at_ledger: Billing, container: Container, hour: datetime
 ):
     customer, sku = "C" * 64, "s" * 64
-    add_customer(system.engine, customer)
-    add_sku(system.engine, sku)
+    add_customer(container.engine, customer)
+    add_sku(container.engine, sku)
     for _ in range(2):
         # Two of the largest events: too much for one hour at any provider.
-        use(system, hour, 2**53, customer=customer, sku=sku)
-    use(system, hour - timedelta(hours=1), 10**12, customer=customer, sku=sku)
+        use(container, hour, 2**53, customer=customer, sku=sku)
+    use(container, hour - timedelta(hours=1), 10**12, customer=customer, sku=sku)
     at_ledger.run("report", "run")
     for row in reports(at_ledger):
         at_ledger.table("report", "show", str(row["id"]))
@@ -384,11 +386,11 @@ def test_the_longest_names_and_largest_amounts_still_fit_the_width(
 
 
 def test_parked_reports_are_sent_again_by_number_or_cause(
-    billing: Billing, system: System, there: AtStripe, hour: datetime
+    billing: Billing, container: Container, there: AtStripe, hour: datetime
 ):
     meter = there.person.billing.meters.list().data[0].id
     for back in range(3):
-        use(system, hour - timedelta(hours=back))
+        use(container, hour - timedelta(hours=back))
     there.person.billing.meters.deactivate(meter)
     billing.run("report", "run", code=1)
     there.person.billing.meters.reactivate(meter)
@@ -406,14 +408,14 @@ def test_parked_reports_are_sent_again_by_number_or_cause(
 
 
 def test_more_parked_reports_than_a_page_are_all_sent_again(
-    billing: Billing, system: System, there: AtStripe, hour: datetime,
+    billing: Billing, container: Container, there: AtStripe, hour: datetime,
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     assert there.url
     monkeypatch.setattr("billing.cli.report._AT_ONCE", 2)
-    add_customer(system.engine, "globex")
+    add_customer(container.engine, "globex")
     for back in range(5):
-        use(system, hour - timedelta(hours=back), customer="globex")
+        use(container, hour - timedelta(hours=back), customer="globex")
     billing.run("report", "run")
     # Nobody at Stripe: none of them can be, and the pages end all the same.
     results = billing.json("report", "retry", "--cause", "unmapped_customer", code=1)
@@ -422,10 +424,10 @@ def test_more_parked_reports_than_a_page_are_all_sent_again(
 
 
 def test_what_cannot_be_sent_again_says_why(
-    at_ledger: Billing, system: System, acme: str, hour: datetime
+    at_ledger: Billing, container: Container, acme: str, hour: datetime
 ):
     assert acme == "acme"
-    use(system, hour)
+    use(container, hour)
     at_ledger.run("report", "run")
     number = str(the_report(at_ledger)["id"])
     results = at_ledger.json("report", "retry", number, "999", code=1)
@@ -440,9 +442,9 @@ def test_what_cannot_be_sent_again_says_why(
 
 
 def test_a_report_is_held_back_and_let_go(
-    billing: Billing, system: System, there: AtStripe, hour: datetime
+    billing: Billing, container: Container, there: AtStripe, hour: datetime
 ):
-    use(system, hour)
+    use(container, hour)
     there.control.fault("unauthorized", path=EVENTS)
     billing.run("report", "run", code=1)
     number = str(the_report(billing)["id"])
@@ -450,7 +452,7 @@ def test_a_report_is_held_back_and_let_go(
     assert f"report {number} was pending and is parked (by_hand)" in said
     assert the_report(billing)["detail"] == "disputed"
     # Held back is held back, also when more comes to the hour.
-    use(system, hour)
+    use(container, hour)
     assert billing.json("report", "run")["became"] == {}
     held = the_report(billing)
     assert (held["state"], held["cause"], held["revision"]) == ("parked", "by_hand", 2)
@@ -467,10 +469,10 @@ def test_a_report_is_held_back_and_let_go(
     [("--arrived", "accepted", {}), ("--never-arrived", "parked", {"accepted": 1})],
 )
 def test_a_person_says_whether_a_report_without_an_answer_arrived(
-    billing: Billing, system: System, there: AtStripe, hour: datetime,
+    billing: Billing, container: Container, there: AtStripe, hour: datetime,
     option: str, state: str, then: dict[str, int],
 ):  # fmt: skip
-    use(system, hour)
+    use(container, hour)
     there.control.fault("timeout", path=EVENTS, effect=option == "--arrived")
     assert billing.json("report", "run")["became"] == {"unknown": 1}
     number = str(the_report(billing)["id"])
@@ -481,9 +483,9 @@ def test_a_person_says_whether_a_report_without_an_answer_arrived(
 
 
 def test_what_was_never_sent_cannot_have_arrived(
-    billing: Billing, system: System, there: AtStripe, hour: datetime
+    billing: Billing, container: Container, there: AtStripe, hour: datetime
 ):
-    use(system, hour)
+    use(container, hour)
     there.control.fault("unauthorized", path=EVENTS)
     billing.run("report", "run", code=1)
     number = str(the_report(billing)["id"])
@@ -495,10 +497,10 @@ def test_what_was_never_sent_cannot_have_arrived(
 
 
 def test_log_reports_and_provider_agree(
-    billing: Billing, system: System, there: AtStripe, hour: datetime
+    billing: Billing, container: Container, there: AtStripe, hour: datetime
 ):
     assert there.url
-    use(system, hour)
+    use(container, hour)
     billing.run("report", "run")
     month = f"{hour:%Y-%m}"
     found = billing.json("reconcile", "provider", "--month", month)
@@ -508,9 +510,9 @@ def test_log_reports_and_provider_agree(
 
 
 def test_a_figure_that_somebody_changed_at_the_provider_is_found(
-    billing: Billing, system: System, there: AtStripe, hour: datetime
+    billing: Billing, container: Container, there: AtStripe, hour: datetime
 ):
-    use(system, hour)
+    use(container, hour)
     billing.run("report", "run")
     row = the_report(billing)
     event: Any = {
@@ -519,7 +521,7 @@ def test_a_figure_that_somebody_changed_at_the_provider_is_found(
         "timestamp": int(hour.timestamp()) + 1800,
     }
     there.person.billing.meter_events.create(event)
-    time_passes(system, hours=2)
+    time_passes(container, hours=2)
     month = ("--month", f"{hour:%Y-%m}")
     (day,) = billing.json("reconcile", "provider", *month, code=1)["days"]
     assert (day["agreement"], day["accepted"], day["read"]) == ("differs", 1_000_000, 7)
@@ -532,10 +534,10 @@ def test_a_figure_that_somebody_changed_at_the_provider_is_found(
 
 
 def test_what_was_not_reported_is_under_way_while_its_day_is_not_over(
-    at_ledger: Billing, system: System, acme: str
+    at_ledger: Billing, container: Container, acme: str
 ):
     assert acme == "acme"
-    use(system, hour_floor(system.clock.now()))
+    use(container, hour_floor(container.clock.now()))
     found = at_ledger.json("reconcile", "provider")
     assert [day["agreement"] for day in found["days"]] == ["under way"]
     assert found["days"][0]["unreported_microcredits"] == 1_000_000
@@ -546,11 +548,11 @@ def test_what_was_not_reported_is_under_way_while_its_day_is_not_over(
 
 @pytest.mark.rabbitmq
 def test_the_doctor_knows_of_reporting(
-    billing: Billing, system: System, there: AtStripe, hour: datetime
+    billing: Billing, container: Container, there: AtStripe, hour: datetime
 ):
     assert there.url
-    add_customer(system.engine, "globex")
-    use(system, hour, customer="globex")
+    add_customer(container.engine, "globex")
+    use(container, hour, customer="globex")
     billing.run("report", "run")
     checks = {each["check"]: each for each in billing.json("doctor")["checks"]}
     assert checks["Provider"]["found"] == "stripe, test mode (STRIPE_API_KEY is set)"

@@ -11,7 +11,7 @@ from at_stripe import AtStripe
 from commandline import Billing
 from support import add_customer, add_sku
 
-from billing.container import System
+from billing.container import Container
 from billing.postgres.schema import customers
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
@@ -27,13 +27,13 @@ def there(billing: Billing, at_stripe: AtStripe, acme: str) -> AtStripe:
     return at_stripe
 
 
-def links(system: System) -> dict[str, str | None]:
-    return {one.id: one.stripe_customer_id for one in system.accounts.list()}
+def links(container: Container) -> dict[str, str | None]:
+    return {one.id: one.stripe_customer_id for one in container.customers.list()}
 
 
-def deleted_at_stripe(system: System, customer: str, when: datetime) -> None:
+def deleted_at_stripe(container: Container, customer: str, when: datetime) -> None:
     change = sa.update(customers).where(customers.c.id == customer)
-    with system.engine.begin() as connection:
+    with container.engine.begin() as connection:
         connection.execute(change.values(stripe_customer_id=None, stripe_deleted_at=when))
 
 
@@ -43,7 +43,7 @@ def only(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def test_a_set_up_makes_meters_and_customers_and_says_what_comes_next(
-    billing: Billing, system: System, there: AtStripe
+    billing: Billing, container: Container, there: AtStripe
 ):
     said = billing.table("stripe", "setup")
     assert METER in said
@@ -52,16 +52,16 @@ def test_a_set_up_makes_meters_and_customers_and_says_what_comes_next(
     assert "https://YOUR-HOST/webhooks/stripe" in said
     assert "1 credit = 0.01 USD" in said
     assert there.count("customers") == there.count("meters") == 1
-    ref = links(system)["acme"]
+    ref = links(container)["acme"]
     assert ref is not None
     assert there.person.customers.retrieve(ref).name == "acme"
     meter = only([one.to_dict() for one in there.person.billing.meters.list().data])
     assert (meter["event_name"], meter["event_time_window"]) == (METER, "hour")
 
 
-def test_a_second_set_up_makes_nothing(billing: Billing, system: System, there: AtStripe):
+def test_a_second_set_up_makes_nothing(billing: Billing, container: Container, there: AtStripe):
     first = billing.json("stripe", "setup")
-    before, sent = links(system), there.changes()
+    before, sent = links(container), there.changes()
     assert only(first["meters"])["state"] == only(first["customers"])["state"] == "created"
     again = billing.json("stripe", "setup")
     assert only(again["meters"])["state"] == "there"
@@ -72,11 +72,13 @@ def test_a_second_set_up_makes_nothing(billing: Billing, system: System, there: 
         "stripe_customer_id": before["acme"],
         "detail": "",
     }
-    assert (links(system), there.changes()) == (before, sent)
+    assert (links(container), there.changes()) == (before, sent)
 
 
-def test_a_dry_run_changes_nothing_anywhere(billing: Billing, system: System, there: AtStripe):
-    add_customer(system.engine, "globex")
+def test_a_dry_run_changes_nothing_anywhere(
+    billing: Billing, container: Container, there: AtStripe
+):
+    add_customer(container.engine, "globex")
     found = there.customer("globex")
     sent = there.changes()
     said = billing.table("stripe", "setup", "--dry-run")
@@ -91,57 +93,57 @@ def test_a_dry_run_changes_nothing_anywhere(billing: Billing, system: System, th
         "globex": found,
     }
     assert there.changes() == sent
-    assert links(system) == {"acme": None, "globex": None}
+    assert links(container) == {"acme": None, "globex": None}
     assert there.count("meters") == 0
 
 
 def test_a_run_that_died_before_it_wrote_the_link_down_is_made_good_by_the_next(
-    billing: Billing, system: System, there: AtStripe
+    billing: Billing, container: Container, there: AtStripe
 ):
     made = there.provider.link_customer("acme", "acme")
     for seconds in (0, 60):
         # Stripe's search may not know it yet.
         there.control.post("settings", search_seconds=seconds)
-        system.accounts.link_stripe("acme", None)
+        container.customers.link_stripe("acme", None)
         billing.json("stripe", "setup")
-        assert links(system) == {"acme": made}
+        assert links(container) == {"acme": made}
     assert there.count("customers") == 1
 
 
 def test_nobody_is_made_where_that_was_not_wanted(
-    billing: Billing, system: System, there: AtStripe
+    billing: Billing, container: Container, there: AtStripe
 ):
-    add_customer(system.engine, "globex")
+    add_customer(container.engine, "globex")
     found = there.customer("globex")
     document = billing.json("stripe", "setup", "--no-create-customers")
     states = {one["customer"]: one["state"] for one in document["customers"]}
     assert states == {"acme": "missing", "globex": "found"}
-    assert links(system) == {"acme": None, "globex": found}
+    assert links(container) == {"acme": None, "globex": found}
     assert "parked until they are linked" in billing.table(
         "stripe", "setup", "--no-create-customers"
     )
 
 
 def test_only_the_customers_that_were_named_are_linked(
-    billing: Billing, system: System, there: AtStripe
+    billing: Billing, container: Container, there: AtStripe
 ):
     assert there.url
     for customer in ("globex", "initech"):
-        add_customer(system.engine, customer)
+        add_customer(container.engine, customer)
     billing.json("stripe", "setup", "--customer", "globex", "--customer", "acme")
-    assert {one for one, ref in links(system).items() if ref} == {"acme", "globex"}
+    assert {one for one, ref in links(container).items() if ref} == {"acme", "globex"}
     assert "no customer 'nobody'" in billing.error("stripe", "setup", "--customer", "nobody")
 
 
 def test_who_was_deleted_at_stripe_is_told_and_never_linked_by_itself(
-    billing: Billing, system: System, there: AtStripe, moment: datetime
+    billing: Billing, container: Container, there: AtStripe, moment: datetime
 ):
-    deleted_at_stripe(system, "acme", moment)
+    deleted_at_stripe(container, "acme", moment)
     there.customer("acme")
     said = " ".join(billing.table("stripe", "setup").split())
     assert "deleted" in said
     assert "billing customers link acme cus_..." in said
-    assert links(system) == {"acme": None}
+    assert links(container) == {"acme": None}
 
 
 @pytest.mark.parametrize(
@@ -161,9 +163,9 @@ def test_who_was_deleted_at_stripe_is_told_and_never_linked_by_itself(
     ids=str,
 )
 def test_a_meter_that_counts_otherwise_stops_the_set_up_and_says_which_field(
-    billing: Billing, system: System, there: AtStripe, params: dict[str, Any], field: str
+    billing: Billing, container: Container, there: AtStripe, params: dict[str, Any], field: str
 ):
-    add_sku(system.engine, "premium-proxy-search")
+    add_sku(container.engine, "premium-proxy-search")
     there.meter(METER, **params)
     sent = there.changes()
     said = " ".join(billing.table("stripe", "setup", code=1).split())
@@ -174,7 +176,7 @@ def test_a_meter_that_counts_otherwise_stops_the_set_up_and_says_which_field(
     assert [one["state"] for one in document["meters"]] == ["differs", "missing"]
     assert document["customers"] == []
     assert there.changes() == sent
-    assert links(system) == {"acme": None}
+    assert links(container) == {"acme": None}
 
 
 def test_a_meter_that_somebody_deactivated_stops_the_set_up(billing: Billing, there: AtStripe):
@@ -185,13 +187,13 @@ def test_a_meter_that_somebody_deactivated_stops_the_set_up(billing: Billing, th
 
 
 def test_a_link_that_is_another_customers_here_is_told_and_the_others_are_linked(
-    billing: Billing, system: System, there: AtStripe
+    billing: Billing, container: Container, there: AtStripe
 ):
     # Somebody linked acme's Stripe customer to globex by hand.
     ref = there.customer("acme")
     for customer in ("globex", "initech"):
-        add_customer(system.engine, customer)
-    system.accounts.link_stripe("globex", ref)
+        add_customer(container.engine, customer)
+    container.customers.link_stripe("globex", ref)
     document = billing.json("stripe", "setup", code=1)
     states = {one["customer"]: one["state"] for one in document["customers"]}
     assert states == {"acme": "failed", "globex": "linked", "initech": "created"}
@@ -200,27 +202,27 @@ def test_a_link_that_is_another_customers_here_is_told_and_the_others_are_linked
 
 
 def test_one_customer_without_an_answer_does_not_stop_the_others(
-    billing: Billing, system: System, there: AtStripe
+    billing: Billing, container: Container, there: AtStripe
 ):
-    add_customer(system.engine, "globex")
+    add_customer(container.engine, "globex")
     there.control.fault("server_error", path="/v1/customers/search")
     document = billing.json("stripe", "setup", code=1)
     assert [one["state"] for one in document["customers"]] == ["failed", "created"]
     assert "server_error" in document["customers"][0]["detail"]
     assert billing.json("stripe", "setup")["customers"][0]["state"] == "created"
-    assert all(links(system).values())
+    assert all(links(container).values())
 
 
 def test_a_stripe_that_stays_away_ends_the_set_up_with_what_to_do(
-    billing: Billing, system: System, there: AtStripe
+    billing: Billing, container: Container, there: AtStripe
 ):
     for number in range(5):
-        add_customer(system.engine, f"customer-{number}")
+        add_customer(container.engine, f"customer-{number}")
     there.control.fault("server_error", path="/v1/customers/search", times=3)
     said = billing.error("stripe", "setup")
     assert "server_error" in said
     assert "no usage is lost" in said
-    assert not any(links(system).values())
+    assert not any(links(container).values())
 
 
 @pytest.mark.parametrize(
@@ -259,12 +261,12 @@ def test_a_key_that_stripe_refuses_is_told_in_words(
 
 
 def test_with_another_provider_in_use_stripe_is_set_up_all_the_same(
-    billing: Billing, system: System, there: AtStripe
+    billing: Billing, container: Container, there: AtStripe
 ):
     billing.environment["WEIGHBRIDGE_PROVIDER"] = "ledger"
     said = " ".join(billing.table("stripe", "setup").split())
     assert "Usage goes to the provider 'ledger' until WEIGHBRIDGE_PROVIDER is stripe" in said
-    assert all(links(system).values())
+    assert all(links(container).values())
     assert there.count("meters") == 1
 
 

@@ -13,7 +13,7 @@ from support import make_event
 
 from billing.archive import catalog as records
 from billing.archive.catalog import ArchiveState
-from billing.container import System
+from billing.container import Container
 from billing.core.periods import month_of
 from billing.health.doctor_keeping import (
     ARCHIVED_WITHIN,
@@ -27,15 +27,15 @@ from billing.health.doctor_keeping import (
     slips,
     spool,
 )
-from billing.health.rules import Finding, Level, overdue_holds
-from billing.reconciliation.invariants import Kind
+from billing.health.rules import HealthFinding, Level, overdue_holds
+from billing.reconciliation.invariants import DiscrepancyKind
 from billing.settings import Settings
 from billing.transport.lease_wal import Slip
 
 OK, WARN, FAIL = Level.OK, Level.WARN, Level.FAIL
 
 
-def judged(finding: Finding) -> Level:
+def judged(finding: HealthFinding) -> Level:
     assert finding.found
     assert bool(finding.meaning) == bool(finding.remedy) == (finding.level is not OK)
     return finding.level
@@ -45,7 +45,7 @@ def judged(finding: Finding) -> Level:
     ("finding", "level"),
     [
         (books({}), OK),
-        (books({Kind.SETTLED: 1, Kind.ROLLUP: 2}), WARN),
+        (books({DiscrepancyKind.SETTLED: 1, DiscrepancyKind.ROLLUP: 2}), WARN),
         (seals(None, None), OK),
         (seals(7, SEALED_WITHIN_SECONDS), OK),
         (seals(7, SEALED_WITHIN_SECONDS + 1), WARN),
@@ -61,92 +61,95 @@ def judged(finding: Finding) -> Level:
         (overdue_holds(0, 3, "0", leases=1), OK),
     ],
 )
-def test_the_verdicts(finding: Finding, level: Level):
+def test_the_verdicts(finding: HealthFinding, level: Level):
     assert judged(finding) is level
 
 
 def test_what_is_open_is_told_by_kind():
-    assert books({Kind.SETTLED: 1, Kind.ROLLUP: 2}).found == "3 open: 2 rollup, 1 settled"
+    assert (
+        books({DiscrepancyKind.SETTLED: 1, DiscrepancyKind.ROLLUP: 2}).found
+        == "3 open: 2 rollup, 1 settled"
+    )
     assert "3 open (1 leases)" in overdue_holds(0, 3, "0", leases=1).found
 
 
-def examined(system: System) -> dict[str, Finding]:
-    with system.engine.connect() as connection:
-        found = [*examine_keeping(system, connection), *examine_node(system)]
+def examined(container: Container) -> dict[str, HealthFinding]:
+    with container.engine.connect() as connection:
+        found = [*examine_keeping(container, connection), *examine_node(container)]
     return {each.check: each for each in found}
 
 
 @pytest.mark.postgres
 @pytest.mark.redis
 def test_a_discrepancy_that_was_found_is_told_until_it_is_repaired(
-    billing: Billing, system: System, acme: str, redis_client: redis.Redis
+    billing: Billing, container: Container, acme: str, redis_client: redis.Redis
 ):
-    system.account_sync.rebuild(acme, force=True)
-    redis_client.hincrby(system.keys.account(acme), "settled", 5)
+    container.account_loader.rebuild(acme, force=True)
+    redis_client.hincrby(container.keys.account(acme), "settled", 5)
     billing.run("reconcile", code=1)
-    assert examined(system)["Books"].level is WARN
+    assert examined(container)["Books"].level is WARN
     billing.run("reconcile", "--repair")
-    assert examined(system)["Books"].level is OK
+    assert examined(container)["Books"].level is OK
 
 
 @pytest.mark.postgres
 @pytest.mark.redis
-def test_an_hour_that_nobody_sealed_is_told(billing: Billing, system: System, acme: str):
+def test_an_hour_that_nobody_sealed_is_told(billing: Billing, container: Container, acme: str):
     event = make_event(metered_at=datetime.now(UTC) - timedelta(hours=5), customer=acme)
-    system.writer.write([event.to_wire()])
+    container.writer.write([event.to_wire()])
     # What came a moment ago to an hour of long ago is late, not forgotten.
-    assert examined(system)["Seals"].level is OK
-    with system.engine.begin() as connection:
+    assert examined(container)["Seals"].level is OK
+    with container.engine.begin() as connection:
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
         connection.exec_driver_sql("UPDATE log_manifests SET logged_at = now() - interval '4 hour'")
-    found = examined(system)["Seals"]
+    found = examined(container)["Seals"]
     assert found.level is WARN
     assert "an hour waits for 4.0 h" in found.found
     billing.run("seals", "now")
-    assert examined(system)["Seals"].found == "newest is 1"
+    assert examined(container)["Seals"].found == "newest is 1"
 
 
 @pytest.mark.postgres
 @pytest.mark.redis
 def test_an_archive_whose_file_is_not_here_is_told(settings: Settings, tmp_path: Path):
-    with System(settings.model_copy(update={"archive_dir": tmp_path / "archive"})) as system:
-        now, file = system.clock.now(), tmp_path / "archive" / "usage_events_2020_01.parquet"
+    with Container(settings.model_copy(update={"archive_dir": tmp_path / "archive"})) as container:
+        now, file = container.clock.now(), tmp_path / "archive" / "usage_events_2020_01.parquet"
         month = month_of(datetime(2020, 1, 1, tzinfo=UTC))
-        with system.engine.begin() as connection:
+        with container.engine.begin() as connection:
             records.begin(connection, month, now - ARCHIVED_WITHIN - timedelta(minutes=1))
-        found = examined(system)["Archives"]
+        found = examined(container)["Archives"]
         assert (found.level, found.found) == (WARN, "begun and not ended: 2020-01")
         file.parent.mkdir()
         file.write_bytes(b"12345")
-        with system.engine.begin() as connection:
+        with container.engine.begin() as connection:
             records.record(
                 connection, month, ArchiveState.DROPPED, file=file.name, file_bytes=5,
                 file_sha256=b"", seals_file=file.name, seals_bytes=5, seals_sha256=b"", rows=0,
                 quantity=0, amount_microcredits=0, shortfall_microcredits=0, cost_micros=0,
                 seals_root=b"",
             )  # fmt: skip
-        assert examined(system)["Archives"].found == "1 months"
+        assert examined(container)["Archives"].found == "1 months"
         file.write_bytes(b"1234")
-        found = examined(system)["Archives"]
+        found = examined(container)["Archives"]
         assert found.level is FAIL
         assert file.name in found.found
 
 
 @pytest.mark.postgres
 @pytest.mark.redis
-def test_what_dead_processes_left_on_this_node_is_told(system: System, acme: str):
-    system.spool.append([make_event(customer=acme)])
-    system.slips.append(Slip(lease_id="lease:1", customer=acme).to_line())
-    (spooled,) = system.spool.segments()
-    (slip,) = system.slips.directory.iterdir()
+def test_what_dead_processes_left_on_this_node_is_told(container: Container, acme: str):
+    container.spool.append([make_event(customer=acme)])
+    container.lease_wal.append(Slip(lease_id="lease:1", customer=acme).to_line())
+    (spooled,) = container.spool.segments()
+    (slip,) = container.lease_wal.directory.iterdir()
     long_ago = (datetime.now(UTC) - timedelta(hours=1)).timestamp()
     for path in (spooled, slip):
         os.utime(path, (long_ago, long_ago))
-    found = examined(system)
+    found = examined(container)
     assert found["Spool of this node"].level is WARN
     # Its process lives: what it has not told yet is its own affair.
     assert found["Slips of this node"].level is OK
-    system.slips.close()
-    assert examined(system)["Slips of this node"].found == "1 files left by dead processes"
+    container.lease_wal.close()
+    assert examined(container)["Slips of this node"].found == "1 files left by dead processes"
     slip.rename(slip.with_suffix(".unreadable"))
-    assert examined(system)["Slips of this node"].level is FAIL
+    assert examined(container)["Slips of this node"].level is FAIL

@@ -8,7 +8,7 @@ import pytest
 from support import NOW
 
 from billing.health import doctor_reporting as rules
-from billing.health.rules import Finding, Level
+from billing.health.rules import HealthFinding, Level
 
 
 def test_a_provider_that_can_be_talked_to_says_how_it_was_chosen():
@@ -132,7 +132,7 @@ def test_of_several_causes_the_most_frequent_gives_the_remedy():
 
 def test_whatever_is_wrong_says_what_it_means_and_what_to_do(subtests: pytest.Subtests):
     long_ago = NOW - timedelta(days=2)
-    findings: list[Finding | None] = [
+    findings: list[HealthFinding | None] = [
         rules.provider("stripe", chosen="", live=False, problem="no"),
         rules.webhook_secret("stripe", has_secret=False),
         rules.unconfirmed(long_ago, now=NOW),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from billing.health import rules
-from billing.health.rules import Finding, Level
+from billing.health.rules import HealthFinding, Level
 
 OK, WARN, FAIL = Level.OK, Level.WARN, Level.FAIL
 
 
-def judged(finding: Finding) -> Level:
+def judged(finding: HealthFinding) -> Level:
     """The level, after checking that a fault says what it means and what to do."""
     assert bool(finding.meaning) == bool(finding.remedy) == (finding.level is not OK)
     assert finding.check
@@ -183,5 +183,5 @@ def test_clocks_agree(seconds: float, level: Level):
     [([], OK), ([OK], OK), ([OK, WARN], WARN), ([WARN, FAIL, OK], FAIL), ([FAIL], FAIL)],
 )
 def test_the_worst_finding_decides(levels: list[Level], expected: Level):
-    findings = [Finding(check="c", level=level, found="f") for level in levels]
+    findings = [HealthFinding(check="c", level=level, found="f") for level in levels]
     assert rules.worst(findings) is expected

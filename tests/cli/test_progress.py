@@ -6,9 +6,9 @@ import pytest
 
 from billing.cli.progress import shown
 from billing.cli.report_run import Run
-from billing.providers.port import Cause
+from billing.providers.port import ProviderCause
 from billing.reporting.read_back import Reading
-from billing.reporting.usage_report import State
+from billing.reporting.usage_report import ReportState
 
 
 @pytest.mark.parametrize("total", [3, None])
@@ -41,8 +41,8 @@ def test_a_run_shows_how_far_it_is():
         "planned": 0, "accepted": 0, "unknown": 0, "parked": 0, "confirmed": 0, "per_second": 0.0,
     }  # fmt: skip
     run.advance.planned = 30
-    run.advance.became[State.ACCEPTED] += 20
-    run.advance.causes[Cause.TAKEN] += 20
+    run.advance.became[ReportState.ACCEPTED] += 20
+    run.advance.causes[ProviderCause.TAKEN] += 20
     run.readings.append(Reading(confirmed=7))
     first = run.figures()
     assert (first["planned"], first["accepted"], first["confirmed"]) == (30, 20, 7)

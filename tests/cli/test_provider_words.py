@@ -12,18 +12,20 @@ from billing.cli.cause_help import (
     words_of_parked,
     words_of_stop,
 )
-from billing.providers.port import VERDICTS, Cause, ProviderUnavailable, Verdict
+from billing.providers.port import VERDICTS, ProviderCause, ProviderUnavailable, ProviderVerdict
 from billing.providers.stripe.client import StripeUnanswered
 from billing.reporting.usage_report import ParkedBy
 
 
 def test_whatever_a_report_can_be_parked_for_has_words():
-    refused = {cause.value for cause, verdict in VERDICTS.items() if verdict is Verdict.REFUSED}
+    refused = {
+        cause.value for cause, verdict in VERDICTS.items() if verdict is ProviderVerdict.REFUSED
+    }
     assert refused | {cause.value for cause in ParkedBy} == set(PARKED)
 
 
 def test_whatever_can_keep_a_provider_from_answering_has_words():
-    silent = {Verdict.UNKNOWN, Verdict.STOPPED}
+    silent = {ProviderVerdict.UNKNOWN, ProviderVerdict.STOPPED}
     assert {cause for cause, verdict in VERDICTS.items() if verdict in silent} == set(UNANSWERED)
 
 
@@ -38,14 +40,14 @@ def test_no_words_are_empty_and_a_silence_says_that_nothing_is_lost(subtests: py
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        ("Stripe: key_refused: Invalid API Key provided: sk_test_***", Cause.KEY_REFUSED),
-        ("key_refused: Invalid API Key provided", Cause.KEY_REFUSED),
-        ("permission_refused: ", Cause.PERMISSION_REFUSED),
+        ("Stripe: key_refused: Invalid API Key provided: sk_test_***", ProviderCause.KEY_REFUSED),
+        ("key_refused: Invalid API Key provided", ProviderCause.KEY_REFUSED),
+        ("permission_refused: ", ProviderCause.PERMISSION_REFUSED),
         ("no answer about its meters", None),
         ("", None),
     ],
 )
-def test_the_cause_is_found_in_what_a_run_says(text: str, cause: Cause | None):
+def test_the_cause_is_found_in_what_a_run_says(text: str, cause: ProviderCause | None):
     assert cause_in(text) is cause
 
 
@@ -57,7 +59,7 @@ def test_a_cause_that_nobody_wrote_words_for_is_told_by_its_name():
 @pytest.mark.parametrize(
     "error",
     [
-        StripeUnanswered(Cause.KEY_REFUSED, "Invalid API Key provided"),
+        StripeUnanswered(ProviderCause.KEY_REFUSED, "Invalid API Key provided"),
         ProviderUnavailable("Stripe: key_refused: Invalid API Key provided"),
     ],
     ids=["with its cause", "in words"],

@@ -14,7 +14,7 @@ from billing.cli.report_tables import why_not_sent
 from billing.core.periods import hour_floor
 from billing.reporting.comparison import HourDiffers, ProviderDay
 from billing.reporting.listing import ReportRow
-from billing.reporting.usage_report import MAX_HOUR_VALUE, State
+from billing.reporting.usage_report import MAX_HOUR_VALUE, ReportState
 
 DAY = date(2026, 11, 9)
 END = datetime.fromisoformat("2026-11-10T00:00:00Z")
@@ -59,8 +59,9 @@ HOUR = hour_floor(NOW)
 PARKED = ReportRow(
     id=1, customer="acme", sku="page-capture", hour=HOUR, revision=1, latest=True,
     provider="stripe", meter="m", overwrites=True, identifier="i", customer_ref="cus_1", value=1,
-    event_at=HOUR, total_microcredits=1, held_microcredits=1, state=State.PARKED, cause="by_hand",
-    detail="", doubtful=False, attempts=1, next_at=HOUR, lease_until=None, created_at=HOUR,
+    event_at=HOUR, total_microcredits=1, held_microcredits=1, state=ReportState.PARKED,
+    cause="by_hand", detail="", doubtful=False, attempts=1, next_at=HOUR, lease_until=None,
+    created_at=HOUR,
     first_sent_at=None, answered_at=None, confirm_at=None, readings=0, resent=0, confirmed_at=None,
     amount_microcredits=1,
 )  # fmt: skip
@@ -70,7 +71,7 @@ PARKED = ReportRow(
     ("changes", "said"),
     [
         ({"latest": False}, "a later revision"),
-        ({"state": State.SENDING}, "it is sending, not parked"),
+        ({"state": ReportState.SENDING}, "it is sending, not parked"),
         ({"customer_ref": None}, "link the customer"),
         ({"cause": "nothing_to_tell"}, "comes to nothing"),
         ({"held_microcredits": -1}, "below zero"),

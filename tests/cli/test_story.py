@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from support import make_event
 
-from billing.cli.task_timeline import Known, Place, Told, tell
+from billing.cli.task_timeline import Place, TaskFactsKnown, TimelineStep, tell
 from billing.core.clock import to_ms
 from billing.core.errors import DenialReason
 from billing.core.reservation import HoldState, HoldView
@@ -80,20 +80,20 @@ def letter(**overrides: object) -> DeadLetter:
     return replace(known, **overrides)  # type: ignore[arg-type] - as above
 
 
-def told(**known: object) -> list[Told]:
-    return tell(Known(task_id="t-1", customer="acme", **known))  # type: ignore[arg-type] - as above
+def told(**known: object) -> list[TimelineStep]:
+    return tell(TaskFactsKnown(task_id="t-1", customer="acme", **known))  # type: ignore[arg-type] - as above
 
 
 def test_a_task_nobody_knows_has_no_story():
     assert told() == []
-    assert not Known(task_id="t-1", customer=None).anything
+    assert not TaskFactsKnown(task_id="t-1", customer=None).anything
 
 
 @pytest.mark.parametrize(
     "known", [{"logged": [logged(event())]}, {"dead": [letter()]}, {"hold": hold(HoldState.HELD)}]
 )
 def test_whoever_knows_something_makes_it_known(known: dict[str, object]):
-    assert Known(task_id="t-1", customer=None, **known).anything  # type: ignore[arg-type] - as above
+    assert TaskFactsKnown(task_id="t-1", customer=None, **known).anything  # type: ignore[arg-type] - as above
 
 
 def test_a_logged_event_that_is_also_still_in_the_outbox_is_told_once():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from demo_evidence import CREDIT, DENIED, ENDS, SITE, good_books, good_evidence, reported
 
-from billing.reconciliation.invariants import Discrepancy, Kind
+from billing.reconciliation.invariants import Discrepancy, DiscrepancyKind
 from lab.demo.checks import Check, Evidence, as_planned, invariants
 from lab.demo.results import End
 
@@ -34,8 +34,8 @@ def test_the_evidence_for_the_balance_is_a_sum_that_can_be_checked_by_hand():
     assert checks["settled in Redis = log = rollups, bucket by bucket"] == "3 = 3 = 3"
 
 
-@pytest.mark.parametrize("kind", list(Kind))
-def test_every_kind_of_discrepancy_violates_one_invariant(kind: Kind):
+@pytest.mark.parametrize("kind", list(DiscrepancyKind))
+def test_every_kind_of_discrepancy_violates_one_invariant(kind: DiscrepancyKind):
     found = Discrepancy(kind=kind, customer="atlas", expected=1, found=2, detail="a1")
     claim, sentence = only_violation(good_evidence(discrepancies=[found]))
     assert claim

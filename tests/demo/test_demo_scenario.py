@@ -12,7 +12,7 @@ from billing.core.errors import DenialReason
 from billing.core.event_ids import event_id
 from billing.core.reservation import AccountState, HoldRequest, ReleaseCause
 from billing.core.usage_event import Outcome, UsageEvent, usage_line
-from billing.quota.memory_store import MemoryQuota
+from billing.quota.memory_store import MemoryQuotaStore
 from lab.demo.pages import LIGHT_PAGES, SEARCH_SEEDS
 from lab.demo.scenario import (
     CUSTOMERS,
@@ -125,8 +125,8 @@ def test_what_is_expected_comes_about_in_whatever_order_the_tasks_run(
         assert ended[plan.id] == {name: count for name, count in wanted.items() if count}
 
 
-def stocked(clock: ManualClock) -> MemoryQuota:
-    quota = MemoryQuota(clock)
+def stocked(clock: ManualClock) -> MemoryQuotaStore:
+    quota = MemoryQuotaStore(clock)
     for plan in CUSTOMERS:
         state = AccountState(
             customer=plan.id,
@@ -151,7 +151,7 @@ def held_amount(call: Call) -> int:
     return price * units
 
 
-def reserve(quota: MemoryQuota, task: str, customer: str, call: Call) -> str | None:
+def reserve(quota: MemoryQuotaStore, task: str, customer: str, call: Call) -> str | None:
     answer = quota.reserve(
         HoldRequest(
             task_id=task,
@@ -164,7 +164,9 @@ def reserve(quota: MemoryQuota, task: str, customer: str, call: Call) -> str | N
     return None if answer.reason is None else answer.reason.value
 
 
-def finish(quota: MemoryQuota, clock: ManualClock, task: str, customer: str, call: Call) -> str:
+def finish(
+    quota: MemoryQuotaStore, clock: ManualClock, task: str, customer: str, call: Call
+) -> str:
     """End a hold as its page would: what is not on the site fails."""
     well = call.task == PATIENT or all(
         url.startswith(("http://site/", "http://difficult/leaflet")) for url in call.urls

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 from celery import Celery, signals
 
-from billing.container import System
+from billing.container import Container
 from billing.core.clock import ManualClock, format_instant
 from billing.testing import MemorySystem
 from lab.demo.scenario import CAPTURE, Batch, Call, Way, capture, forensic
@@ -19,7 +19,7 @@ from workers.metering import Metering
 def app() -> Iterator[Celery]:
     app = Celery("submission", broker="memory://", backend="cache+memory://", set_as_current=False)
     memory = MemorySystem(skus=[], credits={})
-    Metering(app, build=lambda _settings: cast("System", memory))
+    Metering(app, build=lambda _settings: cast("Container", memory))
     yield app
     app.close()
 

@@ -24,7 +24,7 @@ from billing.devtools.embedded_servers.process import (
     started_at,
     wait_ready,
 )
-from billing.devtools.embedded_servers.state import Record, State, secret
+from billing.devtools.embedded_servers.state import ServerRecord, ServersFile, secret
 
 STUBBORN = (
     "import signal, time\n"
@@ -145,9 +145,11 @@ def test_passwords_are_for_their_owner_only_and_stay_the_same(tmp_path: Path):
 
 
 def test_what_is_written_down_is_read_by_another_process(tmp_path: Path, sleeper: Process):
-    State(tmp_path).put(Record("valkey", "redis://x", (sleeper,), (("/closed", 0o700),)))
-    (record,) = State(tmp_path).records().values()
-    assert record == Record("valkey", "redis://x", (sleeper,), (("/closed", 0o700),))
+    ServersFile(tmp_path).put(
+        ServerRecord("valkey", "redis://x", (sleeper,), (("/closed", 0o700),))
+    )
+    (record,) = ServersFile(tmp_path).records().values()
+    assert record == ServerRecord("valkey", "redis://x", (sleeper,), (("/closed", 0o700),))
     assert record.alive
     assert (tmp_path / "servers.json").stat().st_mode & 0o077 == 0
 
@@ -157,9 +159,9 @@ def test_what_is_written_down_is_read_by_another_process(tmp_path: Path, sleeper
 )
 def test_a_file_that_makes_no_sense_counts_as_empty(tmp_path: Path, content: str):
     (tmp_path / "servers.json").write_text(content)
-    assert State(tmp_path).records() == {}
-    State(tmp_path).put(Record("valkey"))
-    assert set(State(tmp_path).records()) == {"valkey"}
+    assert ServersFile(tmp_path).records() == {}
+    ServersFile(tmp_path).put(ServerRecord("valkey"))
+    assert set(ServersFile(tmp_path).records()) == {"valkey"}
 
 
 def test_the_lock_keeps_a_second_process_out(tmp_path: Path):
@@ -170,7 +172,7 @@ def test_the_lock_keeps_a_second_process_out(tmp_path: Path):
         "    except BlockingIOError: print('busy')\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "servers.lock")]
-    with State(tmp_path).locked():
+    with ServersFile(tmp_path).locked():
         assert subprocess.check_output(command) == b"busy\n"
     assert subprocess.check_output(command) == b""
 

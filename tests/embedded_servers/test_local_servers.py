@@ -32,7 +32,7 @@ from billing.devtools.embedded_servers.access import _still_needed
 from billing.devtools.embedded_servers.process import Process
 from billing.devtools.embedded_servers.rabbitmq import RabbitMQ
 from billing.devtools.embedded_servers.servers import KOMBU_NOTE
-from billing.devtools.embedded_servers.state import Record, State
+from billing.devtools.embedded_servers.state import ServerRecord, ServersFile
 from billing.server_urls import masked, sibling_database
 from billing.settings import Settings
 
@@ -142,7 +142,7 @@ def test_a_killed_server_is_started_again_with_its_data(make_servers: MakeServer
     servers = make_servers(durable=True)
     with redis.Redis.from_url(servers.valkey()) as client:
         client.set("balance", "12")
-    (process,) = State(folder).records()["valkey"].processes
+    (process,) = ServersFile(folder).records()["valkey"].processes
     os.kill(process.pid, signal.SIGKILL)
     eventually(lambda: not servers.status()[0].running)
     with redis.Redis.from_url(make_servers(durable=True).valkey()) as client:
@@ -155,7 +155,7 @@ def test_a_killed_postgresql_is_started_again_with_its_data(
     servers = make_servers(durable=True)
     with psycopg.connect(servers.postgres(), autocommit=True) as connection:
         connection.execute("CREATE TABLE kept (n int)")
-    (process,) = State(folder).records()["postgres"].processes
+    (process,) = ServersFile(folder).records()["postgres"].processes
     os.kill(process.pid, signal.SIGKILL)
     eventually(lambda: not servers.status()[0].running)
     with psycopg.connect(servers.postgres()) as connection:
@@ -170,7 +170,7 @@ def test_a_pid_that_another_program_got_is_not_touched(make_servers: MakeServers
         servers.stop_started()
         # As it would be after a crash, when the number has been given out again.
         crashed = Process("valkey", bystander.pid, "another boot:1", signal.SIGKILL)
-        State(folder).put(Record("valkey", "redis://127.0.0.1:1/0", (crashed,)))
+        ServersFile(folder).put(ServerRecord("valkey", "redis://127.0.0.1:1/0", (crashed,)))
         assert make_servers().status()[0].running is False
         assert _answers(make_servers().valkey())
         make_servers().stop()
@@ -241,7 +241,7 @@ def test_a_private_rabbitmq_runs_beside_any_other_and_leaves_nothing_behind(
     assert answers(url)
     assert not answers(url.replace(url.split(":")[2].split("@")[0], "guess"))
     assert servers.rabbitmq() == url
-    epmd, node = State(folder).records()["rabbitmq"].processes
+    epmd, node = ServersFile(folder).records()["rabbitmq"].processes
     assert (epmd.name, node.name) == ("epmd", "rabbitmq")
     assert _addresses(epmd.pid) <= LOOPBACK
     assert _addresses(node.pid) <= LOOPBACK

@@ -15,12 +15,12 @@ from billing.core.errors import QuotaUnavailable, WeighbridgeError
 from billing.core.reservation import HoldRequest, ReleaseCause, ReleaseOutcome
 from billing.core.sku import AdmissionPolicy, Sku
 from billing.core.usage_event import UsageEvent
-from billing.metering.lease_manager import Leaseholder
-from billing.metering.lease_recovery import LeftSlips
+from billing.metering.lease_manager import LeaseManager
+from billing.metering.lease_recovery import LeaseRecovery
 from billing.metering.meter import Meter
 from billing.metering.usage_recorder import Admission
-from billing.quota.memory_store import MemoryQuota
-from billing.transport.lease_wal import SlipBook
+from billing.quota.memory_store import MemoryQuotaStore
+from billing.transport.lease_wal import LeaseWal
 
 WINDOW_SECONDS = 3
 
@@ -28,7 +28,7 @@ WINDOW_SECONDS = 3
 class FlakyLeases:
     """A ``LeaseStore`` whose next call is lost (``before``), or whose answer is (``after``)."""
 
-    def __init__(self, memory: MemoryQuota) -> None:
+    def __init__(self, memory: MemoryQuotaStore) -> None:
         self._memory = memory
         self.calls: list[str] = []
         self.fails: dict[str, str] = {}
@@ -67,8 +67,8 @@ class LeasedWorld(World):
 
     def __init__(self, folder: Path, *skus: Sku, credits: int = 10_000) -> None:  # noqa: A002 - the word of the field
         self.folder = folder
-        self.leases: Leaseholder
-        self.book: SlipBook
+        self.leases: LeaseManager
+        self.book: LeaseWal
         super().__init__(*(skus or (leased(),)), credits=credits)
         self.store = self.flaky
 
@@ -90,11 +90,11 @@ class LeasedWorld(World):
             leases=self.leases,
         )
 
-    def new_book(self) -> SlipBook:
-        return SlipBook(self.folder / "slips", clock=self.clock)
+    def new_book(self) -> LeaseWal:
+        return LeaseWal(self.folder / "slips", clock=self.clock)
 
-    def new_leases(self, store: FlakyLeases, book: SlipBook) -> Leaseholder:
-        return Leaseholder(
+    def new_leases(self, store: FlakyLeases, book: LeaseWal) -> LeaseManager:
+        return LeaseManager(
             store,
             book,
             self.journal,
@@ -113,7 +113,7 @@ class LeasedWorld(World):
 
     def find_left(self) -> int:
         """What the node's relay does about processes that died."""
-        left = LeftSlips(self.new_book(), FlakyLeases(self.memory), self.journal)
+        left = LeaseRecovery(self.new_book(), FlakyLeases(self.memory), self.journal)
         return left.check()
 
     def warm_up(self, sku: str = "page-capture") -> None:

@@ -35,7 +35,7 @@ from billing.core.sku import (
 from billing.core.usage_event import UsageEvent
 from billing.metering.meter import Meter
 from billing.metering.usage_recorder import TaskFacts
-from billing.quota.memory_store import MemoryQuota
+from billing.quota.memory_store import MemoryQuotaStore
 
 T = TypeVar("T")
 
@@ -110,9 +110,9 @@ class Faults:
 
 
 class FlakyQuota:
-    """``MemoryQuota`` behind a network that times out when told to."""
+    """``MemoryQuotaStore`` behind a network that times out when told to."""
 
-    def __init__(self, inner: MemoryQuota) -> None:
+    def __init__(self, inner: MemoryQuotaStore) -> None:
         self.inner = inner
         self.faults = Faults()
 
@@ -183,7 +183,7 @@ class ListShelf:
 class Books:
     """What PostgreSQL would know of the customers, loaded into the quota store when asked."""
 
-    quota: MemoryQuota
+    quota: MemoryQuotaStore
     granted: dict[str, int] = field(default_factory=dict)
     suspended: set[str] = field(default_factory=set)
     budgets: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -230,7 +230,7 @@ class World:
     def __init__(self, *skus: Sku, credits: int = 10, quarantine_seconds: int = 0) -> None:  # noqa: A002 - the word of the field
         self.clock = ManualClock(NOW)
         self.skus = {sku.id: sku for sku in skus or (make_sku(),)}
-        self.memory = MemoryQuota(self.clock, quarantine_seconds=quarantine_seconds)
+        self.memory = MemoryQuotaStore(self.clock, quarantine_seconds=quarantine_seconds)
         self.quota = FlakyQuota(self.memory)
         self.books = Books(self.memory, granted={"acme": credits * CREDIT})
         self.publisher = ListPublisher()

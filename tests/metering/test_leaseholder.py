@@ -17,7 +17,7 @@ from billing.core.errors import DenialReason, QuotaUnavailable
 from billing.core.reservation import ReleaseCause, SettleOutcome
 from billing.core.sku import AdmissionPolicy, FailurePolicy, UnavailablePolicy
 from billing.core.usage_event import Outcome
-from billing.metering.lease_manager import Leaseholder
+from billing.metering.lease_manager import LeaseManager
 
 
 @pytest.fixture
@@ -503,7 +503,7 @@ def test_a_process_that_ends_while_redis_is_away_leaves_it_to_the_relay(warm: Le
 def test_threads_never_admit_more_than_is_leased_and_every_run_is_settled(tmp_path: Path):
     world = LeasedWorld(tmp_path, credits=100_000)
     world.warm_up()
-    leases = Leaseholder(
+    leases = LeaseManager(
         world.store, world.book, world.journal, name="node", window_seconds=WINDOW_SECONDS,
         ttl_seconds=HOLD_TTL_SECONDS,
     )  # fmt: skip

@@ -30,7 +30,7 @@ from billing.core.errors import QuotaUnavailable
 from billing.core.reservation import ReleaseCause
 from billing.core.sku import FailurePolicy, UnavailablePolicy
 from billing.core.usage_event import Outcome, UsageEvent
-from billing.metering.usage_recorder import Admission, Recorder, TaskFacts
+from billing.metering.usage_recorder import Admission, TaskFacts, UsageRecorder
 
 CHARGE = FailurePolicy.CHARGE
 SKUS = (
@@ -56,7 +56,7 @@ Fault = tuple[str, str] | None
 @dataclass
 class Run:
     admission: Admission
-    recorder: Recorder
+    recorder: UsageRecorder
 
 
 def facts_of(number: int) -> TaskFacts:

@@ -9,7 +9,7 @@ from billing.core.errors import DenialReason, QuotaUnavailable
 from billing.core.reservation import LineFigures, ReleaseCause, SettleOutcome
 from billing.core.sku import FailurePolicy, Sku, UnavailablePolicy
 from billing.core.usage_event import Outcome, from_wire
-from billing.metering.usage_recorder import Admission, Recorder
+from billing.metering.usage_recorder import Admission, UsageRecorder
 
 ALLOWED = 3
 
@@ -18,7 +18,7 @@ def make_allowing(name: str = "page-capture", limit: int = ALLOWED) -> Sku:
     return make_sku(name, unavailable_policy=UnavailablePolicy.ALLOW, allow_limit=limit)
 
 
-def admit(world: World, task_id: str = "task-1") -> tuple[Admission, Recorder]:
+def admit(world: World, task_id: str = "task-1") -> tuple[Admission, UsageRecorder]:
     admission = world.meter.admit(make_facts(task_id), next(iter(world.skus)), None)
     assert admission.admitted
     return admission, world.meter.recorder(admission.sku)

@@ -10,7 +10,7 @@ from meter_fakes import CREDIT, HOLD_TTL_SECONDS, World, make_facts, make_measur
 from billing.core.reservation import HoldState, ReleaseCause, ReleaseOutcome, SettleOutcome
 from billing.core.sku import FailurePolicy
 from billing.core.usage_event import Outcome
-from billing.metering.usage_recorder import Admission, Recorder
+from billing.metering.usage_recorder import Admission, UsageRecorder
 
 CHARGED_WHEN_FAILED = {
     ReleaseCause.EXCEPTION,
@@ -21,7 +21,7 @@ CHARGED_WHEN_FAILED = {
 CHARGE = FailurePolicy.CHARGE
 
 
-def admit(world: World, task_id: str = "task-1") -> tuple[Admission, Recorder]:
+def admit(world: World, task_id: str = "task-1") -> tuple[Admission, UsageRecorder]:
     admission = world.meter.admit(make_facts(task_id), next(iter(world.skus)), None)
     assert admission.admitted
     return admission, world.meter.recorder(admission.sku)

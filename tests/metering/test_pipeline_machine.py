@@ -20,7 +20,7 @@ from test_meter_machine import BilledTasks
 
 from billing.core.reservation import HoldState, Settlement
 from billing.core.usage_event import UsageEvent, from_wire
-from billing.quota.memory_store import MemoryQuota
+from billing.quota.memory_store import MemoryQuotaStore
 
 STEPS_AT_ONCE = 50
 STEPS_OF_A_LIFE = 40
@@ -164,22 +164,22 @@ def test_a_task_is_one_line_per_fact_whatever_dies_repeats_or_comes_late(
 
 
 def a_settled_hold_is_settled_again(monkeypatch: pytest.MonkeyPatch) -> type[Shipped]:
-    right = MemoryQuota.settle
+    right = MemoryQuotaStore.settle
 
     def wrong(
-        self: MemoryQuota, customer: str, task_id: str, *rest: object, **more: object
+        self: MemoryQuotaStore, customer: str, task_id: str, *rest: object, **more: object
     ) -> Settlement:
         hold = self._holds.get((customer, task_id))
         if hold is not None and hold.state is HoldState.SETTLED:
             hold.state = HoldState.EXPIRED
         return right(self, customer, task_id, *rest, **more)
 
-    monkeypatch.setattr(MemoryQuota, "settle", wrong)
+    monkeypatch.setattr(MemoryQuotaStore, "settle", wrong)
     return Shipped
 
 
 def a_release_keeps_the_credits(monkeypatch: pytest.MonkeyPatch) -> type[Shipped]:
-    monkeypatch.setattr(MemoryQuota, "_close", lambda _self, _hold, _account: None)
+    monkeypatch.setattr(MemoryQuotaStore, "_close", lambda _self, _hold, _account: None)
     return Shipped
 
 

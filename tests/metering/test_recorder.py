@@ -15,7 +15,7 @@ from billing.core.credits import MAX_MICROCREDITS
 from billing.core.errors import DenialReason, InvalidValue, NotFound
 from billing.core.sku import Price, Sku
 from billing.core.usage_event import MAX_BODY_BYTES, Outcome, UsageEvent, from_wire
-from billing.metering.usage_recorder import Admission, Recorder
+from billing.metering.usage_recorder import Admission, UsageRecorder
 
 FIXED = make_sku()
 CRAWL = make_measured(price=250_000)
@@ -30,7 +30,7 @@ def find(name: str) -> Sku:
     return CATALOGUE[name]
 
 
-def events_of(recorder: Recorder, sku: Sku = CRAWL, **admission: object) -> list[UsageEvent]:
+def events_of(recorder: UsageRecorder, sku: Sku = CRAWL, **admission: object) -> list[UsageEvent]:
     return recorder.events(
         Admission(facts=make_facts(), sku=sku, started_at=NOW, number=1, **admission),
         outcome=Outcome.SUCCEEDED,
@@ -41,20 +41,20 @@ def events_of(recorder: Recorder, sku: Sku = CRAWL, **admission: object) -> list
 
 
 def test_a_fixed_sku_is_one_unit_without_recording_anything():
-    (event,) = events_of(Recorder(FIXED, find), FIXED)
+    (event,) = events_of(UsageRecorder(FIXED, find), FIXED)
 
     assert (event.quantity, event.amount_microcredits) == (1, CREDIT)
     assert event.line == event.sku == "page-capture"
 
 
 def test_a_measured_sku_without_a_measure_costs_nothing():
-    (event,) = events_of(Recorder(CRAWL, find))
+    (event,) = events_of(UsageRecorder(CRAWL, find))
 
     assert (event.quantity, event.amount_microcredits) == (0, 0)
 
 
 def test_quantities_and_costs_add_up():
-    recorder = Recorder(CRAWL, find)
+    recorder = UsageRecorder(CRAWL, find)
 
     recorder.record(quantity=3, cost_micros=700)
     recorder.record(quantity=4)
@@ -65,7 +65,7 @@ def test_quantities_and_costs_add_up():
 
 
 def test_the_last_subject_counts_and_dimensions_are_merged():
-    recorder = Recorder(CRAWL, find)
+    recorder = UsageRecorder(CRAWL, find)
 
     recorder.record(subject="https://a.example/", dimensions={"country": "de", "engine": "x"})
     recorder.record(subject="https://b.example/", dimensions={"engine": "y"})
@@ -77,7 +77,7 @@ def test_the_last_subject_counts_and_dimensions_are_merged():
 
 
 def test_a_long_subject_is_cut_to_what_an_event_can_carry():
-    recorder = Recorder(CRAWL, find)
+    recorder = UsageRecorder(CRAWL, find)
 
     recorder.record(subject="u" * 2000)
 
@@ -87,7 +87,7 @@ def test_a_long_subject_is_cut_to_what_an_event_can_carry():
 
 
 def test_several_skus_in_one_run_are_several_lines():
-    recorder = Recorder(CRAWL, find)
+    recorder = UsageRecorder(CRAWL, find)
 
     recorder.record(quantity=2)
     recorder.record(quantity=30, cost_micros=5, sku="proxy-mb")
@@ -106,7 +106,7 @@ def test_several_skus_in_one_run_are_several_lines():
 
 
 def test_naming_the_tasks_own_sku_is_no_other_line():
-    recorder = Recorder(CRAWL, find)
+    recorder = UsageRecorder(CRAWL, find)
 
     recorder.record(quantity=1, sku="crawl")
     recorder.record(quantity=1)
@@ -117,7 +117,7 @@ def test_naming_the_tasks_own_sku_is_no_other_line():
 
 @pytest.mark.parametrize("quantity", [0, 2, 10])
 def test_a_fixed_sku_refuses_a_quantity_of_its_own(quantity: int):
-    recorder = Recorder(FIXED, find)
+    recorder = UsageRecorder(FIXED, find)
 
     with pytest.raises(InvalidValue, match="page-capture is fixed, one unit a task"):
         recorder.record(quantity=quantity)
@@ -126,7 +126,7 @@ def test_a_fixed_sku_refuses_a_quantity_of_its_own(quantity: int):
 
 
 def test_a_fixed_sku_stays_one_unit_however_often_it_is_said():
-    recorder = Recorder(FIXED, find)
+    recorder = UsageRecorder(FIXED, find)
 
     recorder.record(quantity=1)
     recorder.record(quantity=1)
@@ -135,7 +135,7 @@ def test_a_fixed_sku_stays_one_unit_however_often_it_is_said():
 
 
 def test_another_fixed_sku_may_be_used_several_times():
-    recorder = Recorder(CRAWL, find)
+    recorder = UsageRecorder(CRAWL, find)
 
     recorder.record(quantity=3, sku="page-capture")
 
@@ -186,7 +186,7 @@ BAD_RECORDS: list[tuple[str, dict[str, Any], type[Exception]]] = [
     ids=[b[0] for b in BAD_RECORDS],
 )
 def test_a_bad_record_is_refused_and_adds_nothing(record: dict[str, Any], error: type[Exception]):
-    recorder = Recorder(CRAWL, find)
+    recorder = UsageRecorder(CRAWL, find)
     recorder.record(quantity=2, cost_micros=3, subject="s", dimensions={"k": "v"})
     before = events_of(recorder)
     good = {"quantity": 1, "cost_micros": 1, "subject": "t", "dimensions": {"l": "w"}}
@@ -200,7 +200,7 @@ def test_a_bad_record_is_refused_and_adds_nothing(record: dict[str, Any], error:
 @pytest.mark.parametrize("name", ["quantity", "cost_micros"])
 def test_what_passes_2_to_the_53_only_in_sum_is_refused(name: str):
     free = make_measured("free", price=0)
-    recorder = Recorder(free, find)
+    recorder = UsageRecorder(free, find)
     recorder.record(**{name: MAX_MICROCREDITS})
 
     with pytest.raises(InvalidValue, match=name):
@@ -211,7 +211,7 @@ def test_what_passes_2_to_the_53_only_in_sum_is_refused(name: str):
 
 
 def test_costs_of_several_skus_must_fit_one_failure_line():
-    recorder = Recorder(CRAWL, find)
+    recorder = UsageRecorder(CRAWL, find)
     recorder.record(cost_micros=MAX_MICROCREDITS)
 
     with pytest.raises(InvalidValue, match="cost_micros"):
@@ -221,7 +221,7 @@ def test_costs_of_several_skus_must_fit_one_failure_line():
 
 
 def test_the_fullest_event_that_can_be_recorded_fits_a_message():
-    recorder = Recorder(CRAWL, find)
+    recorder = UsageRecorder(CRAWL, find)
     recorder.record(subject="\x01" * 500, dimensions={f"d{i:02}": "\x01" * 270 for i in range(20)})
 
     (event,) = events_of(recorder)
@@ -233,7 +233,7 @@ def test_the_fullest_event_that_can_be_recorded_fits_a_message():
 def test_each_task_is_rated_at_the_price_in_force_when_it_was_metered():
     change = NOW + timedelta(hours=1)
     sku = replace(FIXED, prices=(*FIXED.prices, Price(3 * CREDIT, change)))
-    recorder = Recorder(sku, find)
+    recorder = UsageRecorder(sku, find)
 
     def amount(metered_at: datetime) -> int:
         admission = Admission(facts=make_facts(metered_at=metered_at), sku=sku, started_at=NOW)
@@ -247,7 +247,7 @@ def test_each_task_is_rated_at_the_price_in_force_when_it_was_metered():
 
 
 def test_ids_are_the_same_in_every_run_and_differ_between_lines():
-    first, second = Recorder(CRAWL, find), Recorder(CRAWL, find)
+    first, second = UsageRecorder(CRAWL, find), UsageRecorder(CRAWL, find)
     for recorder in (first, second):
         recorder.record(quantity=1, sku="proxy-mb")
     second.record(quantity=9, cost_micros=1, subject="another run")
@@ -275,7 +275,7 @@ def test_an_id_carries_the_instant_the_task_is_metered_at():
 
 
 def test_a_failure_costs_nothing_and_tells_what_all_lines_cost_us():
-    recorder = Recorder(CRAWL, find)
+    recorder = UsageRecorder(CRAWL, find)
     recorder.record(quantity=5, cost_micros=100, subject="s", dimensions={"k": "v"})
     recorder.record(quantity=1, cost_micros=20, sku="proxy-mb")
     admission = Admission(

@@ -20,14 +20,14 @@ from billing.core.reservation import (
     AccountState,
     AccountView,
     HoldRequest,
-    Quota,
+    QuotaStore,
     Reservation,
     Settlement,
 )
 from billing.core.usage_event import Outcome, UsageEvent, denied_line, failed_line, from_wire
-from billing.quota.memory_store import MemoryQuota
-from billing.quota.redis_store import RedisQuota
-from billing.redis.keys import SHARDS, Keys, shard_of
+from billing.quota.memory_store import MemoryQuotaStore
+from billing.quota.redis_store import RedisQuotaStore
+from billing.redis.keys import SHARDS, RedisKeys, shard_of
 
 CUSTOMER = "acme"
 SKU = "page-capture"
@@ -37,7 +37,7 @@ HOLD_TTL_SECONDS = 100
 DAY_MS = 86_400_000
 
 
-class QuotaStore(Quota, LeaseStore, Protocol):
+class QuotaStore(QuotaStore, LeaseStore, Protocol):
     """A quota store of holds and leases."""
 
 
@@ -81,7 +81,7 @@ class MemoryStore:
         return list(self._memory.outbox)
 
     def lose_everything(self) -> None:
-        self._memory = MemoryQuota(
+        self._memory = MemoryQuotaStore(
             self._clock,
             hold_record_ttl_seconds=RECORD_TTL_SECONDS,
             quarantine_seconds=self._quarantine_seconds,
@@ -100,8 +100,8 @@ class RedisStore:
     def __init__(self, client: redis.Redis, prefix: str, *, quarantine_seconds: int = 0) -> None:
         self.client = client
         self.prefix = prefix
-        self.keys = Keys(prefix)
-        self.quota: QuotaStore = RedisQuota(
+        self.keys = RedisKeys(prefix)
+        self.quota: QuotaStore = RedisQuotaStore(
             client,
             prefix=prefix,
             hold_record_ttl_seconds=RECORD_TTL_SECONDS,

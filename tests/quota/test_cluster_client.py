@@ -7,7 +7,7 @@ import redis
 from redis.exceptions import ClusterDownError, MovedError, SlotNotCoveredError, TryAgainError
 
 from billing.core.errors import ConfigurationError, QuotaUnavailable
-from billing.quota.redis_store import RedisQuota
+from billing.quota.redis_store import RedisQuotaStore
 from billing.redis.cluster import ClusterClient, combined, is_cluster, nodes_of, translated
 
 
@@ -60,7 +60,7 @@ def test_a_url_that_cannot_be_one_is_refused_without_its_password(url: str):
 
 def test_nothing_connects_before_it_is_used_and_then_it_is_the_store_that_is_unavailable():
     client = ClusterClient("redis+cluster://127.0.0.1:1,127.0.0.1:2", timeout_seconds=0.2)
-    quota = RedisQuota(
+    quota = RedisQuotaStore(
         client,  # type: ignore[arg-type]  # it has the part of the interface that is used
         prefix="wb",
         hold_record_ttl_seconds=60,

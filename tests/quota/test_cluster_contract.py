@@ -12,7 +12,7 @@ from test_lease_contract import *  # noqa: F403 - of leases too
 from test_quota_contract import *  # noqa: F403 - every test of the contract
 from test_quota_load import *  # noqa: F403 - and of loading
 
-from billing.quota.redis_store import RedisQuota
+from billing.quota.redis_store import RedisQuotaStore
 from billing.redis.cluster import ClusterClient
 from lab.scale.redis_nodes import RedisNodes
 
@@ -24,7 +24,7 @@ class ClusterStore(RedisStore):
 
     def __init__(self, client: ClusterClient, prefix: str, *, quarantine_seconds: int = 0) -> None:
         super().__init__(client.cluster, prefix, quarantine_seconds=quarantine_seconds)
-        self.quota = RedisQuota(
+        self.quota = RedisQuotaStore(
             client,  # type: ignore[arg-type]  # it has the part of the interface that is used
             prefix=prefix,
             hold_record_ttl_seconds=RECORD_TTL_SECONDS,

@@ -20,7 +20,7 @@ from redis.retry import Retry
 from stores import CUSTOMER, SKU, RedisStore, figures, open_account, reserve
 
 from billing.core.reservation import HoldRequest, ReserveOutcome
-from billing.quota.redis_store import RedisQuota
+from billing.quota.redis_store import RedisQuotaStore
 from billing.redis.scripts import packed
 
 pytestmark = pytest.mark.redis
@@ -129,7 +129,7 @@ def test_many_interrupted_at_any_instant_leave_no_answer_for_the_next(store: Red
 
 def test_a_connection_that_the_server_closed_is_made_anew(store: RedisStore):
     reserve(store, "t1", 1)
-    assert isinstance(store.quota, RedisQuota)
+    assert isinstance(store.quota, RedisQuotaStore)
     (connection,) = store.quota._scripts._idle
     connection.send_command("CLIENT", "ID")
     store.client.client_kill_filter(_id=connection.read_response())

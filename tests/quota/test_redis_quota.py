@@ -35,8 +35,8 @@ from support import TcpProxy, eventually, make_event
 from billing.core.credit_lease import LeasedBatch, LeasedRun, LeaseRequest
 from billing.core.errors import QuotaUnavailable, WeighbridgeError
 from billing.core.reservation import LoadOutcome, ReleaseCause, ReserveOutcome, SettleOutcome
-from billing.quota.redis_store import VERBS, RedisQuota
-from billing.redis.keys import SHARDS, Keys, shard_of
+from billing.quota.redis_store import VERBS, RedisQuotaStore
+from billing.redis.keys import SHARDS, RedisKeys, shard_of
 from billing.redis.scripts import script_text
 
 pytestmark = pytest.mark.redis
@@ -124,8 +124,10 @@ def _due_hold(store: RedisStore, task: str) -> None:
     store.pass_time(HOLD_TTL_SECONDS + 1)
 
 
-def _quota(client: redis.Redis) -> RedisQuota:
-    return RedisQuota(client, prefix="wbtest", hold_record_ttl_seconds=60, quarantine_seconds=0)
+def _quota(client: redis.Redis) -> RedisQuotaStore:
+    return RedisQuotaStore(
+        client, prefix="wbtest", hold_record_ttl_seconds=60, quarantine_seconds=0
+    )
 
 
 def _lease_request(number: int, lease_id: str = "lease:open", wish: int = 1) -> LeaseRequest:
@@ -341,7 +343,7 @@ def test_a_hold_renewed_or_ended_after_it_was_listed_does_not_expire(store: Redi
     reserve(store, "renewed", 10)
     settle(store, "ended", 10)
 
-    assert isinstance(store.quota, RedisQuota)
+    assert isinstance(store.quota, RedisQuotaStore)
     expired = store.quota._expire_named(shard_of(CUSTOMER), listed)
 
     assert [hold.task_id for hold in expired] == ["due"]
@@ -410,7 +412,7 @@ def test_the_shard_of_a_customer_never_changes():
 
 
 def test_all_keys_of_a_customer_have_one_hash_tag():
-    keys = Keys("wb")
+    keys = RedisKeys("wb")
     shard = shard_of("acme")
     names = [
         keys.account("acme"),
@@ -428,7 +430,7 @@ def test_all_keys_of_a_customer_have_one_hash_tag():
 
 
 def test_there_is_an_outbox_per_shard_and_every_shard_has_customers():
-    assert len(set(Keys("wb").outbox_keys())) == SHARDS
+    assert len(set(RedisKeys("wb").outbox_keys())) == SHARDS
     assert {shard_of(f"customer{number}") for number in range(2_000)} == set(range(SHARDS))
 
 

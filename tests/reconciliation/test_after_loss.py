@@ -9,7 +9,7 @@ import pytest
 from support import NOW
 
 from billing.core.clock import ManualClock
-from billing.reconciliation.redis_restart_watch import WHILE, LossWatch
+from billing.reconciliation.redis_restart_watch import WHILE, RedisRestartWatch
 
 
 class Node:
@@ -21,7 +21,7 @@ class Node:
     def asks(self, *, seconds: float = 20) -> bool:
         """Whether a check is due, for a process that has just begun."""
         self.clock.advance(timedelta(seconds=seconds))
-        return LossWatch(lambda: self.life, self.file, self.clock).is_due()
+        return RedisRestartWatch(lambda: self.life, self.file, self.clock).is_due()
 
 
 @pytest.fixture

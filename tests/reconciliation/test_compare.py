@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from billing.reconciliation.invariants import Books, Kind, compare, compare_rollups
+from billing.reconciliation.invariants import (
+    CustomerBalances,
+    DiscrepancyKind,
+    compare,
+    compare_rollups,
+)
 
 SOUND: dict[str, Any] = {
     "customer": "acme",
@@ -23,41 +28,50 @@ SOUND: dict[str, Any] = {
 NO_ACCOUNT = {"account_granted": None, "account_settled": None, "account_held": None}
 
 
-def found(**changes: object) -> set[tuple[Kind, int, int]]:
+def found(**changes: object) -> set[tuple[DiscrepancyKind, int, int]]:
     """Kind, expected and found of every discrepancy of one customer's books."""
-    return {(d.kind, d.expected, d.found) for d in compare([Books(**(SOUND | changes))])}
+    return {(d.kind, d.expected, d.found) for d in compare([CustomerBalances(**(SOUND | changes))])}
 
 
 def test_books_that_agree_have_no_discrepancy():
     assert compare([]) == []
-    assert compare([Books(**SOUND), Books(**(SOUND | {"customer": "globex"}))]) == []
+    assert (
+        compare([CustomerBalances(**SOUND), CustomerBalances(**(SOUND | {"customer": "globex"}))])
+        == []
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"fenced": 90}, {(Kind.GRANTED, 100, 90)}),
-        ({"rolled_up": 29}, {(Kind.ROLLUP, 30, 29)}),
-        ({"rolled_up": 31}, {(Kind.ROLLUP, 30, 31)}),
+        ({"fenced": 90}, {(DiscrepancyKind.GRANTED, 100, 90)}),
+        ({"rolled_up": 29}, {(DiscrepancyKind.ROLLUP, 30, 29)}),
+        ({"rolled_up": 31}, {(DiscrepancyKind.ROLLUP, 30, 31)}),
         (
             {"account_granted": 101},
-            {(Kind.GRANTED, 100, 101), (Kind.AVAILABLE, 50, 51)},
+            {(DiscrepancyKind.GRANTED, 100, 101), (DiscrepancyKind.AVAILABLE, 50, 51)},
         ),
         (
             {"account_settled": 31},
-            {(Kind.SETTLED, 30, 31), (Kind.AVAILABLE, 50, 49)},
+            {(DiscrepancyKind.SETTLED, 30, 31), (DiscrepancyKind.AVAILABLE, 50, 49)},
         ),
         # One microcredit locked away by no hold, and one hold that nothing is locked for.
-        ({"account_held": 21}, {(Kind.AVAILABLE, 20, 21), (Kind.AVAILABLE, 50, 49)}),
-        ({"open_holds": 21}, {(Kind.AVAILABLE, 21, 20), (Kind.AVAILABLE, 49, 50)}),
+        (
+            {"account_held": 21},
+            {(DiscrepancyKind.AVAILABLE, 20, 21), (DiscrepancyKind.AVAILABLE, 50, 49)},
+        ),
+        (
+            {"open_holds": 21},
+            {(DiscrepancyKind.AVAILABLE, 21, 20), (DiscrepancyKind.AVAILABLE, 49, 50)},
+        ),
         (
             {"logged": 31, "rolled_up": 31},
-            {(Kind.SETTLED, 31, 30), (Kind.AVAILABLE, 49, 50)},
+            {(DiscrepancyKind.SETTLED, 31, 30), (DiscrepancyKind.AVAILABLE, 49, 50)},
         ),
     ],
 )
 def test_every_side_that_differs_is_named_with_what_postgresql_says(
-    changes: dict[str, int], expected: set[tuple[Kind, int, int]]
+    changes: dict[str, int], expected: set[tuple[DiscrepancyKind, int, int]]
 ):
     assert found(**changes) == expected
 
@@ -65,13 +79,13 @@ def test_every_side_that_differs_is_named_with_what_postgresql_says(
 def test_two_errors_that_cancel_out_in_what_is_available_are_both_found():
     kinds = {kind for kind, *_ in found(account_settled=31, account_held=19)}
 
-    assert kinds == {Kind.SETTLED, Kind.AVAILABLE}
+    assert kinds == {DiscrepancyKind.SETTLED, DiscrepancyKind.AVAILABLE}
 
 
 def test_a_balance_below_zero_is_found_although_the_sides_agree():
     below = {"logged": 90, "rolled_up": 90, "account_settled": 90}
 
-    assert found(**below) == {(Kind.NEGATIVE, 0, -10)}
+    assert found(**below) == {(DiscrepancyKind.NEGATIVE, 0, -10)}
 
 
 def test_a_balance_of_exactly_zero_is_sound():
@@ -80,26 +94,30 @@ def test_a_balance_of_exactly_zero_is_sound():
 
 def test_a_customer_without_an_account_in_redis_is_compared_without_it():
     assert found(**NO_ACCOUNT, open_holds=0) == set()
-    assert found(**NO_ACCOUNT, open_holds=0, fenced=7) == {(Kind.GRANTED, 100, 7)}
+    assert found(**NO_ACCOUNT, open_holds=0, fenced=7) == {(DiscrepancyKind.GRANTED, 100, 7)}
 
 
 def test_an_account_of_zeros_is_an_account():
     zeros = {"account_granted": 0, "account_settled": 0, "account_held": 0, "open_holds": 0}
 
-    assert {kind for kind, *_ in found(**zeros)} == {Kind.GRANTED, Kind.SETTLED, Kind.AVAILABLE}
+    assert {kind for kind, *_ in found(**zeros)} == {
+        DiscrepancyKind.GRANTED,
+        DiscrepancyKind.SETTLED,
+        DiscrepancyKind.AVAILABLE,
+    }
 
 
 def test_each_customer_is_told_apart():
-    others = Books(**(SOUND | {"customer": "globex", "fenced": 99}))
+    others = CustomerBalances(**(SOUND | {"customer": "globex", "fenced": 99}))
 
-    (discrepancy,) = compare([Books(**SOUND), others])
+    (discrepancy,) = compare([CustomerBalances(**SOUND), others])
 
     assert discrepancy.customer == "globex"
     assert discrepancy.detail == "sum of grants against the fence"
 
 
 def test_a_discrepancy_can_be_told_as_json():
-    (discrepancy,) = compare([Books(**(SOUND | {"fenced": 99}))])
+    (discrepancy,) = compare([CustomerBalances(**(SOUND | {"fenced": 99}))])
 
     assert json.loads(json.dumps(discrepancy.as_dict())) == {
         "kind": "granted",
@@ -127,7 +145,7 @@ def test_a_rollup_off_by_one_in_any_column_is_found(column: int):
 
     (discrepancy,) = compare_rollups({BUCKET: (3, 3, 30, 1, 2)}, {BUCKET: tuple(edited)})
 
-    assert discrepancy.kind is Kind.ROLLUP
+    assert discrepancy.kind is DiscrepancyKind.ROLLUP
     assert (discrepancy.expected, discrepancy.found) == (30, edited[2])
     assert "2026-11-10T12:00:00.000Z page-capture succeeded" in discrepancy.detail
 

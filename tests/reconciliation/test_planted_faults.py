@@ -14,12 +14,12 @@ import redis
 import sqlalchemy as sa
 from support import add_customer, add_sku
 
-from billing.container import System
+from billing.container import Container
 from billing.core.credit_lease import LEASE_PREFIX, LeaseOutcome, LeaseRequest
 from billing.health.prometheus import exposition
 from billing.metering.usage_recorder import Admission, TaskFacts
 from billing.postgres.schema import usage_hourly
-from billing.reconciliation.discrepancies import Record, State
+from billing.reconciliation.discrepancies import DiscrepancyState, DiscrepancyStore
 from billing.redis.keys import SHARDS, open_member, shard_of
 from billing.settings import Settings
 from workers.app import make_app
@@ -36,24 +36,24 @@ class Plant:
     """A whole installation in one process: relay, consumer, and the job as a worker runs it."""
 
     app: Any
-    system: System
+    container: Container
     client: redis.Redis
 
     def admit(self, customer: str, task_id: str) -> Admission:
-        facts = TaskFacts(task_id=task_id, customer=customer, metered_at=self.system.clock.now())
-        return self.system.meter.admit(facts, "page", None)
+        facts = TaskFacts(task_id=task_id, customer=customer, metered_at=self.container.clock.now())
+        return self.container.meter.admit(facts, "page", None)
 
     def bill(self, customer: str, task_id: str) -> None:
         admission = self.admit(customer, task_id)
-        self.system.meter.settle(admission, self.system.meter.recorder(admission.sku))
+        self.container.meter.settle(admission, self.container.meter.recorder(admission.sku))
 
     def relay(self) -> None:
-        relay = self.system.relay()
+        relay = self.container.relay()
         while relay.run_once():
             pass
 
     def logged(self) -> int:
-        with self.system.engine.connect() as connection:
+        with self.container.engine.connect() as connection:
             return int(connection.exec_driver_sql("SELECT count(*) FROM usage_events").scalar_one())
 
     def wait_until_logged(self, count: int) -> None:
@@ -69,7 +69,7 @@ class Plant:
         return found
 
     def figures(self) -> dict[str, float]:
-        lines = exposition(self.system).decode().splitlines()
+        lines = exposition(self.container).decode().splitlines()
         pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
         return {name: float(value) for name, _, value in pairs}
 
@@ -82,11 +82,11 @@ def plant(settings: Settings, engine: sa.Engine, redis_client: redis.Redis) -> I
         add_customer(engine, customer, credits=1000)
     app = make_app(settings)
     app.loader.import_default_modules()
-    system: System = app.metering.system
-    plant = Plant(app, system, redis_client)
+    container: Container = app.metering.container
+    plant = Plant(app, container, redis_client)
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        consuming = pool.submit(system.consumer().run, stop)
+        consuming = pool.submit(container.consumer().run, stop)
         try:
             for customer in CUSTOMERS:
                 for number in range(3):
@@ -97,7 +97,7 @@ def plant(settings: Settings, engine: sa.Engine, redis_client: redis.Redis) -> I
         finally:
             stop.set()
             consuming.result(timeout=30)
-    system.close()
+    container.close()
     app.close()
 
 
@@ -106,13 +106,13 @@ def lease(plant: Plant, customer: str) -> None:
         customer=customer, sku="page", lease_id=LEASE, number=1, keep_microcredits=0,
         wish_microcredits=20 * CREDIT, least_microcredits=CREDIT, ttl_seconds=600,
     )  # fmt: skip
-    grant = plant.system.quota.lease(request)
+    grant = plant.container.quota.lease(request)
     assert (grant.outcome, grant.granted_microcredits) == (LeaseOutcome.GRANTED, 20 * CREDIT)
 
 
 def forget_the_settle_of(plant: Plant, customer: str, task_id: str) -> None:
     """Bill a task, let its event be logged, and give Redis back what it had before the settle."""
-    admission, keys = plant.admit(customer, task_id), plant.system.keys
+    admission, keys = plant.admit(customer, task_id), plant.container.keys
     names = [
         keys.account(customer),
         keys.hold(customer, task_id),
@@ -121,7 +121,7 @@ def forget_the_settle_of(plant: Plant, customer: str, task_id: str) -> None:
     kept = {name: plant.client.dump(name) for name in names}
     member, shard = open_member(customer, task_id), keys.open(shard_of(customer))
     due_ms = plant.client.zscore(shard, member)
-    plant.system.meter.settle(admission, plant.system.meter.recorder(admission.sku))
+    plant.container.meter.settle(admission, plant.container.meter.recorder(admission.sku))
     plant.relay()
     plant.wait_until_logged(3 * len(CUSTOMERS) + 1)
     for name, value in kept.items():
@@ -135,15 +135,15 @@ def remove_from_the_outbox(plant: Plant, customer: str, task_id: str) -> None:
     plant.bill(customer, task_id)
     entries = [
         entry
-        for entry in plant.system.outbox.read(range(SHARDS), 1000)
+        for entry in plant.container.outbox.read(range(SHARDS), 1000)
         if entry.event.task_id == task_id
     ]
     assert len(entries) == 1
-    plant.system.outbox.remove(entries)
+    plant.container.outbox.remove(entries)
 
 
 def test_the_hourly_check_finds_and_repairs_every_planted_fault(plant: Plant):
-    system, keys = plant.system, plant.system.keys
+    container, keys = plant.container, plant.container.keys
     before = plant.figures()
     assert plant.check() == []
     plant.admit("off-by-one", "still-running")
@@ -153,7 +153,7 @@ def test_the_hourly_check_finds_and_repairs_every_planted_fault(plant: Plant):
     forget_the_settle_of(plant, "lost-settle", "forgotten")
     plant.admit("orphan", "vanished")
     plant.client.delete(keys.hold("orphan", "vanished"))
-    with system.engine.begin() as connection:
+    with container.engine.begin() as connection:
         connection.execute(
             sa.update(usage_hourly)
             .where(usage_hourly.c.customer_id == "edited")
@@ -162,7 +162,9 @@ def test_the_hourly_check_finds_and_repairs_every_planted_fault(plant: Plant):
     remove_from_the_outbox(plant, "removed", "never-sent")
 
     # Looking alone tells, and counts, and changes nothing.
-    assert {f.state for f in system.repair.run(since(), repair=False)} == {State.FOUND}
+    assert {f.state for f in container.repair.run(since(), repair=False)} == {
+        DiscrepancyState.FOUND
+    }
     figures = plant.figures()
     for kind in ("settled", "available", "rollup", "lost_event"):
         assert figures[open_of(kind)] > 0
@@ -178,51 +180,51 @@ def test_the_hourly_check_finds_and_repairs_every_planted_fault(plant: Plant):
     assert causes["edited", "rollup"] == "edited"
     assert causes["removed", "lost_event"] == "event_lost"
     assert causes["removed", "settled"] == "event_lost"
-    assert system.reconcile.run(since()) == []
+    assert container.invariant_checks.run(since()) == []
     assert plant.check() == []
 
 
 def test_work_under_way_keeps_its_holds_and_leases_through_a_repair(plant: Plant):
-    system = plant.system
+    container = plant.container
     running = plant.admit("off-by-one", "still-running")
     lease(plant, "off-by-one")
-    plant.client.hincrby(system.keys.account("off-by-one"), "settled", 1)
+    plant.client.hincrby(container.keys.account("off-by-one"), "settled", 1)
 
     assert {each["state"] for each in plant.check()} == {"repaired"}
 
-    account = system.quota.account("off-by-one")
+    account = container.quota.account("off-by-one")
     assert account is not None
     assert account.epoch == 2
     assert account.held_microcredits == 21 * CREDIT
-    assert {hold.task_id for hold in system.quota.open_holds("off-by-one")} == {
+    assert {hold.task_id for hold in container.quota.open_holds("off-by-one")} == {
         "still-running",
         LEASE,
     }
-    system.meter.settle(running, system.meter.recorder(running.sku))
+    container.meter.settle(running, container.meter.recorder(running.sku))
     plant.relay()
     plant.wait_until_logged(3 * len(CUSTOMERS) + 1)
     assert plant.check() == []
 
 
 def test_a_lease_whose_record_was_lost_is_an_orphan_like_any_hold(plant: Plant):
-    system = plant.system
+    container = plant.container
     lease(plant, "orphan")
-    plant.client.delete(system.keys.hold("orphan", LEASE))
+    plant.client.delete(container.keys.hold("orphan", LEASE))
 
     found = plant.check()
 
     assert {each["state"] for each in found} == {"repaired"}
     assert f"orphan hold of task {LEASE}" in found[0]["note"]
-    assert plant.client.hget(system.keys.account("orphan"), "leases") == b"0"
+    assert plant.client.hget(container.keys.account("orphan"), "leases") == b"0"
     assert plant.check() == []
 
 
 def test_each_discrepancy_is_a_row_and_a_figure_that_an_operator_can_read(plant: Plant):
-    plant.client.hincrby(plant.system.keys.account("off-by-one"), "settled", 1)
+    plant.client.hincrby(plant.container.keys.account("off-by-one"), "settled", 1)
     ever = "weighbridge_discrepancies_total"
     assert plant.figures()[f'{ever}{{kind="settled"}}'] == 0
 
-    plant.system.repair.run(since(), repair=False)
+    plant.container.repair.run(since(), repair=False)
 
     figures = plant.figures()
     assert figures[open_of("settled")] == figures[f'{ever}{{kind="settled"}}'] == 1
@@ -232,8 +234,8 @@ def test_each_discrepancy_is_a_row_and_a_figure_that_an_operator_can_read(plant:
     assert figures[open_of("settled")] == 0
     assert figures[f'{ever}{{kind="settled"}}'] == 1
     assert figures["weighbridge_discrepancy_oldest_open_seconds"] == 0
-    (row, *_) = Record(plant.system.engine).list(ended=True)
-    assert (row.customer, row.state) == ("off-by-one", State.REPAIRED)
+    (row, *_) = DiscrepancyStore(plant.container.engine).list(ended=True)
+    assert (row.customer, row.state) == ("off-by-one", DiscrepancyState.REPAIRED)
 
 
 def since() -> datetime:

@@ -20,10 +20,10 @@ from billing.core.reservation import ReleaseCause
 from billing.core.sku import Pricing
 from billing.core.usage_event import Outcome, denied_line
 from billing.postgres.schema import grants, quota_fences, usage_events, usage_hourly
-from billing.quota.redis_store import RedisQuota
-from billing.reconciliation.checks import SWEEP_GRACE, Reconcile
-from billing.reconciliation.invariants import Discrepancy, Kind
-from billing.redis.keys import Keys
+from billing.quota.redis_store import RedisQuotaStore
+from billing.reconciliation.checks import SWEEP_GRACE, InvariantChecks
+from billing.reconciliation.invariants import Discrepancy, DiscrepancyKind
+from billing.redis.keys import RedisKeys
 from billing.settings import Settings
 
 CREDIT = 1_000_000
@@ -31,7 +31,7 @@ SINCE = NOW - timedelta(days=2)
 
 
 @pytest.fixture
-def system(
+def container(
     engine: sa.Engine,
     database_url: str,
     redis_client: redis.Redis,
@@ -43,32 +43,32 @@ def system(
     add_sku(engine, "crawl", price="0.25", pricing=Pricing.MEASURED, hold_quantity=8)
     add_customer(engine, "acme", credits=20)
     add_customer(engine, "globex", credits=3)
-    with SmallSystem.on_redis(engine, database_url, redis_client, settings, clock) as system:
-        give_history(system)
-        system.drain()
-        yield system
+    with SmallSystem.on_redis(engine, database_url, redis_client, settings, clock) as container:
+        give_history(container)
+        container.drain()
+        yield container
 
 
-def give_history(system: SmallSystem) -> None:
+def give_history(container: SmallSystem) -> None:
     for number in range(5):
-        system.bill(f"acme-{number}")
-        system.bill(f"globex-{number}", customer="globex")
-    crawl = system.admit("crawl", sku="crawl")
-    recorder = system.meter.recorder(crawl.sku)
+        container.bill(f"acme-{number}")
+        container.bill(f"globex-{number}", customer="globex")
+    crawl = container.admit("crawl", sku="crawl")
+    recorder = container.meter.recorder(crawl.sku)
     recorder.record(quantity=30, cost_micros=77, subject="https://a.example/")
-    system.meter.settle(crawl, recorder)
-    failed = system.admit("failed")
-    recorder = system.meter.recorder(failed.sku)
+    container.meter.settle(crawl, recorder)
+    failed = container.admit("failed")
+    recorder = container.meter.recorder(failed.sku)
     recorder.record(cost_micros=11)
-    system.meter.fail(failed, recorder, ReleaseCause.EXCEPTION)
-    system.admit("still-running")
+    container.meter.fail(failed, recorder, ReleaseCause.EXCEPTION)
+    container.admit("still-running")
 
 
-def run(system: SmallSystem) -> list[Discrepancy]:
-    return system.reconcile.run(SINCE)
+def run(container: SmallSystem) -> list[Discrepancy]:
+    return container.invariant_checks.run(SINCE)
 
 
-def kinds(found: list[Discrepancy]) -> set[Kind]:
+def kinds(found: list[Discrepancy]) -> set[DiscrepancyKind]:
     return {discrepancy.kind for discrepancy in found}
 
 
@@ -89,44 +89,44 @@ def plant_line(engine: sa.Engine, **fields: object) -> None:
         )
 
 
-def test_a_healthy_system_has_no_discrepancy(system: SmallSystem):
-    assert run(system) == []
+def test_a_healthy_system_has_no_discrepancy(container: SmallSystem):
+    assert run(container) == []
 
 
-def test_the_history_is_one_that_could_have_gone_wrong(system: SmallSystem):
-    with system.engine.connect() as connection:
+def test_the_history_is_one_that_could_have_gone_wrong(container: SmallSystem):
+    with container.engine.connect() as connection:
         outcomes = set(connection.scalars(sa.select(usage_hourly.c.outcome)))
 
     assert outcomes == {"succeeded", "failed", "denied"}
-    assert len(system.quota.open_holds()) == 1
+    assert len(container.quota.open_holds()) == 1
 
 
-def test_what_is_not_drained_shows_until_it_is(system: SmallSystem):
-    system.bill("on-its-way")
+def test_what_is_not_drained_shows_until_it_is(container: SmallSystem):
+    container.bill("on-its-way")
 
-    on_its_way = run(system)
-    system.drain()
+    on_its_way = run(container)
+    container.drain()
 
-    assert kinds(on_its_way) == {Kind.SETTLED, Kind.AVAILABLE}
-    assert run(system) == []
+    assert kinds(on_its_way) == {DiscrepancyKind.SETTLED, DiscrepancyKind.AVAILABLE}
+    assert run(container) == []
 
 
 @pytest.mark.parametrize(
     ("field", "expected"),
     [
-        ("settled", {Kind.SETTLED, Kind.AVAILABLE}),
-        ("held", {Kind.AVAILABLE}),
-        ("granted", {Kind.GRANTED, Kind.AVAILABLE}),
+        ("settled", {DiscrepancyKind.SETTLED, DiscrepancyKind.AVAILABLE}),
+        ("held", {DiscrepancyKind.AVAILABLE}),
+        ("granted", {DiscrepancyKind.GRANTED, DiscrepancyKind.AVAILABLE}),
     ],
 )
 @pytest.mark.parametrize("by", [1, -1])
 def test_a_balance_off_by_one_microcredit_is_found(
-    system: SmallSystem, redis_client: redis.Redis, settings: Settings,
-    field: str, by: int, expected: set[Kind],
+    container: SmallSystem, redis_client: redis.Redis, settings: Settings,
+    field: str, by: int, expected: set[DiscrepancyKind],
 ):  # fmt: skip
-    redis_client.hincrby(Keys(settings.redis_prefix).account("acme"), field, by)
+    redis_client.hincrby(RedisKeys(settings.redis_prefix).account("acme"), field, by)
 
-    found = run(system)
+    found = run(container)
 
     assert kinds(found) == expected
     assert {discrepancy.customer for discrepancy in found} == {"acme"}
@@ -134,42 +134,42 @@ def test_a_balance_off_by_one_microcredit_is_found(
 
 
 def test_a_forced_rebuild_mends_what_redis_had_wrong(
-    system: SmallSystem, redis_client: redis.Redis, settings: Settings
+    container: SmallSystem, redis_client: redis.Redis, settings: Settings
 ):
-    account = Keys(settings.redis_prefix).account("acme")
+    account = RedisKeys(settings.redis_prefix).account("acme")
     for field in ("settled", "held", "granted"):
         redis_client.hincrby(account, field, 5)
-    assert run(system)
+    assert run(container)
 
-    system.account_sync.rebuild("acme", force=True)
+    container.account_loader.rebuild("acme", force=True)
 
-    assert run(system) == []
+    assert run(container) == []
 
 
 def test_a_balance_below_zero_is_found(
-    system: SmallSystem, redis_client: redis.Redis, settings: Settings
+    container: SmallSystem, redis_client: redis.Redis, settings: Settings
 ):
-    redis_client.hset(Keys(settings.redis_prefix).account("globex"), "granted", 2 * CREDIT)
+    redis_client.hset(RedisKeys(settings.redis_prefix).account("globex"), "granted", 2 * CREDIT)
 
-    negative = [d for d in run(system) if d.kind is Kind.NEGATIVE]
+    negative = [d for d in run(container) if d.kind is DiscrepancyKind.NEGATIVE]
 
     assert [(d.customer, d.found) for d in negative] == [("globex", -CREDIT)]
 
 
 def test_a_customer_whose_balance_redis_lost_is_no_discrepancy(
-    system: SmallSystem, redis_client: redis.Redis, settings: Settings
+    container: SmallSystem, redis_client: redis.Redis, settings: Settings
 ):
-    redis_client.delete(Keys(settings.redis_prefix).account("globex"))
+    redis_client.delete(RedisKeys(settings.redis_prefix).account("globex"))
 
-    assert run(system) == []
+    assert run(container) == []
 
 
 @pytest.mark.parametrize(
     "column", ["events", "quantity", "amount_microcredits", "shortfall_microcredits", "cost_micros"]
 )
-def test_a_rollup_edited_by_hand_is_found(system: SmallSystem, column: str):
+def test_a_rollup_edited_by_hand_is_found(container: SmallSystem, column: str):
     c = usage_hourly.c
-    with system.engine.begin() as connection:
+    with container.engine.begin() as connection:
         edited = connection.execute(
             sa.update(usage_hourly)
             .where(c.customer_id == "acme", c.sku_id == "crawl")
@@ -177,15 +177,15 @@ def test_a_rollup_edited_by_hand_is_found(system: SmallSystem, column: str):
         )
     assert edited.rowcount == 1
 
-    found = run(system)
+    found = run(container)
 
-    assert kinds(found) == {Kind.ROLLUP}
+    assert kinds(found) == {DiscrepancyKind.ROLLUP}
     assert any("crawl succeeded" in discrepancy.detail for discrepancy in found)
 
 
-def test_a_rollup_that_vanished_and_one_that_was_invented_are_found(system: SmallSystem):
+def test_a_rollup_that_vanished_and_one_that_was_invented_are_found(container: SmallSystem):
     c = usage_hourly.c
-    with system.engine.begin() as connection:
+    with container.engine.begin() as connection:
         connection.execute(sa.delete(usage_hourly).where(c.sku_id == "crawl"))
         connection.execute(
             usage_hourly.insert().values(
@@ -195,7 +195,7 @@ def test_a_rollup_that_vanished_and_one_that_was_invented_are_found(system: Smal
             )
         )  # fmt: skip
 
-    details = [discrepancy.detail for discrepancy in run(system)]
+    details = [discrepancy.detail for discrepancy in run(container)]
 
     assert any("crawl" in detail and "rollup None" in detail for detail in details)
     assert any("failed exception" in detail and "log None" in detail for detail in details)
@@ -203,30 +203,30 @@ def test_a_rollup_that_vanished_and_one_that_was_invented_are_found(system: Smal
 
 @pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=5, minutes=45))])
 def test_rollups_are_compared_by_whole_hours_even_if_asked_from_within_one(
-    system: SmallSystem, zone: tzinfo
+    container: SmallSystem, zone: tzinfo
 ):
     since = (NOW - timedelta(minutes=20)).astimezone(zone)
 
-    assert system.reconcile.run(since) == []
+    assert container.invariant_checks.run(since) == []
 
 
-def test_a_task_billed_twice_is_found(system: SmallSystem):
+def test_a_task_billed_twice_is_found(container: SmallSystem):
     later = NOW + timedelta(seconds=1)
     plant_line(
-        system.engine, task_id="acme-0", metered_at=later,
+        container.engine, task_id="acme-0", metered_at=later,
         id=event_id("acme-0", "page-capture", later),
     )  # fmt: skip
 
-    duplicates = [d for d in run(system) if d.kind is Kind.DUPLICATE]
+    duplicates = [d for d in run(container) if d.kind is DiscrepancyKind.DUPLICATE]
 
     assert [(d.customer, d.expected, d.found) for d in duplicates] == [("acme", 1, 2)]
     assert duplicates[0].detail == "task acme-0, line page-capture"
-    assert {Kind.ROLLUP, Kind.SETTLED} <= kinds(run(system))
+    assert {DiscrepancyKind.ROLLUP, DiscrepancyKind.SETTLED} <= kinds(run(container))
 
 
 @pytest.mark.parametrize("figures", [{"cost_micros": 4}, {"quantity": 4}])
 def test_a_refused_task_that_left_something_behind_is_found(
-    system: SmallSystem, figures: dict[str, int]
+    container: SmallSystem, figures: dict[str, int]
 ):
     fields: dict[str, Any] = {
         "task_id": "refused",
@@ -236,104 +236,108 @@ def test_a_refused_task_that_left_something_behind_is_found(
         "quantity": 0,
         "amount_microcredits": 0,
     }
-    plant_line(system.engine, **(fields | figures))
+    plant_line(container.engine, **(fields | figures))
 
-    ran = [d for d in run(system) if d.kind is Kind.DENIED_BUT_RAN]
+    ran = [d for d in run(container) if d.kind is DiscrepancyKind.DENIED_BUT_RAN]
 
     assert [(d.customer, d.found, d.detail) for d in ran] == [("acme", 4, "task refused")]
 
 
-def test_a_line_from_before_the_asked_instant_is_left_to_the_totals(system: SmallSystem):
+def test_a_line_from_before_the_asked_instant_is_left_to_the_totals(container: SmallSystem):
     plant_line(
-        system.engine, metered_at=NOW - timedelta(days=3), outcome=Outcome.DENIED, cost_micros=4,
+        container.engine, metered_at=NOW - timedelta(days=3), outcome=Outcome.DENIED, cost_micros=4,
         quantity=0, amount_microcredits=0,
     )  # fmt: skip
 
-    assert run(system) == []
-    assert Kind.DENIED_BUT_RAN in kinds(system.reconcile.run(NOW - timedelta(days=4)))
+    assert run(container) == []
+    assert DiscrepancyKind.DENIED_BUT_RAN in kinds(
+        container.invariant_checks.run(NOW - timedelta(days=4))
+    )
 
 
-def overdue_at(system: SmallSystem, instant_ms: int) -> list[Discrepancy]:
-    return Reconcile(system.engine, system.quota, ManualClock(from_ms(instant_ms))).run(SINCE)
+def overdue_at(container: SmallSystem, instant_ms: int) -> list[Discrepancy]:
+    return InvariantChecks(container.engine, container.quota, ManualClock(from_ms(instant_ms))).run(
+        SINCE
+    )
 
 
-def test_no_question_reads_the_log_from_before_the_asked_instant(system: SmallSystem):
+def test_no_question_reads_the_log_from_before_the_asked_instant(container: SmallSystem):
     asked: list[str] = []
 
     def remember(*arguments: Any) -> None:
         asked.append(arguments[2])
 
-    sa.event.listen(system.engine, "before_cursor_execute", remember)
+    sa.event.listen(container.engine, "before_cursor_execute", remember)
     try:
-        run(system)
+        run(container)
     finally:
-        sa.event.remove(system.engine, "before_cursor_execute", remember)
+        sa.event.remove(container.engine, "before_cursor_execute", remember)
 
     of_the_log = [statement for statement in asked if "FROM usage_events" in statement]
     assert len(of_the_log) > 3
     assert all("usage_events.id >=" in statement for statement in of_the_log)
 
 
-def test_a_hold_that_outlived_its_time_and_a_sweep_is_found(system: SmallSystem):
-    (hold,) = system.quota.open_holds()
+def test_a_hold_that_outlived_its_time_and_a_sweep_is_found(container: SmallSystem):
+    (hold,) = container.quota.open_holds()
     due_ms = hold.expires_at_ms + SWEEP_GRACE // timedelta(milliseconds=1)
 
-    assert overdue_at(system, due_ms) == []
-    (overdue,) = overdue_at(system, due_ms + 1)
+    assert overdue_at(container, due_ms) == []
+    (overdue,) = overdue_at(container, due_ms + 1)
 
-    assert (overdue.kind, overdue.customer) == (Kind.OVERDUE_HOLD, "acme")
+    assert (overdue.kind, overdue.customer) == (DiscrepancyKind.OVERDUE_HOLD, "acme")
     assert overdue.found == CREDIT
     assert "task still-running" in overdue.detail
 
 
-def test_grants_that_the_fence_has_not_counted_are_found(system: SmallSystem):
-    with system.engine.begin() as connection:
+def test_grants_that_the_fence_has_not_counted_are_found(container: SmallSystem):
+    with container.engine.begin() as connection:
         connection.execute(
             grants.insert().values(customer_id="acme", amount_microcredits=7, reference="by hand")
         )
 
-    found = run(system)
+    found = run(container)
 
-    assert kinds(found) == {Kind.GRANTED, Kind.AVAILABLE}
-    assert {(d.expected, d.found) for d in found if d.kind is Kind.GRANTED} == {
+    assert kinds(found) == {DiscrepancyKind.GRANTED, DiscrepancyKind.AVAILABLE}
+    assert {(d.expected, d.found) for d in found if d.kind is DiscrepancyKind.GRANTED} == {
         (20 * CREDIT + 7, 20 * CREDIT)
     }
 
 
-def test_a_fence_edited_by_hand_is_found(system: SmallSystem):
+def test_a_fence_edited_by_hand_is_found(container: SmallSystem):
     c = quota_fences.c
-    with system.engine.begin() as connection:
+    with container.engine.begin() as connection:
         connection.execute(
             sa.update(quota_fences)
             .where(c.customer_id == "globex")
             .values(granted_microcredits=c.granted_microcredits - 1)
         )
 
-    (discrepancy,) = run(system)
+    (discrepancy,) = run(container)
 
-    assert (discrepancy.kind, discrepancy.customer) == (Kind.GRANTED, "globex")
+    assert (discrepancy.kind, discrepancy.customer) == (DiscrepancyKind.GRANTED, "globex")
 
 
 def test_looking_changes_nothing(
-    system: SmallSystem, redis_client: redis.Redis, settings: Settings
+    container: SmallSystem, redis_client: redis.Redis, settings: Settings
 ):
     def everything() -> dict[bytes, bytes | None]:
         keys = redis_client.scan_iter(match=f"{settings.redis_prefix}:*", count=1000)
         return {key: redis_client.dump(key) for key in sorted(keys)}
 
     before = everything()
-    run(system)
+    run(container)
 
     assert everything() == before
 
 
 def test_redis_away_is_said_and_not_taken_for_a_discrepancy(
-    system: SmallSystem, settings: Settings
+    container: SmallSystem, settings: Settings
 ):
     nowhere = redis.Redis(port=1, socket_connect_timeout=0.2, retry=None)
-    quota = RedisQuota(
+    quota = RedisQuotaStore(
         nowhere, prefix=settings.redis_prefix, hold_record_ttl_seconds=1, quarantine_seconds=0
     )
 
     with pytest.raises(QuotaUnavailable):
-        Reconcile(system.engine, quota, system.clock).run(SINCE)
+        InvariantChecks(container.engine, quota, container.clock).run(SINCE)

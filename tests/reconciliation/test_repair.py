@@ -19,13 +19,24 @@ from billing.core.periods import hour_floor, month_of
 from billing.core.usage_event import UsageEvent
 from billing.postgres.partition_detaching import detach
 from billing.postgres.schema import grants, usage_hourly
-from billing.quota.hold_repair import RedisMend
-from billing.reconciliation.discrepancies import Finding, Record, State
-from billing.reconciliation.in_flight import Shelves
-from billing.reconciliation.invariants import Discrepancy, Kind
-from billing.reconciliation.remedies import Cause, OnTheWay, Remedy, cause_of, must_wait, remedy_of
+from billing.quota.hold_repair import HoldRepair
+from billing.reconciliation.discrepancies import (
+    DiscrepancyState,
+    DiscrepancyStore,
+    RecordedDiscrepancy,
+)
+from billing.reconciliation.in_flight import InFlightUsage
+from billing.reconciliation.invariants import Discrepancy, DiscrepancyKind
+from billing.reconciliation.remedies import (
+    DiscrepancyCause,
+    OnTheWay,
+    Remedy,
+    cause_of,
+    must_wait,
+    remedy_of,
+)
 from billing.reconciliation.repair import Repair
-from billing.redis.keys import Keys, open_member, shard_of
+from billing.redis.keys import RedisKeys, open_member, shard_of
 from billing.settings import Settings
 from billing.transport.journal import Journal
 from billing.transport.outbox import RedisOutbox
@@ -38,39 +49,41 @@ SINCE = NOW - timedelta(days=2)
 class Bench:
     """A drained system, and a repair of it."""
 
-    system: SmallSystem
+    container: SmallSystem
     client: redis.Redis
-    keys: Keys
+    keys: RedisKeys
     journal: Journal
     depth: int | None = 0
 
     def __post_init__(self) -> None:
         self.outbox = RedisOutbox(self.client, self.keys)
-        self.record = Record(self.system.engine)
+        self.record = DiscrepancyStore(self.container.engine)
         self.between_readings: Callable[[], None] = lambda: None
         self.repair = Repair(
-            self.system.engine,
-            quota=self.system.quota,
-            reconcile=self.system.reconcile,
-            shelves=Shelves(self.system.engine, self.outbox, self.journal, lambda: self.depth),
-            sync=self.system.account_sync,
-            mend=RedisMend(self.client, self.keys),
-            publisher=lambda: _Logs(self.system),
+            self.container.engine,
+            quota=self.container.quota,
+            reconcile=self.container.invariant_checks,
+            shelves=InFlightUsage(
+                self.container.engine, self.outbox, self.journal, lambda: self.depth
+            ),
+            sync=self.container.account_loader,
+            mend=HoldRepair(self.client, self.keys),
+            publisher=lambda: _Logs(self.container),
             record=self.record,
-            clock=self.system.clock,
+            clock=self.container.clock,
             wait=lambda _: self.between_readings(),
         )
 
     def bill(self, task_id: str) -> None:
         """As a worker: into the outbox, then into the node's journal."""
-        self.system.bill(task_id)
-        self.journal.append(self.system.journal.events)
-        self.system.journal.events.clear()
+        self.container.bill(task_id)
+        self.journal.append(self.container.journal.events)
+        self.container.journal.events.clear()
 
-    def look(self) -> list[Finding]:
+    def look(self) -> list[RecordedDiscrepancy]:
         return self.repair.run(SINCE, repair=False)
 
-    def mend(self) -> list[Finding]:
+    def mend(self) -> list[RecordedDiscrepancy]:
         return self.repair.run(SINCE, repair=True)
 
     def off_by(self, field: str, amount: int) -> None:
@@ -80,8 +93,8 @@ class Bench:
 class _Logs:
     """A publisher whose consumer is quick."""
 
-    def __init__(self, system: SmallSystem) -> None:
-        self._system = system
+    def __init__(self, container: SmallSystem) -> None:
+        self._system = container
 
     def publish(self, events: Sequence[UsageEvent]) -> None:
         self._system.log(list(events))
@@ -102,29 +115,34 @@ def bench(
     add_sku(engine, "page-capture")
     add_customer(engine, "acme", credits=20)
     add_customer(engine, "globex", credits=3)
-    with SmallSystem.on_redis(engine, database_url, redis_client, settings, clock) as system:
+    with SmallSystem.on_redis(engine, database_url, redis_client, settings, clock) as container:
         journal = Journal(tmp_path / "journal", clock=clock)
-        bench = Bench(system, redis_client, Keys(settings.redis_prefix), journal)
+        bench = Bench(container, redis_client, RedisKeys(settings.redis_prefix), journal)
         for number in range(5):
             bench.bill(f"acme-{number}")
-        system.bill("globex-0", customer="globex")
-        system.admit("still-running")
-        system.drain()
+        container.bill("globex-0", customer="globex")
+        container.admit("still-running")
+        container.drain()
         assert bench.look() == []
         yield bench
 
 
-def of(findings: list[Finding]) -> set[tuple[Kind, Cause, Remedy, State]]:
+def of(
+    findings: list[RecordedDiscrepancy],
+) -> set[tuple[DiscrepancyKind, DiscrepancyCause, Remedy, DiscrepancyState]]:
     return {(f.discrepancy.kind, f.cause, f.remedy, f.state) for f in findings}
 
 
 def test_looking_only_tells_and_writes_down(bench: Bench) -> None:
     bench.off_by("settled", 5)
     found = bench.look()
-    assert {f.state for f in found} == {State.FOUND}
-    assert bench.system.reconcile.run(SINCE)
-    assert {row.kind for row in bench.record.list()} == {Kind.SETTLED, Kind.AVAILABLE}
-    assert bench.record.open() == {Kind.SETTLED: 1, Kind.AVAILABLE: 1}
+    assert {f.state for f in found} == {DiscrepancyState.FOUND}
+    assert bench.container.invariant_checks.run(SINCE)
+    assert {row.kind for row in bench.record.list()} == {
+        DiscrepancyKind.SETTLED,
+        DiscrepancyKind.AVAILABLE,
+    }
+    assert bench.record.open() == {DiscrepancyKind.SETTLED: 1, DiscrepancyKind.AVAILABLE: 1}
     bench.look()
     assert {row.times_seen for row in bench.record.list()} == {2}
 
@@ -132,19 +150,24 @@ def test_looking_only_tells_and_writes_down(bench: Bench) -> None:
 @pytest.mark.parametrize("by", [1, -1])
 def test_a_balance_off_by_one_is_rebuilt_and_open_holds_stay(bench: Bench, by: int) -> None:
     bench.off_by("settled", by)
-    cause = Cause.REDIS_AHEAD if by > 0 else Cause.REDIS_BEHIND
+    cause = DiscrepancyCause.REDIS_AHEAD if by > 0 else DiscrepancyCause.REDIS_BEHIND
     found = bench.mend()
-    assert (Kind.SETTLED, cause, Remedy.REBUILD, State.REPAIRED) in of(found)
-    assert {f.state for f in found} == {State.REPAIRED}
-    assert bench.system.reconcile.run(SINCE) == []
-    assert [hold.task_id for hold in bench.system.quota.open_holds("acme")] == ["still-running"]
+    assert (DiscrepancyKind.SETTLED, cause, Remedy.REBUILD, DiscrepancyState.REPAIRED) in of(found)
+    assert {f.state for f in found} == {DiscrepancyState.REPAIRED}
+    assert bench.container.invariant_checks.run(SINCE) == []
+    assert [hold.task_id for hold in bench.container.quota.open_holds("acme")] == ["still-running"]
     assert bench.record.open() == {}
 
 
 def test_a_lost_settle_is_charged_again_from_the_log(bench: Bench) -> None:
     bench.off_by("settled", -2 * CREDIT)
-    assert (Kind.SETTLED, Cause.REDIS_BEHIND, Remedy.REBUILD, State.REPAIRED) in of(bench.mend())
-    account = bench.system.quota.account("acme")
+    assert (
+        DiscrepancyKind.SETTLED,
+        DiscrepancyCause.REDIS_BEHIND,
+        Remedy.REBUILD,
+        DiscrepancyState.REPAIRED,
+    ) in of(bench.mend())
+    account = bench.container.quota.account("acme")
     assert account is not None
     assert account.settled_microcredits == 5 * CREDIT
 
@@ -154,22 +177,32 @@ def test_an_outbox_entry_that_was_removed_is_published_from_the_journal(bench: B
     (entry,) = bench.outbox.read([shard_of("acme")], 10)
     bench.outbox.remove([entry])
     found = bench.mend()
-    assert (Kind.LOST_EVENT, Cause.EVENT_LOST, Remedy.PUBLISH_AGAIN, State.REPAIRED) in of(found)
-    assert (Kind.SETTLED, Cause.EVENT_LOST, Remedy.REBUILD, State.REPAIRED) in of(found)
-    assert bench.system.reconcile.run(SINCE) == []
+    assert (
+        DiscrepancyKind.LOST_EVENT,
+        DiscrepancyCause.EVENT_LOST,
+        Remedy.PUBLISH_AGAIN,
+        DiscrepancyState.REPAIRED,
+    ) in of(found)
+    assert (
+        DiscrepancyKind.SETTLED,
+        DiscrepancyCause.EVENT_LOST,
+        Remedy.REBUILD,
+        DiscrepancyState.REPAIRED,
+    ) in of(found)
+    assert bench.container.invariant_checks.run(SINCE) == []
     # The customer was charged before and after: it is the log that was mended, not the balance.
-    account = bench.system.quota.account("acme")
+    account = bench.container.quota.account("acme")
     assert account is not None
     assert (account.settled_microcredits, account.epoch) == (6 * CREDIT, 1)
 
 
 def test_an_event_on_its_way_is_not_lost(bench: Bench) -> None:
     bench.bill("in-the-outbox")
-    assert Kind.LOST_EVENT not in {f.discrepancy.kind for f in bench.look()}
+    assert DiscrepancyKind.LOST_EVENT not in {f.discrepancy.kind for f in bench.look()}
     (entry,) = bench.outbox.read([shard_of("acme")], 10)
     bench.outbox.remove([entry])
     bench.depth = 1
-    assert Kind.LOST_EVENT not in {f.discrepancy.kind for f in bench.look()}
+    assert DiscrepancyKind.LOST_EVENT not in {f.discrepancy.kind for f in bench.look()}
 
 
 @pytest.mark.parametrize("depth", [1, None])
@@ -178,18 +211,18 @@ def test_credits_are_not_given_back_while_usage_may_be_on_its_way(
 ) -> None:
     bench.off_by("settled", 5)
     bench.depth = depth
-    (waiting,) = [f for f in bench.mend() if f.discrepancy.kind is Kind.SETTLED]
-    assert waiting.state is State.WAITING
+    (waiting,) = [f for f in bench.mend() if f.discrepancy.kind is DiscrepancyKind.SETTLED]
+    assert waiting.state is DiscrepancyState.WAITING
     assert "on its way" in waiting.note
     bench.depth = 0
-    assert {f.state for f in bench.mend()} == {State.REPAIRED}
+    assert {f.state for f in bench.mend()} == {DiscrepancyState.REPAIRED}
 
 
 def test_what_is_between_outbox_and_log_is_no_discrepancy_once_it_has_arrived(
     bench: Bench,
 ) -> None:
     bench.bill("slow")
-    bench.between_readings = lambda: bench.system.drain() and None
+    bench.between_readings = lambda: bench.container.drain() and None
     assert bench.mend() == []
 
 
@@ -197,19 +230,19 @@ def test_what_is_between_outbox_and_log_is_no_discrepancy_once_it_has_arrived(
 def test_a_wrong_sum_of_what_is_held_is_mended_in_place(bench: Bench, by: int) -> None:
     bench.off_by("held", by)
     found = bench.mend()
-    assert {(f.remedy, f.state) for f in found} == {(Remedy.MEND_HOLDS, State.REPAIRED)}
-    account = bench.system.quota.account("acme")
+    assert {(f.remedy, f.state) for f in found} == {(Remedy.MEND_HOLDS, DiscrepancyState.REPAIRED)}
+    account = bench.container.quota.account("acme")
     assert account is not None
     assert (account.held_microcredits, account.epoch) == (CREDIT, 1)
 
 
 def test_an_orphan_hold_is_let_go(bench: Bench) -> None:
     bench.client.delete(bench.keys.hold("acme", "still-running"))
-    before = bench.system.quota.account("acme")
+    before = bench.container.quota.account("acme")
     found = bench.mend()
-    assert {f.state for f in found} == {State.REPAIRED}
+    assert {f.state for f in found} == {DiscrepancyState.REPAIRED}
     assert "orphan hold of task still-running" in found[0].note
-    account = bench.system.quota.account("acme")
+    account = bench.container.quota.account("acme")
     assert account is not None
     assert before is not None
     assert account.held_microcredits == 0
@@ -224,8 +257,8 @@ def test_a_hold_that_no_sweep_would_find_is_found_and_swept(bench: Bench) -> Non
     bench.client.hset(bench.keys.hold("acme", "still-running"), "expires_ms", "1")
     found = bench.mend()
     assert "unswept hold of task still-running" in found[0].note
-    assert bench.system.quota.open_holds("acme") == []
-    account = bench.system.quota.account("acme")
+    assert bench.container.quota.open_holds("acme") == []
+    account = bench.container.quota.account("acme")
     assert account is not None
     assert account.held_microcredits == 0
 
@@ -233,7 +266,7 @@ def test_a_hold_that_no_sweep_would_find_is_found_and_swept(bench: Bench) -> Non
 @pytest.mark.parametrize("edit", ["raised", "deleted", "invented"])
 def test_a_rollup_edited_by_hand_is_summed_up_again(bench: Bench, edit: str) -> None:
     c = usage_hourly.c
-    with bench.system.engine.begin() as connection:
+    with bench.container.engine.begin() as connection:
         if edit == "raised":
             connection.execute(sa.update(usage_hourly).values(events=c.events + 7, quantity=1))
         elif edit == "deleted":
@@ -247,9 +280,9 @@ def test_a_rollup_edited_by_hand_is_summed_up_again(bench: Bench, edit: str) -> 
                 )
             )  # fmt: skip
     found = bench.mend()
-    assert {f.state for f in found if f.discrepancy.bucket} == {State.REPAIRED}
-    assert {f.cause for f in found if f.discrepancy.bucket} == {Cause.EDITED}
-    assert bench.system.reconcile.run(SINCE) == []
+    assert {f.state for f in found if f.discrepancy.bucket} == {DiscrepancyState.REPAIRED}
+    assert {f.cause for f in found if f.discrepancy.bucket} == {DiscrepancyCause.EDITED}
+    assert bench.container.invariant_checks.run(SINCE) == []
 
 
 def test_a_rollup_is_repaired_while_the_log_is_written(bench: Bench) -> None:
@@ -259,10 +292,10 @@ def test_a_rollup_is_repaired_while_the_log_is_written(bench: Bench) -> None:
         number = 0
         while not stop.is_set() and number < 200:
             number += 1
-            bench.system.bill(f"globex-more-{number}", customer="globex")
-            bench.system.drain()
+            bench.container.bill(f"globex-more-{number}", customer="globex")
+            bench.container.drain()
 
-    with bench.system.engine.begin() as connection:
+    with bench.container.engine.begin() as connection:
         connection.execute(sa.update(usage_hourly).values(events=usage_hourly.c.events + 7))
     writer = threading.Thread(target=write)
     writer.start()
@@ -275,12 +308,12 @@ def test_a_rollup_is_repaired_while_the_log_is_written(bench: Bench) -> None:
 
 
 def test_grants_the_fence_has_not_counted_reach_redis(bench: Bench) -> None:
-    with bench.system.engine.begin() as connection:
+    with bench.container.engine.begin() as connection:
         connection.execute(
             grants.insert().values(customer_id="acme", amount_microcredits=7, reference="by hand")
         )
-    assert {f.state for f in bench.mend()} == {State.REPAIRED}
-    account = bench.system.quota.account("acme")
+    assert {f.state for f in bench.mend()} == {DiscrepancyState.REPAIRED}
+    account = bench.container.quota.account("acme")
     assert account is not None
     assert account.granted_microcredits == 20 * CREDIT + 7
 
@@ -291,35 +324,35 @@ def test_a_discrepancy_that_went_by_itself_is_written_down_as_gone(bench: Bench)
     bench.off_by("settled", -5)
     assert bench.look() == []
     assert bench.record.list() == []
-    assert {row.state for row in bench.record.list(ended=True)} == {State.GONE}
+    assert {row.state for row in bench.record.list(ended=True)} == {DiscrepancyState.GONE}
 
 
 # -- rules ---------------------------------------------------------------------------------------
 
 
-def discrepancy(kind: Kind, expected: int = 10, found: int = 12) -> Discrepancy:
+def discrepancy(kind: DiscrepancyKind, expected: int = 10, found: int = 12) -> Discrepancy:
     return Discrepancy(kind=kind, customer="acme", expected=expected, found=found)
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_every_kind_has_a_remedy(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", DiscrepancyKind)
+def test_every_kind_has_a_remedy(kind: DiscrepancyKind) -> None:
     assert remedy_of(discrepancy(kind)) in Remedy
 
 
 @pytest.mark.parametrize(
     ("kind", "found", "lost", "cause"),
     [
-        (Kind.SETTLED, 12, 0, Cause.REDIS_AHEAD),
-        (Kind.SETTLED, 12, 2, Cause.EVENT_LOST),
-        (Kind.SETTLED, 12, 3, Cause.REDIS_AHEAD),
-        (Kind.SETTLED, 8, 0, Cause.REDIS_BEHIND),
-        (Kind.ROLLUP, 12, 0, Cause.EDITED),
-        (Kind.OVERDUE_HOLD, 12, 0, Cause.HOLD_LEFT),
-        (Kind.DUPLICATE, 12, 0, Cause.UNKNOWN),
+        (DiscrepancyKind.SETTLED, 12, 0, DiscrepancyCause.REDIS_AHEAD),
+        (DiscrepancyKind.SETTLED, 12, 2, DiscrepancyCause.EVENT_LOST),
+        (DiscrepancyKind.SETTLED, 12, 3, DiscrepancyCause.REDIS_AHEAD),
+        (DiscrepancyKind.SETTLED, 8, 0, DiscrepancyCause.REDIS_BEHIND),
+        (DiscrepancyKind.ROLLUP, 12, 0, DiscrepancyCause.EDITED),
+        (DiscrepancyKind.OVERDUE_HOLD, 12, 0, DiscrepancyCause.HOLD_LEFT),
+        (DiscrepancyKind.DUPLICATE, 12, 0, DiscrepancyCause.UNKNOWN),
     ],
 )
 def test_the_cause_follows_from_the_figures(
-    kind: Kind, found: int, lost: int, cause: Cause
+    kind: DiscrepancyKind, found: int, lost: int, cause: DiscrepancyCause
 ) -> None:
     assert cause_of(discrepancy(kind, found=found), lost) is cause
 
@@ -338,28 +371,28 @@ def test_only_a_repair_that_gives_credits_back_waits_for_what_is_on_its_way(
     found: int, in_outbox: int, in_queue: int | None, waits: bool
 ) -> None:
     way = OnTheWay(in_outbox=in_outbox, in_queue=in_queue)
-    assert must_wait(discrepancy(Kind.SETTLED, found=found), way) is waits
-    assert not must_wait(discrepancy(Kind.ROLLUP, found=found), way)
+    assert must_wait(discrepancy(DiscrepancyKind.SETTLED, found=found), way) is waits
+    assert not must_wait(discrepancy(DiscrepancyKind.ROLLUP, found=found), way)
 
 
 def test_a_rollup_whose_month_leaves_the_log_is_not_summed_up(bench: Bench) -> None:
     c = usage_hourly.c
-    with bench.system.engine.begin() as connection:
+    with bench.container.engine.begin() as connection:
         connection.execute(sa.update(usage_hourly).values(quantity=c.quantity + 7))
         before = connection.execute(sa.select(usage_hourly).order_by(*usage_hourly.c)).all()
     month = month_of(NOW)
 
     def leave() -> None:
         bench.between_readings = lambda: None
-        detach(bench.system.engine, month)
+        detach(bench.container.engine, month)
         # The record of it comes after: a run that reads in between still counts on the lines.
 
     bench.between_readings = leave
     found = {f.discrepancy: f for f in bench.mend() if f.discrepancy.bucket}
     assert found
-    assert {f.state for f in found.values()} == {State.WAITING}
+    assert {f.state for f in found.values()} == {DiscrepancyState.WAITING}
     assert all("archived" in f.note for f in found.values())
-    with bench.system.engine.connect() as connection:
+    with bench.container.engine.connect() as connection:
         after = connection.execute(sa.select(usage_hourly).order_by(*usage_hourly.c)).all()
     assert after == before
 
@@ -373,20 +406,20 @@ def test_a_rollup_is_not_made_to_agree_with_a_log_that_was_tampered_with(
         "removed": "DELETE FROM usage_events WHERE task_id = 'acme-1'",
     }[tampered]
     query = sa.select(usage_hourly).order_by(*usage_hourly.c)
-    with bench.system.engine.begin() as connection:
+    with bench.container.engine.begin() as connection:
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
         assert connection.exec_driver_sql(statement).rowcount == 1
         before = connection.execute(query).all()
     (found,) = [f for f in bench.mend() if f.discrepancy.bucket]
     assert (found.cause, found.remedy, found.state) == (
-        Cause.LOG_CHANGED,
+        DiscrepancyCause.LOG_CHANGED,
         Remedy.BY_HAND,
-        State.FOUND,
+        DiscrepancyState.FOUND,
     )
     assert f"billing verify: {tampered}" in found.note
-    with bench.system.engine.connect() as connection:
+    with bench.container.engine.connect() as connection:
         # What is billed is still what was used.
         assert connection.execute(query).all() == before
-    account = bench.system.quota.account("acme")
+    account = bench.container.quota.account("acme")
     assert account is not None
     assert account.settled_microcredits == 5 * CREDIT

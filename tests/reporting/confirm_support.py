@@ -7,18 +7,18 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from reporting_support import CUSTOMERS, LAST_HOUR, SKUS, System
+from reporting_support import CUSTOMERS, LAST_HOUR, SKUS, Container
 from stripe_bench import LocalStripe
 from support import NOW
 
 from billing.providers.port import Provider, ProviderUnavailable, UsageReport
 from billing.reporting.comparison import ProviderComparison
-from billing.reporting.confirmations import Confirmations
+from billing.reporting.confirmations import ConfirmationStore
 from billing.reporting.destination import CustomerIds, Destination
-from billing.reporting.read_back import Reader, Reading, ReadPace
-from billing.reporting.sender import Advance, Pace, Reporter
+from billing.reporting.read_back import ReadBack, ReadBackPace, Reading
+from billing.reporting.sender import Advance, Pace, ReportSender
 
-QUICK = ReadPace(rate_per_second=1e6, burst=1000)
+QUICK = ReadBackPace(rate_per_second=1e6, burst=1000)
 QUARTER = timedelta(minutes=15)
 
 
@@ -49,40 +49,42 @@ class Asked:
 class Desk:
     """Everything between the log and one provider."""
 
-    def __init__(self, system: System, inner: Any, ids: CustomerIds) -> None:
-        self.system = system
-        self.engine = system.engine
+    def __init__(self, container: Container, inner: Any, ids: CustomerIds) -> None:
+        self.container = container
+        self.engine = container.engine
         self.provider = Asked(inner)
         self.ids = ids
-        self.confirmations = Confirmations(system.engine)
+        self.confirmations = ConfirmationStore(container.engine)
         self.refs = {each: inner.link_customer(each, each.title()) for each in CUSTOMERS}
         self.edits = 0
         self.local: LocalStripe | None = None
-        inner.ensure_meters([system.metered(sku).meter for sku in SKUS])
+        inner.ensure_meters([container.metered(sku).meter for sku in SKUS])
 
     def destination(self) -> Destination:
         return Destination(
             environment="test", provider=self.provider.name, customer_ids=self.ids,
-            metered=self.system.metered, max_age=self.provider.max_age,
+            metered=self.container.metered, max_age=self.provider.max_age,
         )  # fmt: skip
 
     def advance(self, provider: Any = None) -> Advance:
         """One run of a reporter."""
-        reporter = Reporter(
-            self.system.reports,
+        reporter = ReportSender(
+            self.container.reports,
             provider or self.provider,
             self.destination(),
-            [self.system.metered(sku).meter for sku in SKUS],
-            self.system.clock,
+            [self.container.metered(sku).meter for sku in SKUS],
+            self.container.clock,
             pace=Pace(senders=1, batch=64, rate_per_second=1e6, burst=1000),
             jitter=lambda: 1.0,
         )
         return reporter.advance()
 
-    def reader(self, pace: ReadPace = QUICK, engine: sa.Engine | None = None) -> Reader:
-        confirmations = Confirmations(engine or self.engine)
+    def reader(self, pace: ReadBackPace = QUICK, engine: sa.Engine | None = None) -> ReadBack:
+        confirmations = ConfirmationStore(engine or self.engine)
         provider: Provider = self.provider  # type: ignore[assignment]  # the rest is the inner one's
-        return Reader(confirmations, provider, self.system.clock, environment="test", pace=pace)
+        return ReadBack(
+            confirmations, provider, self.container.clock, environment="test", pace=pace
+        )
 
     def confirm(self, **options: Any) -> Reading:
         """One run of a reader."""
@@ -91,12 +93,12 @@ class Desk:
     def comparison(self) -> ProviderComparison:
         provider: Provider = self.provider  # type: ignore[assignment]  # the rest is the inner one's
         return ProviderComparison(
-            self.engine, provider, self.destination(), self.system.clock, pace=QUICK
+            self.engine, provider, self.destination(), self.container.clock, pace=QUICK
         )
 
     def later(self, **time: float) -> None:
         """Time passes, here and at the provider."""
-        self.system.later(**time)
+        self.container.later(**time)
         if self.local is not None:
             seconds = timedelta(**time).total_seconds()
             self.local.control.post("clock", advance_seconds=seconds)
@@ -110,7 +112,7 @@ class Desk:
     ) -> None:
         """Somebody else tells the provider another figure for an hour."""
         self.edits += 1
-        meter = self.system.metered(sku).meter.name
+        meter = self.container.metered(sku).meter.name
         if self.local is None:
             report = UsageReport(
                 identifier=f"person:{self.edits}", customer_ref=self.refs[customer], meter=meter,
@@ -127,7 +129,7 @@ class Desk:
         self, hour: datetime = LAST_HOUR, customer: str = "acme", sku: str = "page-capture"
     ) -> int | None:
         """What the provider counts in an hour."""
-        meter = self.system.metered(sku).meter.name
+        meter = self.container.metered(sku).meter.name
         read: Mapping[datetime, int] = self.provider.inner.read_back(
             self.refs[customer], meter, hour.date()
         )
@@ -139,7 +141,7 @@ class Desk:
             (customer, sku): sum(
                 sum(
                     self.provider.inner.read_back(
-                        ref, self.system.metered(sku).meter.name, (NOW + back).date()
+                        ref, self.container.metered(sku).meter.name, (NOW + back).date()
                     ).values()
                 )
                 for back in (timedelta(days=days) for days in range(-4, 3))
@@ -179,7 +181,7 @@ class Desk:
 
     def assert_all_confirmed(self) -> None:
         """The provider counts every unit of the log, and the books say so."""
-        sums = self.system.sums()
+        sums = self.container.sums()
         for each in sums.values():
             assert (each.accepted, each.open, each.parked, each.unclaimed) == (
                 each.logged, 0, 0, 0,
@@ -191,9 +193,9 @@ class Desk:
             assert list(connection.execute(sa.text(latest)).scalars()) == ["confirmed"]
 
 
-def at_stripe(system: System, local: LocalStripe) -> Desk:
+def at_stripe(container: Container, local: LocalStripe) -> Desk:
     """The desk of a local Stripe whose customers are linked."""
-    desk = Desk(system, local.adapter(), CustomerIds.STRIPE)
+    desk = Desk(container, local.adapter(), CustomerIds.STRIPE)
     desk.local = local
     for customer, ref in desk.refs.items():
         desk.link(customer, ref)

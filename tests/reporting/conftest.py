@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 import sqlalchemy as sa
-from reporting_support import System
+from reporting_support import Container
 from stripe_bench import METER, LocalStripe
 from stripe_description import problems_of_requests
 from support import NOW
@@ -19,9 +19,9 @@ from billing.providers.stripe.provider import StripeProvider
 
 
 @pytest.fixture
-def system(engine: sa.Engine, tmp_path: Path) -> System:
+def container(engine: sa.Engine, tmp_path: Path) -> Container:
     """Nothing is logged yet."""
-    return System(engine, tmp_path / "files")
+    return Container(engine, tmp_path / "files")
 
 
 @pytest.fixture(scope="session")

@@ -15,18 +15,18 @@ from billing.core.clock import ManualClock
 from billing.core.errors import NotFound
 from billing.postgres import schema as tables
 from billing.providers.port import (
-    Cause,
     MeteredLine,
     Provider,
+    ProviderCause,
     ProviderInvoice,
     ProviderUnavailable,
 )
-from billing.reporting.confirmations import Confirmations
+from billing.reporting.confirmations import ConfirmationStore
 from billing.reporting.destination import CustomerIds
-from billing.stripe_webhooks.handlers import AtStripe, Handlers
-from billing.stripe_webhooks.processor import Notices, Received
+from billing.stripe_webhooks.handlers import AtStripe, EventHandlers
+from billing.stripe_webhooks.processor import Received, WebhookProcessor
 from billing.stripe_webhooks.stripe_reads import StripeReads
-from billing.stripe_webhooks.topups import Terms
+from billing.stripe_webhooks.topups import TopupTerms
 
 METER = "weighbridge_main_page-capture"
 START = NOW.replace(day=1, hour=0, minute=0) - timedelta(days=31)
@@ -54,7 +54,7 @@ def an_invoice(status: str = "draft", ref: str = "in_1", **changes: Any) -> Prov
 class Unanswered(ProviderUnavailable):
     """Stripe says why it does not answer."""
 
-    def __init__(self, cause: Cause | None = None) -> None:
+    def __init__(self, cause: ProviderCause | None = None) -> None:
         self.cause = cause
         super().__init__(f"to order: {cause}")
 
@@ -105,18 +105,18 @@ class Told:
         self.sessions: dict[str, dict[str, Any]] = {}
         self.notices = self.new_notices()
 
-    def new_notices(self, *, live: bool = False) -> Notices:
+    def new_notices(self, *, live: bool = False) -> WebhookProcessor:
         def stripe() -> AtStripe:
             return AtStripe(
                 provider=self.invoices.as_provider(), reads=cast("StripeReads", _Reads(self))
             )
 
-        return Notices(
+        return WebhookProcessor(
             self.engine,
-            Handlers(
+            EventHandlers(
                 stripe=stripe,
-                confirmations=Confirmations(self.engine),
-                terms=Terms(currency="USD", credit_value="0.01"),
+                confirmations=ConfirmationStore(self.engine),
+                terms=TopupTerms(currency="USD", credit_value="0.01"),
             ),
             live=live,
             customer_ids={"stripe": CustomerIds.STRIPE, "ledger": CustomerIds.OURS},

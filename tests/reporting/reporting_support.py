@@ -18,16 +18,16 @@ from billing.core.usage_event import usage_line
 from billing.providers.files import FileProvider
 from billing.providers.ledger import LedgerProvider
 from billing.providers.port import (
-    Answer,
-    Cause,
-    Meter,
     MeteredLine,
     Provider,
+    ProviderAnswer,
+    ProviderCause,
     ProviderInvoice,
+    ProviderMeter,
     UsageReport,
 )
-from billing.reporting.report_store import CustomerIds, Destination, Metered, Reports, Sums
-from billing.reporting.sender import Advance, Pace, Reporter
+from billing.reporting.report_store import CustomerIds, Destination, Metered, ReportStore, Sums
+from billing.reporting.sender import Advance, Pace, ReportSender
 from billing.reporting.usage_report import OPEN, TAKEN
 from billing.usage_log.log_writer import LogWriter
 
@@ -35,30 +35,30 @@ THIS_HOUR = NOW.replace(minute=0)
 LAST_HOUR = THIS_HOUR - timedelta(hours=1)
 CUSTOMERS = ("acme", "globex")
 SKUS = ("page-capture", "premium-proxy-search")
-Fault = Callable[[Provider, UsageReport], Answer]
+Fault = Callable[[Provider, UsageReport], ProviderAnswer]
 
 
 class Killed(BaseException):
     """The process ends here: nothing catches it, as nothing catches a SIGKILL."""
 
 
-def killed_before_sending(provider: Provider, report: UsageReport) -> Answer:
+def killed_before_sending(provider: Provider, report: UsageReport) -> ProviderAnswer:
     del provider, report
     raise Killed
 
 
-def killed_after_sending(provider: Provider, report: UsageReport) -> Answer:
+def killed_after_sending(provider: Provider, report: UsageReport) -> ProviderAnswer:
     provider.report_usage(report)
     raise Killed
 
 
-def answer_lost(provider: Provider, report: UsageReport) -> Answer:
+def answer_lost(provider: Provider, report: UsageReport) -> ProviderAnswer:
     provider.report_usage(report)
-    return Answer(cause=Cause.TIMED_OUT)
+    return ProviderAnswer(cause=ProviderCause.TIMED_OUT)
 
 
-def answering(cause: Cause) -> Fault:
-    return lambda _provider, _report: Answer(cause=cause, detail="to order")
+def answering(cause: ProviderCause) -> Fault:
+    return lambda _provider, _report: ProviderAnswer(cause=cause, detail="to order")
 
 
 @dataclass
@@ -77,16 +77,16 @@ class Faulty:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def ensure_meters(self, meters: Sequence[Meter], *, dry_run: bool = False) -> Any:
+    def ensure_meters(self, meters: Sequence[ProviderMeter], *, dry_run: bool = False) -> Any:
         checks = self.inner.ensure_meters(meters, dry_run=dry_run)
         return [replace(check, differences=self.differences) for check in checks]
 
-    def report_usage(self, report: UsageReport) -> Answer:
+    def report_usage(self, report: UsageReport) -> ProviderAnswer:
         self.seen.append(report)
         fault = self.faults.popleft() if self.faults else self.always
         if fault is not None:
             return fault(self.inner, report)
-        answer: Answer = self.inner.report_usage(report)
+        answer: ProviderAnswer = self.inner.report_usage(report)
         return answer
 
 
@@ -98,16 +98,16 @@ class Aged(Faulty):
         self.clock = clock
         self.max_age = max_age
 
-    def report_usage(self, report: UsageReport) -> Answer:
+    def report_usage(self, report: UsageReport) -> ProviderAnswer:
         old = report.timestamp < self.clock.now() - self.max_age
         if old and not self.faults and self.always is None:
             self.seen.append(report)
-            return Answer(cause=Cause.TOO_OLD, detail="by its age")
+            return ProviderAnswer(cause=ProviderCause.TOO_OLD, detail="by its age")
         return super().report_usage(report)
 
 
 def metered(sku: str) -> Metered:
-    return Metered(meter=Meter(sku=sku, name=f"wb.{sku}", display_name=sku))
+    return Metered(meter=ProviderMeter(sku=sku, name=f"wb.{sku}", display_name=sku))
 
 
 def coarse(decimals: int) -> Callable[[str], Metered]:
@@ -115,18 +115,18 @@ def coarse(decimals: int) -> Callable[[str], Metered]:
 
     def of_sku(sku: str) -> Metered:
         name = f"wb.{sku}.d{decimals}"
-        return Metered(meter=Meter(sku=sku, name=name, display_name=sku), decimals=decimals)
+        return Metered(meter=ProviderMeter(sku=sku, name=name, display_name=sku), decimals=decimals)
 
     return of_sku
 
 
-class System:
+class Container:
     """Two customers, two SKUs, a log, an outbox, and two providers to report to."""
 
     def __init__(self, engine: sa.Engine, folder: Path) -> None:
         self.engine = engine
         self.clock = ManualClock(NOW)
-        self.reports = Reports(engine)
+        self.reports = ReportStore(engine)
         self.ledger = Faulty(LedgerProvider(engine))
         self.file = Faulty(FileProvider(folder))
         self.former: tuple[Provider, ...] = ()
@@ -158,9 +158,9 @@ class System:
         result = (writer or self.writer).write([event.to_wire()])
         assert result.inserted == 1
 
-    def reporter(self, provider: Any = None, *, senders: int = 1, batch: int = 64) -> Reporter:
+    def reporter(self, provider: Any = None, *, senders: int = 1, batch: int = 64) -> ReportSender:
         provider = provider or self.ledger
-        return Reporter(
+        return ReportSender(
             self.reports,
             provider,
             Destination(

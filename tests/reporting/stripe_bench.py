@@ -12,12 +12,12 @@ from stripe_api import KEY, Control
 from support import NOW
 
 from billing.devtools.stripe_sandbox import SandboxServer
-from billing.providers.port import InvoiceLine, Meter, ProviderUnavailable, UsageReport
+from billing.providers.port import InvoiceLine, ProviderMeter, ProviderUnavailable, UsageReport
 from billing.providers.stripe.client import client_of
 from billing.providers.stripe.provider import StripeProvider
 
 HOUR = NOW.replace(minute=0) - timedelta(hours=3)
-METER = Meter(sku="page-capture", name="test.page-capture", display_name="Pages captured")
+METER = ProviderMeter(sku="page-capture", name="test.page-capture", display_name="Pages captured")
 EVENTS = "/v1/billing/meter_events"
 METERS = "/v1/billing/meters"
 CUSTOMERS = "/v1/customers"

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from billing.providers.port import Cause, Meter
+from billing.providers.port import ProviderCause, ProviderMeter
 from billing.reporting.adjustments import (
-    Carry,
+    AdjustmentTerms,
+    CarryLine,
     Leftover,
     Reason,
-    Terms,
     Weighed,
     closed_by,
     left_over,
@@ -26,34 +26,34 @@ from billing.reporting.usage_report import (
     OPEN,
     TAKEN,
     ParkedBy,
-    State,
+    ReportState,
 )
 
 UNDER_WAY = datetime(2026, 11, 10, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 AT = UNDER_WAY - 5 * HOUR
-METER = Meter(sku="page-capture", name="m", display_name="Pages")
+METER = ProviderMeter(sku="page-capture", name="m", display_name="Pages")
 HERE = Holder("stripe", "cus_1", "m")
 THERE = Holder("ledger", "acme", "m")
 SEALED = {"sealed_until": AT + HOUR}
 MICRO = 1_000_000
 
 
-def terms(**changes: Any) -> Terms:
+def terms(**changes: Any) -> AdjustmentTerms:
     fields: dict[str, Any] = {
         "provider": "stripe",
         "meter": METER,
         "decimals": 6,
         "under_way": UNDER_WAY,
     }
-    return Terms(**fields | changes)
+    return AdjustmentTerms(**fields | changes)
 
 
 def last(**changes: Any) -> Last:
     fields: dict[str, Any] = {
         "holder": HERE,
         "revision": 1,
-        "state": State.ACCEPTED,
+        "state": ReportState.ACCEPTED,
         "cause": "",
         "doubtful": False,
         "total_microcredits": 10,
@@ -72,11 +72,11 @@ def bucket(total: int, **changes: Any) -> Bucket:
     return Bucket(**fields | changes)
 
 
-def carry(amount: int, reason: Reason, since: datetime = AT, to: datetime = UNDER_WAY) -> Carry:
-    return Carry(from_hour=since, to_hour=to, amount_microcredits=amount, reason=reason)
+def carry(amount: int, reason: Reason, since: datetime = AT, to: datetime = UNDER_WAY) -> CarryLine:
+    return CarryLine(from_hour=since, to_hour=to, amount_microcredits=amount, reason=reason)
 
 
-def closing(revision: Revision | None) -> tuple[int, State, str, int, int]:
+def closing(revision: Revision | None) -> tuple[int, ReportState, str, int, int]:
     assert revision is not None
     return (
         revision.revision,
@@ -125,13 +125,16 @@ def test_an_hour_is_too_old_when_its_figure_would_be() -> None:
 @pytest.mark.parametrize("state", sorted(TAKEN))
 @pytest.mark.parametrize("total", [17, 3])
 def test_what_a_closed_hour_came_to_since_is_carried_with_its_sign(
-    closed: dict[str, Any], more: dict[str, Any], reason: Reason, state: State, total: int
+    closed: dict[str, Any], more: dict[str, Any], reason: Reason, state: ReportState, total: int
 ) -> None:
     found = weigh(bucket(total, last=last(state=state), taken={HERE: 10}, **closed), terms(**more))
     assert found.out == carry(total - 10, reason)
-    assert closing(found.revision) == (2, State.PARKED, ParkedBy.CARRIED, 10, 10)
+    assert closing(found.revision) == (2, ReportState.PARKED, ParkedBy.CARRIED, 10, 10)
     after = bucket(
-        10, taken={HERE: 10}, last=last(revision=2, state=State.PARKED, cause="carried"), **closed
+        10,
+        taken={HERE: 10},
+        last=last(revision=2, state=ReportState.PARKED, cause="carried"),
+        **closed,
     )
     assert weigh(after, terms(**more)) == Weighed()
 
@@ -139,28 +142,30 @@ def test_what_a_closed_hour_came_to_since_is_carried_with_its_sign(
 def test_a_closed_hour_that_was_never_told_is_carried_whole() -> None:
     found = weigh(bucket(17, **SEALED), terms())
     assert found.out == carry(17, Reason.LATE)
-    assert closing(found.revision) == (1, State.PARKED, ParkedBy.CARRIED, 0, 0)
+    assert closing(found.revision) == (1, ReportState.PARKED, ParkedBy.CARRIED, 0, 0)
 
 
 def test_what_waits_unsent_for_a_closed_hour_is_parked_for_the_line() -> None:
-    waits = last(revision=3, state=State.PENDING, total_microcredits=17)
+    waits = last(revision=3, state=ReportState.PENDING, total_microcredits=17)
     found = weigh(bucket(17, last=waits, taken={HERE: 10}, **SEALED), terms())
     assert found.out == carry(7, Reason.LATE)
-    assert closing(found.revision) == (4, State.PARKED, ParkedBy.CARRIED, 10, 10)
+    assert closing(found.revision) == (4, ReportState.PARKED, ParkedBy.CARRIED, 10, 10)
     assert found.revision is not None
     assert found.revision.parks_last is ParkedBy.CARRIED
 
 
 def test_a_closed_hour_that_came_back_to_what_was_taken_leaves_nothing_parked() -> None:
-    parked = last(revision=2, state=State.PARKED, cause="meter_missing", total_microcredits=17)
+    parked = last(
+        revision=2, state=ReportState.PARKED, cause="meter_missing", total_microcredits=17
+    )
     found = weigh(bucket(10, last=parked, taken={HERE: 10}, **SEALED), terms())
     assert found.out is None
-    assert closing(found.revision) == (3, State.PARKED, ParkedBy.CARRIED, 10, 10)
+    assert closing(found.revision) == (3, ReportState.PARKED, ParkedBy.CARRIED, 10, 10)
 
 
-@pytest.mark.parametrize("cause", [Cause.TOO_OLD, ParkedBy.SEALED, ParkedBy.BELOW_ZERO])
+@pytest.mark.parametrize("cause", [ProviderCause.TOO_OLD, ParkedBy.SEALED, ParkedBy.BELOW_ZERO])
 def test_what_was_parked_of_a_closed_hour_is_carried(cause: str) -> None:
-    parked = last(state=State.PARKED, cause=str(cause))
+    parked = last(state=ReportState.PARKED, cause=str(cause))
     found = weigh(bucket(10, last=parked, **SEALED), terms())
     assert found.out == carry(10, Reason.LATE)
 
@@ -168,10 +173,10 @@ def test_what_was_parked_of_a_closed_hour_is_carried(cause: str) -> None:
 @pytest.mark.parametrize(
     "undecided",
     [
-        last(state=State.SENDING),
-        last(state=State.UNKNOWN, doubtful=True),
-        last(state=State.SENDING, doubtful=True),
-        last(state=State.PARKED, cause=Cause.TOO_OLD.value, doubtful=True),
+        last(state=ReportState.SENDING),
+        last(state=ReportState.UNKNOWN, doubtful=True),
+        last(state=ReportState.SENDING, doubtful=True),
+        last(state=ReportState.PARKED, cause=ProviderCause.TOO_OLD.value, doubtful=True),
     ],
 )
 def test_nothing_is_carried_while_a_figure_may_have_arrived(undecided: Last) -> None:
@@ -179,20 +184,26 @@ def test_nothing_is_carried_while_a_figure_may_have_arrived(undecided: Last) -> 
 
 
 def test_a_closed_hour_held_back_by_hand_stays_parked_and_keeps_up() -> None:
-    held = last(state=State.PARKED, cause=ParkedBy.BY_HAND.value)
+    held = last(state=ReportState.PARKED, cause=ParkedBy.BY_HAND.value)
     assert weigh(bucket(10, last=held, **SEALED), terms()) == Weighed()
     found = weigh(bucket(12, last=held, **SEALED), terms())
     assert found.out is None
-    assert closing(found.revision) == (2, State.PARKED, ParkedBy.BY_HAND, 12, 12)
+    assert closing(found.revision) == (2, ReportState.PARKED, ParkedBy.BY_HAND, 12, 12)
 
 
 def test_a_closed_hour_of_an_unmapped_customer_waits_to_be_mapped() -> None:
     found = weigh(bucket(17, customer_ref=None, **SEALED), terms())
     assert found.out is None
-    assert closing(found.revision) == (1, State.PARKED, Cause.UNMAPPED_CUSTOMER, 17, 17)
+    assert closing(found.revision) == (
+        1,
+        ReportState.PARKED,
+        ProviderCause.UNMAPPED_CUSTOMER,
+        17,
+        17,
+    )
     parked = last(
-        holder=Holder("stripe", None, "m"), state=State.PARKED, total_microcredits=17,
-        cause=Cause.UNMAPPED_CUSTOMER.value,
+        holder=Holder("stripe", None, "m"), state=ReportState.PARKED, total_microcredits=17,
+        cause=ProviderCause.UNMAPPED_CUSTOMER.value,
     )  # fmt: skip
     assert weigh(bucket(17, customer_ref=None, last=parked, **SEALED), terms()) == Weighed()
     assert weigh(bucket(17, last=parked, **SEALED), terms()).out == carry(17, Reason.LATE)
@@ -202,7 +213,7 @@ def test_what_a_former_provider_sealed_is_not_sent_to_the_next_one() -> None:
     moved = bucket(14, last=last(holder=THERE), taken={THERE: 10}, **SEALED)
     found = weigh(moved, terms())
     assert found.out == carry(4, Reason.LATE)
-    assert closing(found.revision) == (2, State.PARKED, ParkedBy.CARRIED, 10, 0)
+    assert closing(found.revision) == (2, ReportState.PARKED, ParkedBy.CARRIED, 10, 0)
 
 
 def test_the_hour_under_way_is_not_carried_into_itself() -> None:
@@ -229,7 +240,7 @@ def test_an_hour_tells_whole_units_and_carries_what_is_less(
     found = weigh(bucket(total), terms(decimals=decimals))
     assert found.out == (carry(rest, Reason.REMAINDER) if rest else None)
     assert found.revision is not None
-    assert (found.revision.state, found.revision.value) == (State.PENDING, value)
+    assert (found.revision.state, found.revision.value) == (ReportState.PENDING, value)
     assert found.revision.held_microcredits == found.revision.total_microcredits == total - rest
     assert found.revision.held_microcredits == value * 10 ** (6 - decimals)
 
@@ -237,7 +248,7 @@ def test_an_hour_tells_whole_units_and_carries_what_is_less(
 def test_less_than_a_unit_waits_for_the_next_hour_with_usage_which_takes_it_along() -> None:
     first = weigh(bucket(300_000), terms(decimals=0))
     assert first.out is None
-    assert closing(first.revision)[1:3] == (State.PARKED, ParkedBy.BELOW_UNIT)
+    assert closing(first.revision)[1:3] == (ReportState.PARKED, ParkedBy.BELOW_UNIT)
     later = bucket(4 * MICRO + 800_000, hour=AT + HOUR)
     found = weigh(later, terms(decimals=0), [Leftover(AT, 300_000)])
     assert found.taken == (carry(300_000, Reason.REMAINDER, to=AT + HOUR),)
@@ -251,21 +262,31 @@ def test_an_hour_that_fell_below_a_unit_is_overwritten_with_zero() -> None:
     found = weigh(bucket(300_000, last=told, taken={HERE: MICRO}), terms(decimals=0))
     assert found.out == carry(300_000, Reason.REMAINDER)
     assert found.revision is not None
-    assert (found.revision.state, found.revision.value) == (State.PENDING, 0)
+    assert (found.revision.state, found.revision.value) == (ReportState.PENDING, 0)
 
 
 def test_late_usage_below_a_unit_is_carried_and_nothing_is_sent() -> None:
     told = last(total_microcredits=2 * MICRO)
     found = weigh(bucket(2 * MICRO + 1, last=told, taken={HERE: 2 * MICRO}), terms(decimals=0))
     assert found.out == carry(1, Reason.REMAINDER)
-    assert closing(found.revision) == (2, State.PARKED, ParkedBy.CARRIED, 2 * MICRO, 2 * MICRO)
+    assert closing(found.revision) == (
+        2,
+        ReportState.PARKED,
+        ParkedBy.CARRIED,
+        2 * MICRO,
+        2 * MICRO,
+    )
 
 
 def test_what_is_refused_keeps_its_whole_units_parked() -> None:
-    parked = last(state=State.PARKED, cause=Cause.METER_MISSING.value, total_microcredits=2 * MICRO)
+    parked = last(
+        state=ReportState.PARKED,
+        cause=ProviderCause.METER_MISSING.value,
+        total_microcredits=2 * MICRO,
+    )
     found = weigh(bucket(2 * MICRO + 1, last=parked), terms(decimals=0))
     assert found.out == carry(1, Reason.REMAINDER)
-    expected = (2, State.PARKED, Cause.METER_MISSING, 2 * MICRO, 2 * MICRO)
+    expected = (2, ReportState.PARKED, ProviderCause.METER_MISSING, 2 * MICRO, 2 * MICRO)
     assert closing(found.revision) == expected
 
 
@@ -285,18 +306,23 @@ def test_what_was_carried_into_an_hour_and_does_not_fit_goes_on() -> None:
     found = weigh(full, terms())
     assert found.out == carry(30, Reason.REMAINDER)
     assert found.revision is not None
-    assert (found.revision.state, found.revision.value) == (State.PENDING, MAX_HOUR_VALUE)
+    assert (found.revision.state, found.revision.value) == (ReportState.PENDING, MAX_HOUR_VALUE)
 
 
 def test_an_hour_that_is_too_large_by_itself_is_parked_whole() -> None:
     found = weigh(bucket(MAX_HOUR_VALUE + 30, carried_in_microcredits=29), terms())
     assert found.out is None
     assert found.revision is not None
-    assert (found.revision.state, found.revision.cause) == (State.PARKED, Cause.INVALID_VALUE)
+    assert (found.revision.state, found.revision.cause) == (
+        ReportState.PARKED,
+        ProviderCause.INVALID_VALUE,
+    )
 
 
 @pytest.mark.parametrize("state", sorted(OPEN))
-def test_nothing_of_an_hour_is_carried_before_its_last_figure_has_an_answer(state: State) -> None:
+def test_nothing_of_an_hour_is_carried_before_its_last_figure_has_an_answer(
+    state: ReportState,
+) -> None:
     waits = last(state=state, doubtful=True, total_microcredits=MICRO)
     assert weigh(bucket(2 * MICRO + 5, last=waits), terms(decimals=0)) == Weighed()
 
@@ -323,7 +349,7 @@ def test_an_hour_that_was_told_already_is_lowered_too() -> None:
     found = weigh(later, terms(), [Leftover(AT, -130), Leftover(AT - HOUR, -5)])
     assert [line.amount_microcredits for line in found.taken] == [-5, -95]
     assert found.revision is not None
-    assert (found.revision.state, found.revision.value) == (State.PENDING, 0)
+    assert (found.revision.state, found.revision.value) == (ReportState.PENDING, 0)
 
 
 @pytest.mark.parametrize(
@@ -334,11 +360,14 @@ def test_an_hour_that_was_told_already_is_lowered_too() -> None:
         bucket(100, hour=AT + HOUR, customer_ref=None),
         bucket(100, hour=AT + HOUR, sealed_until=AT + 2 * HOUR),
         bucket(-100, hour=AT + HOUR),
-        bucket(100, hour=AT + HOUR, last=last(state=State.UNKNOWN, doubtful=True)),
+        bucket(100, hour=AT + HOUR, last=last(state=ReportState.UNKNOWN, doubtful=True)),
         bucket(100, hour=AT + HOUR, taken={THERE: 100}),
         bucket(
             100, hour=AT + HOUR,
-            last=last(state=State.PARKED, cause=Cause.METER_MISSING.value, total_microcredits=90),
+            last=last(
+                state=ReportState.PARKED, cause=ProviderCause.METER_MISSING.value,
+                total_microcredits=90,
+            ),
         ),
     ],
     ids=["itself", "earlier", "unmapped", "sealed", "negative", "unanswered", "elsewhere", "stuck"],

@@ -13,13 +13,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from billing.providers.port import Cause, Meter
+from billing.providers.port import ProviderCause, ProviderMeter
 from billing.reporting.adjustments import (
-    Carry,
+    AdjustmentTerms,
+    CarryLine,
     Holding,
     Leftover,
     Reason,
-    Terms,
     Weighed,
     as_billed,
     closed_by,
@@ -28,11 +28,11 @@ from billing.reporting.adjustments import (
     weigh,
 )
 from billing.reporting.revision_rules import Bucket, Holder, Last, Revision, revise
-from billing.reporting.usage_report import BILLED, OPEN, TAKEN, ParkedBy, State, scaled
+from billing.reporting.usage_report import BILLED, OPEN, TAKEN, ParkedBy, ReportState, scaled
 
 START = datetime(2026, 11, 10, tzinfo=UTC)
 HOUR = timedelta(hours=1)
-METER = Meter(sku="s", name="m", display_name="s")
+METER = ProviderMeter(sku="s", name="m", display_name="s")
 MAX_AGES = {"young": 12 * HOUR, "old": None}
 LEFT = {ParkedBy.BELOW_ZERO.value, ParkedBy.BELOW_UNIT.value}
 
@@ -42,7 +42,7 @@ class Row:
     """A revision in the outbox."""
 
     revision: Revision
-    state: State
+    state: ReportState
     cause: str
     doubtful: bool = False
     answered: int = 0
@@ -55,7 +55,7 @@ class Books(RuleBasedStateMachine):
         self.unit = 10 ** (6 - decimals)
         self.now = START + 3 * HOUR + timedelta(minutes=30)
         self.log: dict[datetime, int] = {}
-        self.carries: list[Carry] = []
+        self.carries: list[CarryLine] = []
         self.rows: dict[datetime, list[Row]] = {}
         self.shown: dict[tuple[str, datetime], int] = {}
         self.corrected: set[tuple[str, datetime]] = set()
@@ -103,8 +103,8 @@ class Books(RuleBasedStateMachine):
             taken=self.taken(hour), sealed_until=self.sealed,
         )  # fmt: skip
 
-    def terms(self) -> Terms:
-        return Terms(
+    def terms(self) -> AdjustmentTerms:
+        return AdjustmentTerms(
             provider=self.provider, meter=METER, decimals=self.decimals, under_way=self.under_way,
             too_old=too_old_before(self.now, MAX_AGES[self.provider]),
         )  # fmt: skip
@@ -161,7 +161,7 @@ class Books(RuleBasedStateMachine):
             hour
             for hour, rows in self.rows.items()
             if hour != except_
-            and rows[-1].state is State.PARKED
+            and rows[-1].state is ReportState.PARKED
             and rows[-1].cause in LEFT
             and rows[-1].revision.holder.provider == self.provider
             and self.total(hour) == rows[-1].revision.total_microcredits
@@ -176,7 +176,7 @@ class Books(RuleBasedStateMachine):
         if found.out is not None:
             assert found.revision is not None
             assert self.mapped
-            assert last is None or not (last.doubtful or last.state is State.SENDING)
+            assert last is None or not (last.doubtful or last.state is ReportState.SENDING)
         if min((line.amount_microcredits for line in found.taken), default=0) < 0:
             grown = self.total(hour) + sum(line.amount_microcredits for line in found.taken)
             holder = Holder(self.provider, "acme", "m")
@@ -204,8 +204,8 @@ class Books(RuleBasedStateMachine):
         last = self.last(hour)
         if last is not None and last.state in OPEN:
             assert revision.parks_last is not None
-            assert last.state is State.PENDING
-            last.state, last.cause = State.PARKED, revision.parks_last.value
+            assert last.state is ReportState.PENDING
+            last.state, last.cause = ReportState.PARKED, revision.parks_last.value
         assert revision.revision == (last.revision.revision + 1 if last else 1)
         self.rows.setdefault(hour, []).append(Row(revision, revision.state, revision.cause))
 
@@ -219,7 +219,7 @@ class Books(RuleBasedStateMachine):
             sealed = self.sealed is not None and hour + HOUR <= self.sealed
             if row.state not in OPEN or row.revision.holder.provider != self.provider or sealed:
                 continue
-            if old and row.state is State.PENDING:
+            if old and row.state is ReportState.PENDING:
                 continue
             self.clock += 1
             row.answered = self.clock
@@ -233,11 +233,11 @@ class Books(RuleBasedStateMachine):
         if fate in {"taken", "lost"}:
             self.shown[self.provider, hour] = row.revision.value
         if fate == "taken":
-            row.state, row.doubtful = State.ACCEPTED, False
+            row.state, row.doubtful = ReportState.ACCEPTED, False
         elif fate == "refused":
-            row.state, row.cause = State.PARKED, Cause.TOO_OLD.value
+            row.state, row.cause = ReportState.PARKED, ProviderCause.TOO_OLD.value
         else:
-            row.state, row.doubtful = State.UNKNOWN, True
+            row.state, row.doubtful = ReportState.UNKNOWN, True
 
     @rule()
     def read_back(self) -> None:
@@ -245,7 +245,7 @@ class Books(RuleBasedStateMachine):
         for hour, rows in self.rows.items():
             row = rows[-1]
             sealed = self.sealed is not None and hour + HOUR <= self.sealed
-            if not row.doubtful or not (row.state is State.PARKED or sealed):
+            if not row.doubtful or not (row.state is ReportState.PARKED or sealed):
                 continue
             holder = row.revision.holder
             shows = self.shown.get((holder.provider, hour), 0)
@@ -253,7 +253,7 @@ class Books(RuleBasedStateMachine):
                 holder, 0
             )
             row.doubtful = False
-            row.state = State.ACCEPTED if arrived else State.PARKED
+            row.state = ReportState.ACCEPTED if arrived else ReportState.PARKED
             row.cause = "" if arrived else ParkedBy.SEALED.value
 
     @precondition(lambda self: self.sealed is None or self.sealed < self.under_way - 2 * HOUR)
@@ -283,16 +283,18 @@ class Books(RuleBasedStateMachine):
             taken = self.taken(hour)
             added = value * self.unit - taken[holder]
             last = self.rows[hour][-1]
-            if last.state is State.PENDING:
-                last.state, last.cause = State.PARKED, ParkedBy.SEALED.value
+            if last.state is ReportState.PENDING:
+                last.state, last.cause = ReportState.PARKED, ParkedBy.SEALED.value
             revision = Revision(
-                revision=last.revision.revision + 1, holder=holder, state=State.CONFIRMED,
+                revision=last.revision.revision + 1, holder=holder, state=ReportState.CONFIRMED,
                 cause=BILLED, value=value, total_microcredits=sum(taken.values()) + added,
                 held_microcredits=value * self.unit,
             )  # fmt: skip
-            self.rows[hour].append(Row(revision, State.CONFIRMED, BILLED, answered=self.clock))
+            self.rows[hour].append(
+                Row(revision, ReportState.CONFIRMED, BILLED, answered=self.clock)
+            )
             self.corrected.add((self.provider, hour))
-            line = Carry(
+            line = CarryLine(
                 from_hour=hour, to_hour=self.under_way, amount_microcredits=-added,
                 reason=Reason.BILLED,
             )  # fmt: skip
@@ -348,7 +350,7 @@ class Books(RuleBasedStateMachine):
             assert row.state not in OPEN, (hour, row)
             rest = self.total(hour) - sum(self.taken(hour).values())
             assert row.revision.total_microcredits == self.total(hour) or hour >= self.under_way
-            if rest and hour < self.under_way - HOUR and row.cause != Cause.TOO_OLD:
+            if rest and hour < self.under_way - HOUR and row.cause != ProviderCause.TOO_OLD:
                 assert row.cause in LEFT, (hour, row, rest)
                 assert rest < self.unit
 

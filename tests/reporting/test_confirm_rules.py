@@ -20,7 +20,7 @@ from billing.reporting.confirmation_rules import (
     SHORTEST_SILENCE,
     Awaited,
     Entry,
-    Finding,
+    ReadingFinding,
     after_silence,
     awaited,
     judge,
@@ -29,7 +29,7 @@ from billing.reporting.confirmation_rules import (
     put_off_until,
 )
 from billing.reporting.revision_rules import Holder
-from billing.reporting.usage_report import State, may_become
+from billing.reporting.usage_report import ReportState, may_become
 
 NOW = datetime(2026, 11, 10, 12, 30, tzinfo=UTC)
 HOUR = datetime(2026, 11, 10, 9, tzinfo=UTC)
@@ -38,7 +38,7 @@ ELSEWHERE = Holder("stripe", "cus_2", "wb.pages")
 MINUTE = timedelta(minutes=1)
 PLAIN = Entry(
     id=1, hour=HOUR, revision=1, holder=HERE, overwrites=True, value=100,
-    held_microcredits=100, state=State.ACCEPTED, cause="taken", doubtful=False,
+    held_microcredits=100, state=ReportState.ACCEPTED, cause="taken", doubtful=False,
     answered_at=NOW - 2 * LAG, confirm_at=NOW, confirmed_at=None, readings=0, resent=0,
     sealed=False,
 )  # fmt: skip
@@ -55,7 +55,7 @@ def alone(one: Entry, *older: Entry) -> Awaited:
     return found
 
 
-def finding(one: Awaited, read: int | None, *, oldest: datetime | None = None) -> Finding:
+def finding(one: Awaited, read: int | None, *, oldest: datetime | None = None) -> ReadingFinding:
     return judge(one, read, NOW, oldest=oldest).finding
 
 
@@ -65,35 +65,35 @@ FRESH = {"answered_at": NOW - FIRST_READING}
 @pytest.mark.parametrize(
     ("changes", "read", "expected"),
     [
-        ({}, 100, Finding.CONFIRM),
-        (FRESH, 100, Finding.CONFIRM),
-        ({"confirm_at": NOW + LAG}, 100, Finding.CONFIRM),
-        ({"confirm_at": NOW + LAG, "answered_at": NOW - MINUTE}, 100, Finding.LEAVE),
-        ({"answered_at": NOW - MINUTE}, 100, Finding.CONFIRM),  # told to be read at once
-        ({"value": 10**15 - 1}, 10**15 - 1, Finding.CONFIRM),
-        ({"value": 10**15 - 1}, 10**15 - 2, Finding.RESEND),
-        (FRESH, 99, Finding.WAIT),
-        (FRESH, None, Finding.WAIT),
-        ({"answered_at": NOW - LAG + MINUTE}, None, Finding.WAIT),
-        ({"answered_at": NOW - LAG}, None, Finding.RESEND),
-        ({}, 99, Finding.RESEND),
-        ({}, 0, Finding.RESEND),
-        ({}, 101, Finding.RESEND),
-        ({"confirm_at": NOW + LAG}, 99, Finding.LEAVE),
-        ({"resent": MAX_RESENT - 1}, 99, Finding.RESEND),
-        ({"resent": MAX_RESENT}, 99, Finding.PARK),
-        ({"resent": MAX_RESENT}, 100, Finding.CONFIRM),
-        ({"overwrites": False}, 100, Finding.CONFIRM),
-        ({"overwrites": False}, 99, Finding.PARK),
-        ({"overwrites": False, **FRESH}, 99, Finding.WAIT),
-        ({"sealed": True}, 99, Finding.CLOSE),
-        ({"sealed": True, **FRESH}, 99, Finding.WAIT),
-        ({"sealed": True}, 100, Finding.CONFIRM),
+        ({}, 100, ReadingFinding.CONFIRM),
+        (FRESH, 100, ReadingFinding.CONFIRM),
+        ({"confirm_at": NOW + LAG}, 100, ReadingFinding.CONFIRM),
+        ({"confirm_at": NOW + LAG, "answered_at": NOW - MINUTE}, 100, ReadingFinding.LEAVE),
+        ({"answered_at": NOW - MINUTE}, 100, ReadingFinding.CONFIRM),  # told to be read at once
+        ({"value": 10**15 - 1}, 10**15 - 1, ReadingFinding.CONFIRM),
+        ({"value": 10**15 - 1}, 10**15 - 2, ReadingFinding.RESEND),
+        (FRESH, 99, ReadingFinding.WAIT),
+        (FRESH, None, ReadingFinding.WAIT),
+        ({"answered_at": NOW - LAG + MINUTE}, None, ReadingFinding.WAIT),
+        ({"answered_at": NOW - LAG}, None, ReadingFinding.RESEND),
+        ({}, 99, ReadingFinding.RESEND),
+        ({}, 0, ReadingFinding.RESEND),
+        ({}, 101, ReadingFinding.RESEND),
+        ({"confirm_at": NOW + LAG}, 99, ReadingFinding.LEAVE),
+        ({"resent": MAX_RESENT - 1}, 99, ReadingFinding.RESEND),
+        ({"resent": MAX_RESENT}, 99, ReadingFinding.PARK),
+        ({"resent": MAX_RESENT}, 100, ReadingFinding.CONFIRM),
+        ({"overwrites": False}, 100, ReadingFinding.CONFIRM),
+        ({"overwrites": False}, 99, ReadingFinding.PARK),
+        ({"overwrites": False, **FRESH}, 99, ReadingFinding.WAIT),
+        ({"sealed": True}, 99, ReadingFinding.CLOSE),
+        ({"sealed": True, **FRESH}, 99, ReadingFinding.WAIT),
+        ({"sealed": True}, 100, ReadingFinding.CONFIRM),
     ],
     ids=str,
 )
 def test_an_accepted_figure_is_compared_exactly_with_the_hour(
-    changes: dict[str, Any], read: int | None, expected: Finding
+    changes: dict[str, Any], read: int | None, expected: ReadingFinding
 ) -> None:
     assert finding(alone(entry(**changes)), read) is expected
 
@@ -101,15 +101,15 @@ def test_an_accepted_figure_is_compared_exactly_with_the_hour(
 @pytest.mark.parametrize(
     ("answered", "read", "expected"),
     [
-        (2 * LAG, 0, Finding.CONFIRM),
-        (FIRST_READING, 0, Finding.CONFIRM),
-        (2 * LAG, None, Finding.CONFIRM),
-        (FIRST_READING, None, Finding.WAIT),
-        (2 * LAG, 5, Finding.RESEND),
+        (2 * LAG, 0, ReadingFinding.CONFIRM),
+        (FIRST_READING, 0, ReadingFinding.CONFIRM),
+        (2 * LAG, None, ReadingFinding.CONFIRM),
+        (FIRST_READING, None, ReadingFinding.WAIT),
+        (2 * LAG, 5, ReadingFinding.RESEND),
     ],
 )
 def test_no_figure_is_a_zero_only_once_the_provider_has_had_its_time(
-    answered: timedelta, read: int | None, expected: Finding
+    answered: timedelta, read: int | None, expected: ReadingFinding
 ) -> None:
     assert finding(alone(entry(value=0, answered_at=NOW - answered)), read) is expected
 
@@ -120,7 +120,7 @@ def test_a_missing_figure_never_confirms_one_that_is_not_zero(
 ) -> None:
     one = entry(value=value, overwrites=overwrites, answered_at=NOW - age * MINUTE)
     if value:
-        assert finding(alone(one), None) is not Finding.CONFIRM
+        assert finding(alone(one), None) is not ReadingFinding.CONFIRM
 
 
 @given(
@@ -135,27 +135,27 @@ def test_a_meter_that_adds_never_gets_a_figure_again(
     one = entry(overwrites=False, resent=resent, answered_at=NOW - age * MINUTE)
     later = entry(id=2, revision=2, holder=ELSEWHERE, overwrites=False)
     waiting = alone(one) if latest else alone(one, later)
-    assert finding(waiting, read) is not Finding.RESEND
+    assert finding(waiting, read) is not ReadingFinding.RESEND
 
 
 def test_what_is_too_old_to_be_taken_is_parked_and_not_sent() -> None:
     one = alone(entry())
-    assert finding(one, 99, oldest=HOUR) is Finding.RESEND
-    assert finding(one, 99, oldest=HOUR + timedelta(hours=1)) is Finding.PARK
+    assert finding(one, 99, oldest=HOUR) is ReadingFinding.RESEND
+    assert finding(one, 99, oldest=HOUR + timedelta(hours=1)) is ReadingFinding.PARK
 
 
 def test_every_finding_is_an_edge_of_a_reports_life() -> None:
-    assert may_become(State.ACCEPTED, State.CONFIRMED)
-    assert may_become(State.ACCEPTED, State.PARKED)
+    assert may_become(ReportState.ACCEPTED, ReportState.CONFIRMED)
+    assert may_become(ReportState.ACCEPTED, ReportState.PARKED)
     # A parked one that is there after all was accepted, and is read back at the same moment.
-    assert may_become(State.PARKED, State.ACCEPTED)
+    assert may_become(ReportState.PARKED, ReportState.ACCEPTED)
 
 
 # ---- which reports an hour is read for ----
 
 
 def test_a_bucket_with_an_open_revision_is_left_alone() -> None:
-    for state in (State.PENDING, State.SENDING, State.UNKNOWN):
+    for state in (ReportState.PENDING, ReportState.SENDING, ReportState.UNKNOWN):
         later = entry(id=2, revision=2, state=state)
         assert awaited([entry(), later], HERE) == []
 
@@ -164,12 +164,12 @@ def test_only_the_last_accepted_figure_of_an_hour_is_read() -> None:
     rows = [entry(), entry(id=2, revision=2, value=110)]
     [one] = awaited(rows, HERE)
     assert (one.entry.id, one.figure, [each.id for each in one.older]) == (2, 110, [1])
-    assert awaited([rows[0], replace(rows[1], state=State.CONFIRMED)], HERE) == []
+    assert awaited([rows[0], replace(rows[1], state=ReportState.CONFIRMED)], HERE) == []
 
 
 def test_on_a_meter_that_adds_an_hour_shows_the_sum_of_all_its_revisions() -> None:
     rows = [
-        entry(value=7, overwrites=False, state=State.CONFIRMED),
+        entry(value=7, overwrites=False, state=ReportState.CONFIRMED),
         entry(id=2, revision=2, value=4, overwrites=False),
         entry(id=3, revision=3, value=-1, overwrites=False),
     ]
@@ -193,28 +193,32 @@ BEFORE = Holder("file", "acme", "wb.pages")
     ("last", "changes", "expected"),
     [
         # Nothing of the hour is left to be told, or it was told to the customer's next self.
-        ({"state": State.PARKED, "cause": "carried"}, {}, Finding.RESEND),
-        ({"state": State.PARKED, "cause": "nothing_to_tell"}, {}, Finding.RESEND),
-        ({"holder": ELSEWHERE}, {}, Finding.RESEND),
-        ({"holder": ELSEWHERE, "state": State.CONFIRMED}, {}, Finding.RESEND),
-        ({"holder": ELSEWHERE}, {"resent": MAX_RESENT}, Finding.PARK),
+        ({"state": ReportState.PARKED, "cause": "carried"}, {}, ReadingFinding.RESEND),
+        ({"state": ReportState.PARKED, "cause": "nothing_to_tell"}, {}, ReadingFinding.RESEND),
+        ({"holder": ELSEWHERE}, {}, ReadingFinding.RESEND),
+        ({"holder": ELSEWHERE, "state": ReportState.CONFIRMED}, {}, ReadingFinding.RESEND),
+        ({"holder": ELSEWHERE}, {"resent": MAX_RESENT}, ReadingFinding.PARK),
         # The last one waits for a person, or for another reading.
-        ({"state": State.PARKED, "cause": "too_old"}, {}, Finding.WAIT),
-        ({"state": State.PARKED, "cause": "by_hand"}, {}, Finding.WAIT),
-        ({"state": State.PARKED, "cause": "carried", "doubtful": True}, {}, Finding.WAIT),
+        ({"state": ReportState.PARKED, "cause": "too_old"}, {}, ReadingFinding.WAIT),
+        ({"state": ReportState.PARKED, "cause": "by_hand"}, {}, ReadingFinding.WAIT),
+        (
+            {"state": ReportState.PARKED, "cause": "carried", "doubtful": True},
+            {},
+            ReadingFinding.WAIT,
+        ),
         # Another provider gets usage now: what is written down would go there.
-        ({"holder": BEFORE}, {}, Finding.WAIT),
+        ({"holder": BEFORE}, {}, ReadingFinding.WAIT),
     ],
     ids=str,
 )
 def test_an_earlier_figure_is_told_again_only_where_the_last_one_stands_in_nobodys_way(
-    last: dict[str, Any], changes: dict[str, Any], expected: Finding
+    last: dict[str, Any], changes: dict[str, Any], expected: ReadingFinding
 ) -> None:
     rows = [entry(**changes), entry(**{"id": 2, "revision": 2, "value": 5, **last})]
     one = awaited(rows, HERE)[0]
     assert one.entry.id == 1
     assert finding(one, 99) is expected
-    assert finding(one, 100) is Finding.CONFIRM
+    assert finding(one, 100) is ReadingFinding.CONFIRM
 
 
 def test_hours_are_judged_each_for_itself() -> None:
@@ -229,7 +233,7 @@ def test_hours_are_judged_each_for_itself() -> None:
 
 def doubtful(**changes: Any) -> Entry:
     """A figure that may have arrived: an answer was lost, and a later attempt was refused."""
-    return entry(**{"state": State.PARKED, "cause": "too_old", "doubtful": True, **changes})
+    return entry(**{"state": ReportState.PARKED, "cause": "too_old", "doubtful": True, **changes})
 
 
 @pytest.mark.parametrize(
@@ -247,43 +251,49 @@ def test_a_doubtful_figure_is_there_or_twice_not_there_or_a_persons_to_decide(
     before: int | None, *, overwrites: bool, present: int, absent: int | None, neither: int | None
 ) -> None:
     older = [] if before is None else [
-        entry(id=9, value=before, state=State.CONFIRMED, overwrites=overwrites)
+        entry(id=9, value=before, state=ReportState.CONFIRMED, overwrites=overwrites)
     ]  # fmt: skip
     one = alone(doubtful(revision=2, overwrites=overwrites), *older)
     again = alone(doubtful(revision=2, overwrites=overwrites, readings=1), *older)
-    assert finding(one, present) is Finding.CONFIRM
+    assert finding(one, present) is ReadingFinding.CONFIRM
     first = judge(one, absent, NOW, oldest=None)
-    assert (first.finding, first.readings) == (Finding.WAIT, 1)
+    assert (first.finding, first.readings) == (ReadingFinding.WAIT, 1)
     assert first.confirm_at is not None
     assert first.confirm_at - NOW >= APART
-    assert finding(again, absent) is Finding.CLEAR
+    assert finding(again, absent) is ReadingFinding.CLEAR
     # Something between makes the first reading worthless.
     between = judge(again, neither, NOW, oldest=None)
-    assert (between.finding, between.readings) == (Finding.WAIT, 0)
+    assert (between.finding, between.readings) == (ReadingFinding.WAIT, 0)
 
 
 def test_a_doubtful_figure_is_not_given_up_before_the_provider_has_had_its_time() -> None:
     early = alone(doubtful(readings=1, answered_at=NOW - LAG + MINUTE))
-    assert finding(early, None) is Finding.WAIT
+    assert finding(early, None) is ReadingFinding.WAIT
 
 
 def test_what_was_parked_because_it_differs_waits_for_a_person_or_for_agreement() -> None:
     one = alone(doubtful(cause="differs", readings=5))
-    assert finding(one, None) is Finding.WAIT
-    assert finding(one, 99) is Finding.WAIT
-    assert finding(one, 100) is Finding.CONFIRM
+    assert finding(one, None) is ReadingFinding.WAIT
+    assert finding(one, 99) is ReadingFinding.WAIT
+    assert finding(one, 100) is ReadingFinding.CONFIRM
 
 
 def test_in_a_period_whose_invoice_is_final_nothing_stays_doubtful() -> None:
-    assert finding(alone(doubtful(sealed=True)), 99) is Finding.CLEAR
-    assert finding(alone(doubtful(sealed=True, cause="differs")), None) is Finding.CLEAR
+    assert finding(alone(doubtful(sealed=True)), 99) is ReadingFinding.CLEAR
+    assert finding(alone(doubtful(sealed=True, cause="differs")), None) is ReadingFinding.CLEAR
 
 
 def test_a_doubtful_figure_and_the_accepted_one_before_it_are_told_apart() -> None:
     rows = [entry(), doubtful(id=2, revision=2, value=110)]
     before, after = awaited(rows, HERE)
-    assert [finding(before, 100), finding(after, 100)] == [Finding.CONFIRM, Finding.WAIT]
-    assert [finding(before, 110), finding(after, 110)] == [Finding.WAIT, Finding.CONFIRM]
+    assert [finding(before, 100), finding(after, 100)] == [
+        ReadingFinding.CONFIRM,
+        ReadingFinding.WAIT,
+    ]
+    assert [finding(before, 110), finding(after, 110)] == [
+        ReadingFinding.WAIT,
+        ReadingFinding.CONFIRM,
+    ]
 
 
 def test_a_refusal_that_leaves_no_doubt_is_not_read_back() -> None:
@@ -294,16 +304,16 @@ def test_a_refusal_that_leaves_no_doubt_is_not_read_back() -> None:
 
 
 def test_without_a_doubtful_figure_an_hour_shows_the_last_one_before_it() -> None:
-    rows = [entry(value=30), entry(id=2, revision=2, value=50, state=State.CONFIRMED)]
+    rows = [entry(value=30), entry(id=2, revision=2, value=50, state=ReportState.CONFIRMED)]
     [one] = awaited([*rows, doubtful(id=3, revision=3, value=70)], HERE)
     assert one.without == 50
 
 
 def test_what_was_told_of_a_missing_customer_counts_nowhere_unless_it_is_billed() -> None:
-    assert judge_gone(alone(entry())).finding is Finding.GONE
-    assert judge_gone(alone(doubtful())).finding is Finding.GONE
-    assert judge_gone(alone(entry(sealed=True))).finding is Finding.CLOSE
-    assert judge_gone(alone(doubtful(sealed=True))).finding is Finding.CLEAR
+    assert judge_gone(alone(entry())).finding is ReadingFinding.GONE
+    assert judge_gone(alone(doubtful())).finding is ReadingFinding.GONE
+    assert judge_gone(alone(entry(sealed=True))).finding is ReadingFinding.CLOSE
+    assert judge_gone(alone(doubtful(sealed=True))).finding is ReadingFinding.CLEAR
 
 
 # ---- when ----
@@ -355,14 +365,14 @@ SPACING = timedelta(hours=6)
         ({}, None, None),
         ({"readings": 1}, NOW - timedelta(hours=1), None),
         ({"resent": 1}, NOW - timedelta(hours=1), None),
-        ({"state": State.PARKED, "doubtful": True}, NOW - timedelta(hours=1), None),
+        ({"state": ReportState.PARKED, "doubtful": True}, NOW - timedelta(hours=1), None),
     ],
 )
 def test_only_first_readings_are_put_off_and_only_where_another_agreed_lately(
     due: dict[str, Any], agreed: datetime | None, expected: datetime | None
 ) -> None:
     before = entry(
-        id=2, hour=HOUR - timedelta(hours=1), state=State.CONFIRMED, confirmed_at=agreed,
+        id=2, hour=HOUR - timedelta(hours=1), state=ReportState.CONFIRMED, confirmed_at=agreed,
         confirm_at=None,
     )  # fmt: skip
     assert put_off_until([entry(**due), before], HERE, SPACING, NOW) == expected

@@ -12,33 +12,33 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from confirm_support import Desk
-from reporting_support import LAST_HOUR, System, answer_lost, answering, metered
+from reporting_support import LAST_HOUR, Container, answer_lost, answering, metered
 
 from billing.providers.port import (
-    Answer,
-    Cause,
     Provider,
+    ProviderAnswer,
+    ProviderCause,
     ProviderUnavailable,
     UsageReport,
 )
 from billing.reporting.destination import CustomerIds, Metered
 
 HOUR = timedelta(hours=1)
-NEVER_ARRIVED = answering(Cause.TIMED_OUT)
+NEVER_ARRIVED = answering(ProviderCause.TIMED_OUT)
 
 
 @pytest.fixture
-def desk(system: System) -> Desk:
+def desk(container: Container) -> Desk:
     """A log, an outbox and the ledger."""
-    return Desk(system, system.ledger.inner, CustomerIds.OURS)
+    return Desk(container, container.ledger.inner, CustomerIds.OURS)
 
 
-def refused_after(desk: Desk, first: Callable[[Provider, UsageReport], Answer]) -> None:
+def refused_after(desk: Desk, first: Callable[[Provider, UsageReport], ProviderAnswer]) -> None:
     """A figure whose first attempt had no answer and whose second one was refused."""
-    desk.system.ledger.faults.extend([first, answering(Cause.TOO_OLD)])
-    desk.advance(desk.system.ledger)
+    desk.container.ledger.faults.extend([first, answering(ProviderCause.TOO_OLD)])
+    desk.advance(desk.container.ledger)
     desk.later(minutes=10)
-    desk.advance(desk.system.ledger)
+    desk.advance(desk.container.ledger)
     assert desk.rows("state, cause, doubtful")[-1] == ("parked", "too_old", True)
 
 
@@ -46,7 +46,7 @@ def refused_after(desk: Desk, first: Callable[[Provider, UsageReport], Answer]) 
 
 
 def test_a_refused_figure_that_had_arrived_before_is_confirmed(desk: Desk) -> None:
-    desk.system.use(100)
+    desk.container.use(100)
     refused_after(desk, answer_lost)
     desk.later(minutes=15)
     assert desk.confirm().confirmed == 1
@@ -57,20 +57,20 @@ def test_a_refused_figure_that_had_arrived_before_is_confirmed(desk: Desk) -> No
 def test_a_refused_figure_that_never_arrived_is_known_to_be_so_after_two_readings(
     desk: Desk,
 ) -> None:
-    desk.system.use(100)
+    desk.container.use(100)
     refused_after(desk, NEVER_ARRIVED)
     desk.later(minutes=15)
     assert (desk.confirm().waiting, desk.confirm().requests) == (1, 0)
     desk.later(minutes=45)
     assert desk.confirm().cleared == 1
     assert desk.rows("state, cause, doubtful") == [("parked", "too_old", False)]
-    assert desk.system.sums()["acme", "page-capture"].parked == 100
+    assert desk.container.sums()["acme", "page-capture"].parked == 100
     desk.later(days=3)
     assert desk.confirm().requests == 0
 
 
 def test_what_shows_neither_the_one_nor_the_other_stays_doubtful(desk: Desk) -> None:
-    desk.system.use(100)
+    desk.container.use(100)
     refused_after(desk, NEVER_ARRIVED)
     desk.edit(70)
     for _ in range(20):
@@ -81,25 +81,25 @@ def test_what_shows_neither_the_one_nor_the_other_stays_doubtful(desk: Desk) -> 
 
 
 def test_a_doubtful_late_figure_is_told_from_the_one_before(desk: Desk) -> None:
-    desk.system.use(100)
+    desk.container.use(100)
     desk.advance()
-    desk.system.use(11)
+    desk.container.use(11)
     refused_after(desk, NEVER_ARRIVED)
     desk.later(minutes=15)
     assert desk.confirm().confirmed == 1
     desk.later(minutes=45)
     assert desk.confirm().cleared == 1
     assert desk.states() == ["confirmed", "parked"]
-    sums = desk.system.sums()["acme", "page-capture"]
+    sums = desk.container.sums()["acme", "page-capture"]
     assert (sums.accepted, sums.parked) == (100, 11)
 
 
 def test_what_a_person_held_back_without_an_answer_is_read_back_too(desk: Desk) -> None:
-    desk.system.use(100)
-    desk.system.ledger.faults.append(answer_lost)
-    desk.advance(desk.system.ledger)
+    desk.container.use(100)
+    desk.container.ledger.faults.append(answer_lost)
+    desk.advance(desk.container.ledger)
     [(number,)] = desk.rows("id")
-    assert desk.system.reports.park(number, "disputed")
+    assert desk.container.reports.park(number, "disputed")
     desk.later(minutes=15)
     assert desk.confirm().confirmed == 1
     desk.assert_all_confirmed()
@@ -131,11 +131,11 @@ class Adding:
         checks = self._inner.ensure_meters(meters, dry_run=dry_run)
         return [type(c)(meter=c.meter, provider_id=c.provider_id, created=False) for c in checks]
 
-    def report_usage(self, report: UsageReport) -> Answer:
+    def report_usage(self, report: UsageReport) -> ProviderAnswer:
         if report.identifier in self.taken:
-            return Answer(cause=Cause.DUPLICATE_IDENTIFIER)
+            return ProviderAnswer(cause=ProviderCause.DUPLICATE_IDENTIFIER)
         self.taken[report.identifier] = report
-        return Answer(cause=Cause.TAKEN)
+        return ProviderAnswer(cause=ProviderCause.TAKEN)
 
     def read_back(self, customer_ref: str, meter: str, day: Any) -> dict[datetime, int]:
         found: dict[datetime, int] = {}
@@ -150,16 +150,16 @@ class Adding:
 
 
 @pytest.fixture
-def adder(system: System) -> Desk:
+def adder(container: Container) -> Desk:
     """A log, an outbox and a provider that adds."""
-    system.metered = adding
-    system.ledger.inner = Adding(system.ledger.inner)
-    return Desk(system, system.ledger.inner, CustomerIds.OURS)
+    container.metered = adding
+    container.ledger.inner = Adding(container.ledger.inner)
+    return Desk(container, container.ledger.inner, CustomerIds.OURS)
 
 
 def test_the_sum_of_all_revisions_confirms_them_together(adder: Desk) -> None:
     for amount in (7, 4, 2):
-        adder.system.use(amount)
+        adder.container.use(amount)
         adder.advance()
     adder.later(minutes=15)
     adder.confirm()
@@ -168,9 +168,9 @@ def test_the_sum_of_all_revisions_confirms_them_together(adder: Desk) -> None:
 
 
 def test_a_sum_that_differs_is_parked_and_nothing_is_ever_added_to_it(adder: Desk) -> None:
-    adder.system.use(7)
+    adder.container.use(7)
     adder.advance()
-    adder.system.use(4)
+    adder.container.use(4)
     adder.advance()
     adder.edit(1)
     for _ in range(10):
@@ -191,17 +191,17 @@ def test_a_sum_that_differs_is_parked_and_nothing_is_ever_added_to_it(adder: Des
 def test_a_difference_without_an_answer_for_a_day_is_decided_by_two_readings(
     adder: Desk, *, arrived: bool
 ) -> None:
-    adder.system.use(7)
+    adder.container.use(7)
     adder.advance()
     adder.later(minutes=15)
     adder.confirm()
-    adder.system.use(4)
-    adder.system.ledger.always = answer_lost if arrived else NEVER_ARRIVED
+    adder.container.use(4)
+    adder.container.ledger.always = answer_lost if arrived else NEVER_ARRIVED
     for _ in range(24):
-        adder.advance(adder.system.ledger)
+        adder.advance(adder.container.ledger)
         adder.later(hours=1)
     assert adder.rows()[-1] == (2, "parked", "no_answer")
-    adder.system.ledger.always = None
+    adder.container.ledger.always = None
     found = []
     for _ in range(4):
         done = adder.confirm()
@@ -215,9 +215,9 @@ def test_a_difference_without_an_answer_for_a_day_is_decided_by_two_readings(
 
 def test_what_a_missing_meter_was_told_in_parts_is_parked_as_one(adder: Desk) -> None:
     for amount in (7, 4):
-        adder.system.use(amount)
+        adder.container.use(amount)
         adder.advance()
-    adder.provider.silence = gone(Cause.METER_MISSING)
+    adder.provider.silence = gone(ProviderCause.METER_MISSING)
     adder.later(minutes=15)
     adder.confirm()
     assert adder.rows("revision, state, cause, value, latest") == [
@@ -225,10 +225,10 @@ def test_what_a_missing_meter_was_told_in_parts_is_parked_as_one(adder: Desk) ->
         (2, "parked", "meter_missing", 4, False),
         (3, "parked", "meter_missing", 11, True),
     ]
-    assert adder.system.sums()["acme", "page-capture"].parked == 11
+    assert adder.container.sums()["acme", "page-capture"].parked == 11
 
 
-def gone(cause: Cause) -> ProviderUnavailable:
+def gone(cause: ProviderCause) -> ProviderUnavailable:
     error = ProviderUnavailable(f"gone: {cause}")
     error.cause = cause
     return error
@@ -240,7 +240,7 @@ def gone(cause: Cause) -> ProviderUnavailable:
 def seal(desk: Desk, until: datetime) -> None:
     values = {
         "provider": "ledger", "customer": "acme", "meter": metered("page-capture").meter.name,
-        "start": until - timedelta(days=30), "end": until, "now": desk.system.clock.now(),
+        "start": until - timedelta(days=30), "end": until, "now": desk.container.clock.now(),
     }  # fmt: skip
     with desk.engine.begin() as anyone:
         anyone.execute(
@@ -253,12 +253,12 @@ def seal(desk: Desk, until: datetime) -> None:
         )
 
 
-@pytest.mark.parametrize("silence", [None, gone(Cause.CUSTOMER_MISSING)])
+@pytest.mark.parametrize("silence", [None, gone(ProviderCause.CUSTOMER_MISSING)])
 def test_what_differs_after_the_invoice_is_left_to_what_was_billed(
     desk: Desk, silence: Any
 ) -> None:
-    desk.system.use(100)
-    desk.system.use(5, LAST_HOUR - HOUR)
+    desk.container.use(100)
+    desk.container.use(5, LAST_HOUR - HOUR)
     desk.advance()
     desk.edit(70)
     seal(desk, LAST_HOUR + HOUR)
@@ -272,7 +272,7 @@ def test_what_differs_after_the_invoice_is_left_to_what_was_billed(
 
 
 def test_an_hour_that_reaches_over_the_periods_end_is_still_sent_again(desk: Desk) -> None:
-    desk.system.use(100)
+    desk.container.use(100)
     desk.advance()
     desk.edit(70)
     seal(desk, LAST_HOUR + timedelta(minutes=59))
@@ -304,17 +304,17 @@ Reader(
 
 @pytest.mark.parametrize("nth", [1, 2])
 def test_a_reader_killed_after_an_answer_loses_and_repeats_nothing(
-    system: System, database_url: str, tmp_path: Path, nth: int
+    container: Container, database_url: str, tmp_path: Path, nth: int
 ) -> None:
-    desk = Desk(system, system.file.inner, CustomerIds.OURS)
-    system.use(100)
-    system.use(7, customer="globex")
+    desk = Desk(container, container.file.inner, CustomerIds.OURS)
+    container.use(100)
+    container.use(7, customer="globex")
     desk.advance()
     desk.edit(70)
     desk.edit(1, customer="globex")
     desk.later(hours=1)
     record = tmp_path / "points"
-    arguments = [database_url, system.clock.now().isoformat(), str(record)]
+    arguments = [database_url, container.clock.now().isoformat(), str(record)]
     died = subprocess.run(
         [sys.executable, "-c", KILLED_READING, *arguments, str(tmp_path / "files"), str(nth)],
         check=False, timeout=60,

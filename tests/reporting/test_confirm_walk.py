@@ -8,10 +8,10 @@ from datetime import datetime, timedelta
 
 import pytest
 from confirm_support import Desk, at_stripe
-from reporting_support import CUSTOMERS, LAST_HOUR, System, answer_lost, answering
+from reporting_support import CUSTOMERS, LAST_HOUR, Container, answer_lost, answering
 from stripe_bench import LocalStripe
 
-from billing.providers.port import Cause, ProviderUnavailable
+from billing.providers.port import ProviderCause, ProviderUnavailable
 from billing.reporting.destination import CustomerIds
 
 STEPS = 60
@@ -24,14 +24,14 @@ class Walk:
     def __init__(self, desk: Desk, seed: int) -> None:
         self.desk = desk
         self.choice = random.Random(seed)
-        self.faulty = desk.system.ledger if desk.local is None else None
+        self.faulty = desk.container.ledger if desk.local is None else None
 
     def hour(self) -> datetime:
         return LAST_HOUR - self.choice.randrange(4) * HOUR
 
     def use(self) -> None:
         customer = self.choice.choice(CUSTOMERS)
-        self.desk.system.use(self.choice.randrange(1, 50), self.hour(), customer=customer)
+        self.desk.container.use(self.choice.randrange(1, 50), self.hour(), customer=customer)
 
     def edit(self) -> None:
         """Somebody changes a figure that is not confirmed; of others only a comparison tells."""
@@ -43,7 +43,11 @@ class Walk:
 
     def advance(self) -> None:
         if self.faulty is not None and self.choice.random() < 0.5:
-            causes = (Cause.TIMED_OUT, Cause.RATE_LIMITED, Cause.SERVER_ERROR)
+            causes = (
+                ProviderCause.TIMED_OUT,
+                ProviderCause.RATE_LIMITED,
+                ProviderCause.SERVER_ERROR,
+            )
             self.faulty.faults.append(
                 self.choice.choice([answer_lost, answering(self.choice.choice(causes))])
             )
@@ -66,7 +70,7 @@ class Walk:
         ]  # fmt: skip
         for _ in range(STEPS):
             self.choice.choice(steps)()
-            self.desk.system.sums()  # the books hold at every step
+            self.desk.container.sums()  # the books hold at every step
 
     def settle(self) -> None:
         """Everybody behaves, and a person mends what was parked."""
@@ -90,8 +94,8 @@ class Walk:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_in_the_end_the_ledger_counts_what_the_log_has(system: System, seed: int) -> None:
-    walk = Walk(Desk(system, system.ledger.inner, CustomerIds.OURS), seed)
+def test_in_the_end_the_ledger_counts_what_the_log_has(container: Container, seed: int) -> None:
+    walk = Walk(Desk(container, container.ledger.inner, CustomerIds.OURS), seed)
     walk.use()
     walk.go()
     walk.settle()
@@ -100,9 +104,9 @@ def test_in_the_end_the_ledger_counts_what_the_log_has(system: System, seed: int
 
 @pytest.mark.parametrize("seed", range(6, 9))
 def test_in_the_end_stripe_counts_what_the_log_has(
-    system: System, local: LocalStripe, seed: int
+    container: Container, local: LocalStripe, seed: int
 ) -> None:
-    walk = Walk(at_stripe(system, local), seed)
+    walk = Walk(at_stripe(container, local), seed)
     local.control.post("settings", summary_seconds=walk.choice.choice([0, 600, 3000]))
     walk.use()
     walk.go()

@@ -12,7 +12,7 @@ from support import NOW
 
 from billing.core.errors import NotFound
 from billing.providers.files import COLUMNS, FileProvider
-from billing.providers.port import Cause, ProviderUnavailable, UsageReport
+from billing.providers.port import ProviderCause, ProviderUnavailable, UsageReport
 
 HOUR = NOW.replace(minute=0)
 STEM = f"usage-{HOUR:%Y-%m-%d}"
@@ -60,7 +60,7 @@ def test_an_unfinished_line_was_never_taken(folder: Path) -> None:
         file.write('{"identifier":"r2","custo')
     after = FileProvider(folder)
     assert after.read_back("acme", "m", HOUR.date()) == {HOUR: 1}
-    assert after.report_usage(report(2)).cause is Cause.TAKEN
+    assert after.report_usage(report(2)).cause is ProviderCause.TAKEN
     from_json, from_csv = rows(folder)
     assert from_json == from_csv
     assert [row["identifier"] for row in from_json] == ["r1", "r2"]
@@ -78,7 +78,7 @@ def test_a_csv_file_that_a_crash_left_behind_is_made_anew(folder: Path, damage: 
         path.unlink()
     else:
         path.write_text(damaged[damage])
-    assert FileProvider(folder).report_usage(report(3)).cause is Cause.TAKEN
+    assert FileProvider(folder).report_usage(report(3)).cause is ProviderCause.TAKEN
     from_json, from_csv = rows(folder)
     assert from_json == from_csv
     assert len(from_csv) == 3
@@ -100,7 +100,7 @@ def test_a_long_running_writer_mends_what_another_one_left_behind(folder: Path) 
 def test_a_folder_that_cannot_be_written_to_is_no_definite_answer(folder: Path) -> None:
     folder.write_text("a file is in the way")
     provider = FileProvider(folder)
-    assert provider.report_usage(report(1)).cause is Cause.SERVER_ERROR
+    assert provider.report_usage(report(1)).cause is ProviderCause.SERVER_ERROR
     with pytest.raises(ProviderUnavailable):
         provider.read_back("acme", "m", HOUR.date())
     with pytest.raises(ProviderUnavailable):

@@ -13,13 +13,13 @@ from notices_support import Told, an_event
 from structlog.testing import capture_logs
 from support import NOW
 
-from billing.catalog.customers import Accounts
-from billing.catalog.grants import Credit
+from billing.catalog.customers import CustomerStore
+from billing.catalog.grants import GrantStore
 from billing.core.errors import NotFound
 from billing.postgres.schema import customers, grants, usage_reports, webhook_events
 from billing.stripe_webhooks.deletions import DELETED
 from billing.stripe_webhooks.event_store import WebhookEvents
-from billing.stripe_webhooks.stripe_event import Result
+from billing.stripe_webhooks.stripe_event import NoticeResult
 from billing.stripe_webhooks.topups import NOT_GIVEN
 
 pytestmark = pytest.mark.postgres
@@ -92,7 +92,7 @@ def test_a_late_deletion_still_parks_what_was_to_be_sent_to_the_former_one(told:
 
 def test_a_deleted_customer_can_be_linked_again(told: Told, engine: sa.Engine):
     told.about("customer.deleted", "cus_acme")
-    Accounts(engine).link_stripe("acme", "cus_new")
+    CustomerStore(engine).link_stripe("acme", "cus_new")
     told.about("customer.deleted", "cus_acme", "evt_late")
     assert linked(told) == ("cus_new", None)
 
@@ -221,7 +221,7 @@ def test_what_cannot_be_given_is_kept_with_its_reason(
 
 
 def test_a_grant_that_would_pass_the_ceiling_is_kept(told: Told, engine: sa.Engine):
-    Credit(engine).grant("acme", 2**53, "all there is")
+    GrantStore(engine).grant("acme", 2**53, "all there is")
     assert checkout(told) == "kept"
     assert "passes 2^53" in told.events()["evt_1"][1]
     assert told.granted() == 2**53
@@ -348,6 +348,6 @@ def test_events_are_listed_newest_first(told: Told, engine: sa.Engine):
     events = WebhookEvents(engine)
     assert [event.event_id for event in events.list("stripe")] == ["evt_2", "evt_1"]
     assert [event.event_id for event in events.list("stripe", limit=1)] == ["evt_2"]
-    [kept] = events.list("stripe", result=Result.KEPT)
+    [kept] = events.list("stripe", result=NoticeResult.KEPT)
     assert (kept.event_id, kept.received_at) == ("evt_2", NOW + timedelta(minutes=1))
     assert events.list("another") == []

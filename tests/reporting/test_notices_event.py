@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import NOW
 
-from billing.providers.port import Cause
+from billing.providers.port import ProviderCause
 from billing.stripe_webhooks.meter_errors import read_meter_errors
 from billing.stripe_webhooks.stripe_event import (
     KINDS,
-    Kind,
-    Notice,
+    NoticeKind,
+    ProviderNotice,
     Unreadable,
     read_notice,
     stand_in,
@@ -66,7 +66,7 @@ ERRORS: dict[str, Any] = {
 }
 
 
-def read(event: object, **changes: Any) -> Notice:
+def read(event: object, **changes: Any) -> ProviderNotice:
     if changes:
         assert isinstance(event, dict)
         event = {**event, **changes}
@@ -75,27 +75,27 @@ def read(event: object, **changes: Any) -> Notice:
 
 def test_a_snapshot_is_read_for_its_ids_only():
     notice = read(SNAPSHOT)
-    assert notice == Notice(
+    assert notice == ProviderNotice(
         id="evt_1",
         type="invoice.paid",
         happened_at=datetime.fromtimestamp(1_795_000_000, UTC),
         live=False,
         thing="in_1",
     )
-    assert notice.kind is Kind.INVOICE
+    assert notice.kind is NoticeKind.INVOICE
 
 
 def test_a_thin_event_names_what_it_is_about():
     notice = read(THIN)
     assert (notice.id, notice.thing, notice.live) == ("evt_test_2", "mtr_1", True)
     assert notice.happened_at == datetime(2026, 11, 21, 18, 18, 5, 760_000, UTC)
-    assert notice.kind is Kind.METER_ERRORS
+    assert notice.kind is NoticeKind.METER_ERRORS
 
 
 def test_an_event_about_nothing_is_one_where_its_kind_needs_nothing():
     unrelated = {key: value for key, value in THIN.items() if key != "related_object"}
     notice = read(unrelated, type="v1.billing.meter.no_meter_found")
-    assert (notice.thing, notice.kind) == ("", Kind.METER_ERRORS)
+    assert (notice.thing, notice.kind) == ("", NoticeKind.METER_ERRORS)
     assert read(SNAPSHOT, type="balance.available", data={}).kind is None
 
 
@@ -188,9 +188,9 @@ def test_meter_errors_are_read_with_their_window_codes_and_samples():
     assert errors.end == datetime(2026, 11, 21, 18, 18, 10, tzinfo=UTC)
     assert errors.codes == {"meter_event_customer_not_found": 3, "archived_meter": 1}
     assert errors.sampled == {
-        "main:r1": Cause.CUSTOMER_MISSING,
-        "main:r2": Cause.CUSTOMER_MISSING,
-        "main:r3": Cause.METER_INACTIVE,
+        "main:r1": ProviderCause.CUSTOMER_MISSING,
+        "main:r2": ProviderCause.CUSTOMER_MISSING,
+        "main:r3": ProviderCause.METER_INACTIVE,
     }
     assert errors.summary == "meter_event_customer_not_found 3, archived_meter 1"
 

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from support import NOW
 
 from billing.postgres.schema import customers, provider_invoices, report_seals
-from billing.providers.port import Cause, ProviderUnavailable
+from billing.providers.port import ProviderCause, ProviderUnavailable
 from billing.stripe_webhooks.invoices import VOID, is_older
 from billing.stripe_webhooks.processor import Polled
 
@@ -159,7 +159,7 @@ def test_the_last_invoice_of_a_customer_who_left_is_still_theirs(told: Told, see
 
 
 def test_stripe_without_an_answer_leaves_nothing_behind(told: Told):
-    told.invoices.failing = Unanswered(Cause.SERVER_ERROR)
+    told.invoices.failing = Unanswered(ProviderCause.SERVER_ERROR)
     with pytest.raises(ProviderUnavailable):
         told.about("invoice.paid", "in_1")
     assert told.events() == {}
@@ -169,7 +169,7 @@ def test_stripe_without_an_answer_leaves_nothing_behind(told: Told):
 
 
 def test_what_stripe_will_never_answer_is_kept_and_can_be_tried_again(told: Told):
-    told.invoices.failing = Unanswered(Cause.INVALID_VALUE)
+    told.invoices.failing = Unanswered(ProviderCause.INVALID_VALUE)
     assert told.about("invoice.paid", "in_1").reception == "kept"
     assert told.notices.retry("evt_1").reception == "kept"
     told.invoices.failing = None

@@ -15,17 +15,17 @@ from support import NOW, add_customer
 
 from billing.core.errors import AlreadyExists, NotFound
 from billing.providers.port import (
-    Cause,
     InvoiceLine,
-    Meter,
+    ProviderCause,
+    ProviderMeter,
     ProviderUnavailable,
+    ProviderVerdict,
     UsageReport,
-    Verdict,
 )
 
 HOUR = NOW.replace(minute=0, second=0, microsecond=0) - timedelta(hours=3)
 DAY = HOUR.date()
-METER = Meter(sku="page-capture", name="test.page-capture", display_name="Pages captured")
+METER = ProviderMeter(sku="page-capture", name="test.page-capture", display_name="Pages captured")
 LINES = (
     InvoiceLine(
         key="page-capture",
@@ -72,7 +72,7 @@ def figures(bench: Bench, customer: str = "acme") -> dict[datetime, int]:
 
 
 def test_a_figure_that_was_taken_is_read_back(bench: Bench) -> None:
-    assert bench.provider.report_usage(report_of(bench)).cause is Cause.TAKEN
+    assert bench.provider.report_usage(report_of(bench)).cause is ProviderCause.TAKEN
     assert figures(bench) == {HOUR: 1_500_000}
     assert figures(bench, "globex") == {}
 
@@ -80,8 +80,8 @@ def test_a_figure_that_was_taken_is_read_back(bench: Bench) -> None:
 def test_the_same_report_again_is_accepted_and_changes_nothing(bench: Bench) -> None:
     bench.provider.report_usage(report_of(bench))
     again = bench.again().report_usage(report_of(bench))
-    assert again.cause is Cause.DUPLICATE_IDENTIFIER
-    assert again.verdict is Verdict.ACCEPTED
+    assert again.cause is ProviderCause.DUPLICATE_IDENTIFIER
+    assert again.verdict is ProviderVerdict.ACCEPTED
     assert figures(bench) == {HOUR: 1_500_000}
 
 
@@ -95,7 +95,7 @@ def test_an_identifier_is_never_taken_for_another_figure(bench: Bench) -> None:
 def test_the_last_figure_of_an_hour_is_the_one_that_counts(bench: Bench, second: int) -> None:
     bench.provider.report_usage(report_of(bench))
     answer = bench.provider.report_usage(report_of(bench, identifier="test:r2", value=second))
-    assert answer.cause is Cause.TAKEN
+    assert answer.cause is ProviderCause.TAKEN
     assert figures(bench) == {HOUR: second}
 
 
@@ -116,7 +116,7 @@ def test_customers_meters_hours_and_days_are_kept_apart(bench: Bench) -> None:
         report_of(bench, identifier="d", hour=other_day, timestamp=other_day, value=4),
     ]
     for report in reports:
-        assert bench.provider.report_usage(report).cause is Cause.TAKEN
+        assert bench.provider.report_usage(report).cause is ProviderCause.TAKEN
     assert figures(bench) == {HOUR: 1_500_000, later: 3}
     assert figures(bench, "globex") == {HOUR: 2}
     ref = reports[0].customer_ref
@@ -126,8 +126,8 @@ def test_customers_meters_hours_and_days_are_kept_apart(bench: Bench) -> None:
 def test_who_or_what_is_not_there_has_no_figures(bench: Bench) -> None:
     ref = bench.provider.link_customer("acme", "Acme")
     asked = {
-        Cause.CUSTOMER_MISSING: ("nobody", METER.name),
-        Cause.METER_MISSING: (ref, "test.other"),
+        ProviderCause.CUSTOMER_MISSING: ("nobody", METER.name),
+        ProviderCause.METER_MISSING: (ref, "test.other"),
     }
     for cause, (customer_ref, meter) in asked.items():
         if not bench.says_who_is_missing:
@@ -140,22 +140,22 @@ def test_who_or_what_is_not_there_has_no_figures(bench: Bench) -> None:
 
 def test_fifteen_digits_are_kept_exactly_and_sixteen_are_refused(bench: Bench) -> None:
     answer = bench.provider.report_usage(report_of(bench, value=10**15 - 1))
-    assert answer.cause is Cause.TAKEN
+    assert answer.cause is ProviderCause.TAKEN
     refused = bench.provider.report_usage(report_of(bench, identifier="test:r2", value=10**15))
-    assert refused.cause is Cause.INVALID_VALUE
+    assert refused.cause is ProviderCause.INVALID_VALUE
     assert figures(bench) == {HOUR: 10**15 - 1}
 
 
 def test_an_identifier_may_have_a_hundred_characters_and_no_more(bench: Bench) -> None:
     taken = bench.provider.report_usage(report_of(bench, identifier="x" * 100))
-    assert taken.cause is Cause.TAKEN
+    assert taken.cause is ProviderCause.TAKEN
     refused = bench.provider.report_usage(report_of(bench, identifier="x" * 101))
-    assert refused.cause is Cause.INVALID_REQUEST
+    assert refused.cause is ProviderCause.INVALID_REQUEST
 
 
 def test_a_provider_that_knows_its_customers_takes_no_others(bench: Bench) -> None:
     answer = bench.provider.report_usage(report_of(bench, customer_ref="nobody"))
-    expected = Cause.CUSTOMER_MISSING if bench.knows_its_customers else Cause.TAKEN
+    expected = ProviderCause.CUSTOMER_MISSING if bench.knows_its_customers else ProviderCause.TAKEN
     assert answer.cause is expected
 
 
@@ -164,7 +164,7 @@ def test_one_report_sent_by_eight_at_once_is_taken_once(bench: Bench) -> None:
     report = report_of(bench)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda adapter: adapter.report_usage(report).cause, adapters))
-    assert sorted(answers) == [Cause.DUPLICATE_IDENTIFIER] * 7 + [Cause.TAKEN]
+    assert sorted(answers) == [ProviderCause.DUPLICATE_IDENTIFIER] * 7 + [ProviderCause.TAKEN]
     assert figures(bench) == {HOUR: 1_500_000}
 
 

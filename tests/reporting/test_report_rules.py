@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from billing.core.errors import InvalidValue
-from billing.providers.port import Answer, Cause, Verdict
+from billing.providers.port import ProviderAnswer, ProviderCause, ProviderVerdict
 from billing.reporting.usage_report import (
     EDGES,
     FIRST_WAIT,
@@ -20,8 +20,8 @@ from billing.reporting.usage_report import (
     MAX_IDENTIFIER,
     OPEN,
     TAKEN,
+    ReportState,
     Standing,
-    State,
     Step,
     after_answer,
     backoff,
@@ -45,26 +45,26 @@ hours = st.integers(0, 500_000).map(lambda h: datetime(2000, 1, 1, tzinfo=UTC) +
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (State.PENDING, State.ACCEPTED),
-        (State.PENDING, State.UNKNOWN),
-        (State.UNKNOWN, State.PENDING),
-        (State.ACCEPTED, State.PENDING),
-        (State.ACCEPTED, State.SENDING),
-        (State.CONFIRMED, State.ACCEPTED),
-        (State.CONFIRMED, State.PARKED),
+        (ReportState.PENDING, ReportState.ACCEPTED),
+        (ReportState.PENDING, ReportState.UNKNOWN),
+        (ReportState.UNKNOWN, ReportState.PENDING),
+        (ReportState.ACCEPTED, ReportState.PENDING),
+        (ReportState.ACCEPTED, ReportState.SENDING),
+        (ReportState.CONFIRMED, ReportState.ACCEPTED),
+        (ReportState.CONFIRMED, ReportState.PARKED),
     ],
 )
-def test_no_report_goes_back_or_skips_being_sent(before: State, after: State) -> None:
+def test_no_report_goes_back_or_skips_being_sent(before: ReportState, after: ReportState) -> None:
     assert not may_become(before, after)
 
 
 def test_every_state_can_be_reached_from_pending_and_every_open_one_can_be_left() -> None:
-    reached, todo = {State.PENDING}, [State.PENDING]
+    reached, todo = {ReportState.PENDING}, [ReportState.PENDING]
     while todo:
         new = EDGES[todo.pop()] - reached
         reached |= new
         todo += new
-    assert reached == set(State)
+    assert reached == set(ReportState)
     assert all(EDGES[state] for state in OPEN)
 
 
@@ -169,66 +169,68 @@ def test_sixteen_digits_do_not_fit(value: int) -> None:
 @pytest.mark.parametrize(
     ("report", "step"),
     [
-        (Standing(state=State.PENDING, next_at=NOW), Step.SEND),
-        (Standing(state=State.PENDING, next_at=NOW + SECOND), Step.WAIT),
-        (Standing(state=State.SENDING, next_at=NOW, lease_until=NOW + SECOND), Step.WAIT),
-        (Standing(state=State.SENDING, next_at=NOW, lease_until=NOW), Step.RECLAIM),
-        (Standing(state=State.SENDING, next_at=NOW), Step.RECLAIM),
-        (Standing(state=State.UNKNOWN, next_at=NOW, first_sent_at=NOW - SECOND), Step.SEND),
-        (Standing(state=State.UNKNOWN, next_at=NOW + SECOND, first_sent_at=NOW), Step.WAIT),
+        (Standing(state=ReportState.PENDING, next_at=NOW), Step.SEND),
+        (Standing(state=ReportState.PENDING, next_at=NOW + SECOND), Step.WAIT),
+        (Standing(state=ReportState.SENDING, next_at=NOW, lease_until=NOW + SECOND), Step.WAIT),
+        (Standing(state=ReportState.SENDING, next_at=NOW, lease_until=NOW), Step.RECLAIM),
+        (Standing(state=ReportState.SENDING, next_at=NOW), Step.RECLAIM),
+        (Standing(state=ReportState.UNKNOWN, next_at=NOW, first_sent_at=NOW - SECOND), Step.SEND),
+        (Standing(state=ReportState.UNKNOWN, next_at=NOW + SECOND, first_sent_at=NOW), Step.WAIT),
         (
-            Standing(state=State.UNKNOWN, next_at=NOW, first_sent_at=NOW - timedelta(days=34)),
+            Standing(
+                state=ReportState.UNKNOWN, next_at=NOW, first_sent_at=NOW - timedelta(days=34)
+            ),
             Step.SEND,
         ),
         (
             Standing(
-                state=State.UNKNOWN, next_at=NOW, overwrites=False,
+                state=ReportState.UNKNOWN, next_at=NOW, overwrites=False,
                 first_sent_at=NOW - timedelta(hours=21, minutes=59),
             ),
             Step.SEND,
         ),
         (
             Standing(
-                state=State.UNKNOWN, next_at=NOW + SECOND, overwrites=False,
+                state=ReportState.UNKNOWN, next_at=NOW + SECOND, overwrites=False,
                 first_sent_at=NOW - timedelta(hours=22),
             ),
             Step.READ_BACK,
         ),
-        (Standing(state=State.UNKNOWN, next_at=NOW, overwrites=False), Step.READ_BACK),
-        (Standing(state=State.PENDING, next_at=NOW, overwrites=False), Step.SEND),
-        (Standing(state=State.ACCEPTED, next_at=NOW), Step.NOTHING),
-        (Standing(state=State.CONFIRMED, next_at=NOW), Step.NOTHING),
-        (Standing(state=State.PARKED, next_at=NOW), Step.NOTHING),
+        (Standing(state=ReportState.UNKNOWN, next_at=NOW, overwrites=False), Step.READ_BACK),
+        (Standing(state=ReportState.PENDING, next_at=NOW, overwrites=False), Step.SEND),
+        (Standing(state=ReportState.ACCEPTED, next_at=NOW), Step.NOTHING),
+        (Standing(state=ReportState.CONFIRMED, next_at=NOW), Step.NOTHING),
+        (Standing(state=ReportState.PARKED, next_at=NOW), Step.NOTHING),
     ],
 )  # fmt: skip
 def test_the_next_step_follows_from_state_and_time(report: Standing, step: Step) -> None:
     assert next_step(report, NOW) is step
 
 
-@pytest.mark.parametrize("cause", list(Cause))
+@pytest.mark.parametrize("cause", list(ProviderCause))
 @pytest.mark.parametrize("doubtful", [False, True])
-def test_every_answer_leads_along_an_edge(cause: Cause, doubtful: bool) -> None:
-    outcome = after_answer(Answer(cause=cause), doubtful=doubtful)
-    assert may_become(State.SENDING, outcome.state)
+def test_every_answer_leads_along_an_edge(cause: ProviderCause, doubtful: bool) -> None:
+    outcome = after_answer(ProviderAnswer(cause=cause), doubtful=doubtful)
+    assert may_become(ReportState.SENDING, outcome.state)
 
 
 @pytest.mark.parametrize(
     ("cause", "doubtful", "state", "doubtful_after"),
     [
-        (Cause.TAKEN, True, State.ACCEPTED, False),
-        (Cause.DUPLICATE_IDENTIFIER, True, State.ACCEPTED, False),
-        (Cause.TIMED_OUT, False, State.UNKNOWN, True),
-        (Cause.RATE_LIMITED, False, State.UNKNOWN, True),
-        (Cause.CUSTOMER_MISSING, False, State.PARKED, False),
-        (Cause.CUSTOMER_MISSING, True, State.PARKED, True),
-        (Cause.KEY_REFUSED, False, State.PENDING, False),
-        (Cause.KEY_REFUSED, True, State.UNKNOWN, True),
+        (ProviderCause.TAKEN, True, ReportState.ACCEPTED, False),
+        (ProviderCause.DUPLICATE_IDENTIFIER, True, ReportState.ACCEPTED, False),
+        (ProviderCause.TIMED_OUT, False, ReportState.UNKNOWN, True),
+        (ProviderCause.RATE_LIMITED, False, ReportState.UNKNOWN, True),
+        (ProviderCause.CUSTOMER_MISSING, False, ReportState.PARKED, False),
+        (ProviderCause.CUSTOMER_MISSING, True, ReportState.PARKED, True),
+        (ProviderCause.KEY_REFUSED, False, ReportState.PENDING, False),
+        (ProviderCause.KEY_REFUSED, True, ReportState.UNKNOWN, True),
     ],
 )
 def test_only_acceptance_ends_the_doubt_about_an_earlier_attempt(
-    cause: Cause, doubtful: bool, state: State, doubtful_after: bool
+    cause: ProviderCause, doubtful: bool, state: ReportState, doubtful_after: bool
 ) -> None:
-    outcome = after_answer(Answer(cause=cause), doubtful=doubtful)
+    outcome = after_answer(ProviderAnswer(cause=cause), doubtful=doubtful)
     assert (outcome.state, outcome.doubtful) == (state, doubtful_after)
 
 
@@ -250,47 +252,47 @@ class ReportLife(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.state = State.PENDING
+        self.state = ReportState.PENDING
         self.doubtful = False
         self.provider_has_it = False
 
-    def go(self, state: State) -> None:
+    def go(self, state: ReportState) -> None:
         assert may_become(self.state, state)
         self.state = state
 
-    @precondition(lambda self: self.state in (State.PENDING, State.UNKNOWN))
+    @precondition(lambda self: self.state in (ReportState.PENDING, ReportState.UNKNOWN))
     @rule()
     def claim(self) -> None:
-        self.go(State.SENDING)
+        self.go(ReportState.SENDING)
 
-    @precondition(lambda self: self.state is State.SENDING)
-    @rule(cause=st.sampled_from(Cause), arrived=st.booleans())
-    def answer(self, cause: Cause, arrived: bool) -> None:
-        answer = Answer(cause=cause)
-        if cause is Cause.DUPLICATE_IDENTIFIER and not self.provider_has_it:
+    @precondition(lambda self: self.state is ReportState.SENDING)
+    @rule(cause=st.sampled_from(ProviderCause), arrived=st.booleans())
+    def answer(self, cause: ProviderCause, arrived: bool) -> None:
+        answer = ProviderAnswer(cause=cause)
+        if cause is ProviderCause.DUPLICATE_IDENTIFIER and not self.provider_has_it:
             return
-        taken = answer.verdict is Verdict.ACCEPTED
-        self.provider_has_it |= taken or (answer.verdict is Verdict.UNKNOWN and arrived)
+        taken = answer.verdict is ProviderVerdict.ACCEPTED
+        self.provider_has_it |= taken or (answer.verdict is ProviderVerdict.UNKNOWN and arrived)
         outcome = after_answer(answer, doubtful=self.doubtful)
         self.go(outcome.state)
         self.doubtful = outcome.doubtful
 
-    @precondition(lambda self: self.state is State.SENDING)
+    @precondition(lambda self: self.state is ReportState.SENDING)
     @rule(arrived=st.booleans())
     def left_behind(self, arrived: bool) -> None:
         self.provider_has_it |= arrived
-        self.go(State.UNKNOWN)
+        self.go(ReportState.UNKNOWN)
         self.doubtful = True
 
     @precondition(lambda self: self.state in TAKEN)
     @rule()
     def next_revision(self) -> None:
-        self.state, self.doubtful, self.provider_has_it = State.PENDING, False, False
+        self.state, self.doubtful, self.provider_has_it = ReportState.PENDING, False, False
 
-    @precondition(lambda self: self.state is State.PARKED)
+    @precondition(lambda self: self.state is ReportState.PARKED)
     @rule()
     def retried(self) -> None:
-        self.go(State.UNKNOWN if self.doubtful else State.PENDING)
+        self.go(ReportState.UNKNOWN if self.doubtful else ReportState.PENDING)
 
     @invariant()
     def the_books_say_no_more_than_is_known(self) -> None:
@@ -298,7 +300,7 @@ class ReportLife(RuleBasedStateMachine):
             assert self.provider_has_it
         elif not self.doubtful:
             assert not self.provider_has_it
-        if self.state is State.PENDING:
+        if self.state is ReportState.PENDING:
             assert not self.doubtful
 
 

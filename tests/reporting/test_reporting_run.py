@@ -10,100 +10,100 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from reporting_support import LAST_HOUR, System, answer_lost, answering, metered
+from reporting_support import LAST_HOUR, Container, answer_lost, answering, metered
 from support import NOW
 
 from billing.core.errors import InvalidValue
-from billing.providers.port import Answer, Cause, Meter, ProviderUnavailable
+from billing.providers.port import ProviderAnswer, ProviderCause, ProviderMeter, ProviderUnavailable
 from billing.reporting.rate_limiter import TokenBucket
 from billing.reporting.report_store import Answered, CustomerIds, Destination, Metered
 from billing.reporting.revision_rules import EVERY, Depth
-from billing.reporting.usage_report import State, after_answer
+from billing.reporting.usage_report import ReportState, after_answer
 
 LEASE = timedelta(minutes=5)
 
 
-def filled(system: System, hours: int = 3) -> None:
+def filled(container: Container, hours: int = 3) -> None:
     for back in range(hours):
-        system.use(10 + back, LAST_HOUR - timedelta(hours=back))
-        system.use(20 + back, LAST_HOUR - timedelta(hours=back), customer="globex")
+        container.use(10 + back, LAST_HOUR - timedelta(hours=back))
+        container.use(20 + back, LAST_HOUR - timedelta(hours=back), customer="globex")
 
 
-@pytest.mark.parametrize("cause", [Cause.KEY_REFUSED, Cause.PERMISSION_REFUSED])
+@pytest.mark.parametrize("cause", [ProviderCause.KEY_REFUSED, ProviderCause.PERMISSION_REFUSED])
 def test_a_provider_that_refuses_us_is_asked_once_and_everything_stays_pending(
-    system: System, cause: Cause
+    container: Container, cause: ProviderCause
 ) -> None:
-    filled(system)
-    system.ledger.always = answering(cause)
-    done = system.advance()
-    assert len(system.ledger.seen) == 1
+    filled(container)
+    container.ledger.always = answering(cause)
+    done = container.advance()
+    assert len(container.ledger.seen) == 1
     assert done.stopped == {"ledger": f"{cause}: to order"}
-    assert {state for _, state, _ in system.states()} == {"pending"}
-    system.advance()
-    assert len(system.ledger.seen) == 2
-    system.ledger.always = None
-    system.advance()
-    system.assert_all_told()
+    assert {state for _, state, _ in container.states()} == {"pending"}
+    container.advance()
+    assert len(container.ledger.seen) == 2
+    container.ledger.always = None
+    container.advance()
+    container.assert_all_told()
 
 
-def test_a_stop_after_a_lost_answer_does_not_make_it_unsent(system: System) -> None:
-    system.use(7)
-    system.ledger.faults.extend([answer_lost, answering(Cause.KEY_REFUSED)])
-    system.advance()
-    system.later(minutes=10)
-    system.advance()
-    assert [state for _, state, _ in system.states()] == ["unknown"]
+def test_a_stop_after_a_lost_answer_does_not_make_it_unsent(container: Container) -> None:
+    container.use(7)
+    container.ledger.faults.extend([answer_lost, answering(ProviderCause.KEY_REFUSED)])
+    container.advance()
+    container.later(minutes=10)
+    container.advance()
+    assert [state for _, state, _ in container.states()] == ["unknown"]
 
 
-def test_nothing_is_sent_to_a_meter_that_is_made_otherwise(system: System) -> None:
-    filled(system)
-    system.ledger.differences = ("event_time_window is day, needed hour",)
-    done = system.advance()
-    assert system.ledger.seen == []
+def test_nothing_is_sent_to_a_meter_that_is_made_otherwise(container: Container) -> None:
+    filled(container)
+    container.ledger.differences = ("event_time_window is day, needed hour",)
+    done = container.advance()
+    assert container.ledger.seen == []
     assert set(done.blocked.values()) == {"event_time_window is day, needed hour"}
-    assert system.sums()["acme", "page-capture"].open == 33
-    system.ledger.differences = ()
-    system.advance()
-    system.assert_all_told()
+    assert container.sums()["acme", "page-capture"].open == 33
+    container.ledger.differences = ()
+    container.advance()
+    container.assert_all_told()
 
 
 def test_a_provider_that_does_not_answer_about_its_meters_gets_nothing(
-    system: System, monkeypatch: pytest.MonkeyPatch
+    container: Container, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def down(meters: list[Meter], *, dry_run: bool = False) -> None:
+    def down(meters: list[ProviderMeter], *, dry_run: bool = False) -> None:
         del meters, dry_run
         raise ProviderUnavailable("down")
 
-    filled(system)
+    filled(container)
     with monkeypatch.context() as patch:
-        patch.setattr(system.ledger, "ensure_meters", down)
-        assert system.advance().stopped == {"ledger": "down"}
-    assert system.ledger.seen == []
-    system.advance()
-    system.assert_all_told()
+        patch.setattr(container.ledger, "ensure_meters", down)
+        assert container.advance().stopped == {"ledger": "down"}
+    assert container.ledger.seen == []
+    container.advance()
+    container.assert_all_told()
 
 
-def test_a_run_begins_no_batch_after_its_time_is_up(system: System) -> None:
-    filled(system)
-    done = system.reporter().advance(until=NOW)
-    assert (done.planned, system.ledger.seen) == (6, [])
+def test_a_run_begins_no_batch_after_its_time_is_up(container: Container) -> None:
+    filled(container)
+    done = container.reporter().advance(until=NOW)
+    assert (done.planned, container.ledger.seen) == (6, [])
 
 
-def test_small_batches_reach_every_customer(system: System) -> None:
-    filled(system)
-    system.reporter(batch=1).advance()
-    assert [report.customer_ref for report in system.ledger.seen[:2]] == ["acme", "globex"]
-    system.assert_all_told()
+def test_small_batches_reach_every_customer(container: Container) -> None:
+    filled(container)
+    container.reporter(batch=1).advance()
+    assert [report.customer_ref for report in container.ledger.seen[:2]] == ["acme", "globex"]
+    container.assert_all_told()
 
 
-def test_the_complete_request_is_written_down_before_it_is_sent(system: System) -> None:
-    system.use(7)
-    system.ledger.faults.append(answering(Cause.TIMED_OUT))
-    system.advance()
+def test_the_complete_request_is_written_down_before_it_is_sent(container: Container) -> None:
+    container.use(7)
+    container.ledger.faults.append(answering(ProviderCause.TIMED_OUT))
+    container.advance()
     query = sa.text("SELECT * FROM usage_reports")
-    with system.engine.connect() as connection:
+    with container.engine.connect() as connection:
         row = connection.execute(query).one()
-    [sent] = system.ledger.seen
+    [sent] = container.ledger.seen
     assert (row.identifier, row.customer_ref, row.meter) == (
         sent.identifier, sent.customer_ref, sent.meter,
     )  # fmt: skip
@@ -112,30 +112,35 @@ def test_the_complete_request_is_written_down_before_it_is_sent(system: System) 
     assert sent.identifier == f"test:ledger:wb.page-capture:acme:{sent.hour:%Y%m%dT%HZ}:r1"
 
 
-def test_a_reporter_that_lost_its_claim_changes_nothing(system: System) -> None:
-    system.use(7)
-    system.reports.plan(destination(), until=NOW, now=NOW)
-    [slow] = system.reports.claim("ledger", now=NOW, lease=LEASE, limit=9)
+def test_a_reporter_that_lost_its_claim_changes_nothing(container: Container) -> None:
+    container.use(7)
+    container.reports.plan(destination(), until=NOW, now=NOW)
+    [slow] = container.reports.claim("ledger", now=NOW, lease=LEASE, limit=9)
     later = NOW + LEASE
-    assert system.reports.recover(later) == 1
-    [fast] = system.reports.claim("ledger", now=later, lease=LEASE, limit=9)
+    assert container.reports.recover(later) == 1
+    [fast] = container.reports.claim("ledger", now=later, lease=LEASE, limit=9)
     assert fast.report == slow.report
     assert (fast.doubtful, fast.attempts) == (True, 2)
-    taken, refused = Answer(cause=Cause.TAKEN), Answer(cause=Cause.TOO_OLD)
+    taken, refused = (
+        ProviderAnswer(cause=ProviderCause.TAKEN),
+        ProviderAnswer(cause=ProviderCause.TOO_OLD),
+    )
     parked = after_answer(refused, doubtful=False)
-    assert not system.reports.answer(
+    assert not container.reports.answer(
         slow, parked, refused, now=later, next_at=later, confirm_at=later
     )
     accepted = after_answer(taken, doubtful=True)
-    assert system.reports.answer(fast, accepted, taken, now=later, next_at=later, confirm_at=later)
-    assert not system.reports.answer(
+    assert container.reports.answer(
+        fast, accepted, taken, now=later, next_at=later, confirm_at=later
+    )
+    assert not container.reports.answer(
         fast, parked, refused, now=later, next_at=later, confirm_at=later
     )
     # As a run notes them, several together.
-    system.reports.answer_all(
+    container.reports.answer_all(
         [Answered(lost, parked, refused, later, later, later) for lost in (slow, fast)]
     )
-    assert [state for _, state, _ in system.states()] == ["accepted"]
+    assert [state for _, state, _ in container.states()] == ["accepted"]
 
 
 def destination(customer_ids: CustomerIds = CustomerIds.OURS) -> Destination:
@@ -145,77 +150,80 @@ def destination(customer_ids: CustomerIds = CustomerIds.OURS) -> Destination:
 
 
 def test_a_claim_takes_one_report_per_customer_and_meter_oldest_hour_first(
-    system: System,
+    container: Container,
 ) -> None:
-    filled(system)
-    system.reports.plan(destination(), until=NOW, now=NOW)
-    first = system.reports.claim("ledger", now=NOW, lease=LEASE, limit=9)
+    filled(container)
+    container.reports.plan(destination(), until=NOW, now=NOW)
+    first = container.reports.claim("ledger", now=NOW, lease=LEASE, limit=9)
     assert [(c.customer, c.report.value) for c in first] == [("acme", 12), ("globex", 22)]
-    assert system.reports.claim("ledger", now=NOW, lease=LEASE, limit=9) == []
-    system.reports.release(first)
-    assert {state for _, state, _ in system.states()} == {"pending"}
-    again = system.reports.claim("ledger", now=NOW, lease=LEASE, limit=9)
+    assert container.reports.claim("ledger", now=NOW, lease=LEASE, limit=9) == []
+    container.reports.release(first)
+    assert {state for _, state, _ in container.states()} == {"pending"}
+    again = container.reports.claim("ledger", now=NOW, lease=LEASE, limit=9)
     assert [c.report for c in again] == [c.report for c in first]
     assert [c.attempts for c in again] == [1, 1]
 
 
 def test_the_database_keeps_two_in_flight_for_one_customer_and_meter_apart(
-    system: System,
+    container: Container,
 ) -> None:
-    filled(system)
-    system.reports.plan(destination(), until=NOW, now=NOW)
-    with pytest.raises(sa.exc.IntegrityError, match="in_flight"), system.engine.begin() as any_one:
+    filled(container)
+    container.reports.plan(destination(), until=NOW, now=NOW)
+    with (
+        pytest.raises(sa.exc.IntegrityError, match="in_flight"),
+        container.engine.begin() as any_one,
+    ):
         any_one.execute(
             sa.text("UPDATE usage_reports SET state = 'sending', claim = gen_random_uuid()")
         )
 
 
-def test_an_unmapped_customer_accrues_parked_until_it_is_mapped(system: System) -> None:
+def test_an_unmapped_customer_accrues_parked_until_it_is_mapped(container: Container) -> None:
     def stripe() -> Destination:
         return destination(CustomerIds.STRIPE)
 
-    system.use(7)
-    system.reports.plan(stripe(), until=NOW, now=NOW)
-    system.use(5)
-    system.reports.plan(stripe(), until=NOW, now=NOW)
-    unmapped = Cause.UNMAPPED_CUSTOMER.value
-    assert system.states() == [(1, "parked", unmapped), (2, "parked", unmapped)]
-    assert system.sums()["acme", "page-capture"].parked == 12
-    assert not system.reports.retry(2, now=NOW)
-    with system.engine.begin() as connection:
+    container.use(7)
+    container.reports.plan(stripe(), until=NOW, now=NOW)
+    container.use(5)
+    container.reports.plan(stripe(), until=NOW, now=NOW)
+    unmapped = ProviderCause.UNMAPPED_CUSTOMER.value
+    assert container.states() == [(1, "parked", unmapped), (2, "parked", unmapped)]
+    assert container.sums()["acme", "page-capture"].parked == 12
+    assert not container.reports.retry(2, now=NOW)
+    with container.engine.begin() as connection:
         connection.execute(
             sa.text("UPDATE customers SET stripe_customer_id = 'cus_1' WHERE id = 'acme'")
         )
-    system.reports.plan(stripe(), until=NOW, now=NOW)
-    [claimed] = system.reports.claim("ledger", now=NOW, lease=LEASE, limit=9)
+    container.reports.plan(stripe(), until=NOW, now=NOW)
+    [claimed] = container.reports.claim("ledger", now=NOW, lease=LEASE, limit=9)
     assert (claimed.report.customer_ref, claimed.report.value) == ("cus_1", 12)
 
 
-def test_a_person_holds_a_report_back_and_lets_it_go(system: System) -> None:
-    system.use(7)
-    system.reports.plan(destination(), until=NOW, now=NOW)
-    assert system.reports.park(1, "disputed")
-    assert not system.reports.park(1, "disputed")
-    system.advance()
-    assert system.ledger.seen == []
-    assert system.sums()["acme", "page-capture"].parked == 7
-    assert system.reports.retry(1, now=NOW)
-    assert system.reports.oldest_open("ledger") == LAST_HOUR
-    system.advance()
-    system.assert_all_told()
-    assert system.reports.oldest_open("ledger") is None
-    assert not system.reports.park(1, "too late")
+def test_a_person_holds_a_report_back_and_lets_it_go(container: Container) -> None:
+    container.use(7)
+    container.reports.plan(destination(), until=NOW, now=NOW)
+    assert container.reports.park(1, "disputed")
+    assert not container.reports.park(1, "disputed")
+    container.advance()
+    assert container.ledger.seen == []
+    assert container.sums()["acme", "page-capture"].parked == 7
+    assert container.reports.retry(1, now=NOW)
+    assert container.reports.oldest_open("ledger") == LAST_HOUR
+    container.advance()
+    container.assert_all_told()
+    assert container.reports.oldest_open("ledger") is None
+    assert not container.reports.park(1, "too late")
 
 
-def test_only_the_deep_comparisons_read_old_hours(system: System) -> None:
-    system.use(7, LAST_HOUR - timedelta(days=8))
-    assert system.reports.plan(destination(), until=NOW, now=NOW) == 1
-    system.use(7, LAST_HOUR - timedelta(days=8))
+def test_only_the_deep_comparisons_read_old_hours(container: Container) -> None:
+    container.use(7, LAST_HOUR - timedelta(days=8))
+    assert container.reports.plan(destination(), until=NOW, now=NOW) == 1
+    container.use(7, LAST_HOUR - timedelta(days=8))
     later = NOW + EVERY[Depth.MONTH]
     before = later - timedelta(seconds=1)
-    system.advance()
-    assert system.reports.plan(destination(), until=NOW, now=before) == 0
-    assert system.reports.plan(destination(), until=NOW, now=later) == 1
+    container.advance()
+    assert container.reports.plan(destination(), until=NOW, now=before) == 0
+    assert container.reports.plan(destination(), until=NOW, now=later) == 1
 
 
 class FakeTime:
@@ -279,9 +287,9 @@ Reporter(
     ["after_plan", "after_claim", "before_send", "after_send", "after_answer"],
 )
 def test_a_sigkill_at_any_step_loses_and_repeats_nothing(
-    system: System, database_url: str, tmp_path: Path, point: str
+    container: Container, database_url: str, tmp_path: Path, point: str
 ) -> None:
-    filled(system)
+    filled(container)
     record = tmp_path / "points"
     arguments = [database_url, NOW.isoformat(), f"report.{point}", str(record)]
     died = subprocess.run(
@@ -290,25 +298,27 @@ def test_a_sigkill_at_any_step_loses_and_repeats_nothing(
     )  # fmt: skip
     assert died.returncode == -9
     assert record.read_text() == f"report.{point}\n"
-    system.later(minutes=6)
-    done = system.advance(system.file)
-    assert done.became[State.ACCEPTED] >= 4  # two senders may have ended before
-    system.assert_all_told(system.file)
+    container.later(minutes=6)
+    done = container.advance(container.file)
+    assert done.became[ReportState.ACCEPTED] >= 4  # two senders may have ended before
+    container.assert_all_told(container.file)
     lines = [path.read_bytes() for path in (tmp_path / "files").glob("*.jsonl")]
     assert sum(text.count(b"\n") for text in lines) == 6
 
 
-def test_what_waits_for_a_meter_of_a_former_name_goes_to_the_present_one(system: System) -> None:
-    system.use(5)
-    system.ledger.faults.append(answering(Cause.KEY_REFUSED))
-    system.advance()  # planned; the key was refused before anything was sent
-    assert system.states() == [(1, "pending", "key_refused")]
-    system.ledger.seen.clear()
+def test_what_waits_for_a_meter_of_a_former_name_goes_to_the_present_one(
+    container: Container,
+) -> None:
+    container.use(5)
+    container.ledger.faults.append(answering(ProviderCause.KEY_REFUSED))
+    container.advance()  # planned; the key was refused before anything was sent
+    assert container.states() == [(1, "pending", "key_refused")]
+    container.ledger.seen.clear()
 
     def renamed(sku: str) -> Metered:
-        return Metered(meter=Meter(sku=sku, name=f"new.{sku}", display_name=sku))
+        return Metered(meter=ProviderMeter(sku=sku, name=f"new.{sku}", display_name=sku))
 
-    system.metered = renamed
-    system.advance()
-    assert [report.meter for report in system.ledger.seen] == ["new.page-capture"]
-    assert [state for _, state, _ in system.states()] == ["parked", "accepted"]
+    container.metered = renamed
+    container.advance()
+    assert [report.meter for report in container.ledger.seen] == ["new.page-capture"]
+    assert [state for _, state, _ in container.states()] == ["parked", "accepted"]

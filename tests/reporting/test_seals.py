@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from reporting_support import (
     LAST_HOUR,
     THIS_HOUR,
+    Container,
     Killed,
-    System,
     answer_lost,
     answering,
     killed_after_sending,
@@ -20,10 +20,10 @@ from reporting_support import (
 )
 from support import NOW
 
-from billing.providers.port import Cause, MeteredLine, ProviderInvoice
+from billing.providers.port import MeteredLine, ProviderCause, ProviderInvoice
 from billing.reporting.closed_periods import notice
-from billing.reporting.confirmations import Confirmations
-from billing.reporting.read_back import Reader
+from billing.reporting.confirmations import ConfirmationStore
+from billing.reporting.read_back import ReadBack
 from billing.reporting.report_store import Metered
 from billing.reporting.true_up import Difference
 
@@ -45,65 +45,67 @@ def line(value: int, start: datetime = START, meter: str = METER) -> MeteredLine
     return MeteredLine(meter=meter, period_start=start, period_end=THIS_HOUR, value=value)
 
 
-def settle(system: System) -> list[Difference]:
-    return list(system.reports.seals.settle("ledger", by_name, system.clock.now()))
+def settle(container: Container) -> list[Difference]:
+    return list(container.reports.seals.settle("ledger", by_name, container.clock.now()))
 
 
 def by_name(meter: str) -> Metered | None:
     return metered("page-capture") if meter == METER else None
 
 
-def settled(system: System) -> list[bool]:
-    return [seal.settled_at is not None for seal in reversed(system.reports.seals.list())]
+def settled(container: Container) -> list[bool]:
+    return [seal.settled_at is not None for seal in reversed(container.reports.seals.list())]
 
 
 # -- noticing --------------------------------------------------------------------------------------
 
 
-def test_an_invoice_seals_each_of_its_periods_once(system: System) -> None:
+def test_an_invoice_seals_each_of_its_periods_once(container: Container) -> None:
     final = invoice(line(5), line(7, START + HOUR), line(1, meter="another"))
     for sealed in (2, 0, 0):
-        assert system.reports.seals.notice("ledger", "acme", final, NOW) == sealed
-    [other, own] = sorted(system.reports.seals.list(), key=lambda seal: seal.meter)
+        assert container.reports.seals.notice("ledger", "acme", final, NOW) == sealed
+    [other, own] = sorted(container.reports.seals.list(), key=lambda seal: seal.meter)
     assert (own.billed_value, own.period_start, own.period_end) == (12, START, THIS_HOUR)
     assert (other.billed_value, other.invoice_ref, other.customer) == (1, "in_1", "acme")
 
 
-def test_a_draft_seals_nothing(system: System) -> None:
-    assert system.reports.seals.notice("ledger", "acme", invoice(line(5), final=False), NOW) == 0
-    assert system.reports.seals.list() == []
+def test_a_draft_seals_nothing(container: Container) -> None:
+    assert container.reports.seals.notice("ledger", "acme", invoice(line(5), final=False), NOW) == 0
+    assert container.reports.seals.list() == []
 
 
-def test_a_notice_belongs_to_the_transaction_it_came_in(system: System) -> None:
-    with system.engine.connect() as connection:
+def test_a_notice_belongs_to_the_transaction_it_came_in(container: Container) -> None:
+    with container.engine.connect() as connection:
         assert notice(connection, "ledger", "acme", invoice(line(5)), NOW) == 1
         connection.rollback()
-    assert system.reports.seals.list() == []
+    assert container.reports.seals.list() == []
 
 
-def test_seals_are_listed_by_provider_and_by_whether_they_wait(system: System) -> None:
-    system.seal(0)
-    system.seal(0, provider=system.file, invoice="in_2")
-    assert [seal.provider for seal in system.reports.seals.list("file")] == ["file"]
-    assert len(system.reports.seals.list(unsettled=True)) == 2
-    settle(system)
-    assert [seal.provider for seal in system.reports.seals.list(unsettled=True)] == ["file"]
-    assert len(system.reports.seals.list(limit=1)) == 1
+def test_seals_are_listed_by_provider_and_by_whether_they_wait(container: Container) -> None:
+    container.seal(0)
+    container.seal(0, provider=container.file, invoice="in_2")
+    assert [seal.provider for seal in container.reports.seals.list("file")] == ["file"]
+    assert len(container.reports.seals.list(unsettled=True)) == 2
+    settle(container)
+    assert [seal.provider for seal in container.reports.seals.list(unsettled=True)] == ["file"]
+    assert len(container.reports.seals.list(limit=1)) == 1
 
 
 # -- settling --------------------------------------------------------------------------------------
 
 
-def test_what_was_billed_as_accepted_is_settled_and_nothing_is_carried(system: System) -> None:
-    system.use(10)
-    system.use(20, LAST_HOUR - HOUR)
-    system.advance()
-    system.seal(30)
-    assert system.advance().differed == []
-    assert settled(system) == [True]
-    assert system.carries() == []
-    assert settle(system) == []
-    system.assert_all_told()
+def test_what_was_billed_as_accepted_is_settled_and_nothing_is_carried(
+    container: Container,
+) -> None:
+    container.use(10)
+    container.use(20, LAST_HOUR - HOUR)
+    container.advance()
+    container.seal(30)
+    assert container.advance().differed == []
+    assert settled(container) == [True]
+    assert container.carries() == []
+    assert settle(container) == []
+    container.assert_all_told()
 
 
 @pytest.mark.parametrize(
@@ -116,113 +118,113 @@ def test_what_was_billed_as_accepted_is_settled_and_nothing_is_carried(system: S
     ],
 )
 def test_what_was_billed_otherwise_is_carried_with_its_sign(
-    system: System, billed: int, lines: list[tuple[datetime, int]]
+    container: Container, billed: int, lines: list[tuple[datetime, int]]
 ) -> None:
-    system.use(20, LAST_HOUR - HOUR)
-    system.advance()
-    system.later(minutes=1)
-    system.use(10)
-    system.use(50, THIS_HOUR)
-    system.advance()
-    system.seal(billed)
-    [difference] = system.advance().differed
+    container.use(20, LAST_HOUR - HOUR)
+    container.advance()
+    container.later(minutes=1)
+    container.use(10)
+    container.use(50, THIS_HOUR)
+    container.advance()
+    container.seal(billed)
+    [difference] = container.advance().differed
     assert (difference.accepted_value, difference.billed_value) == (30, billed)
     assert difference.invoice_refs == ["in_1"]
-    assert system.carries() == [(hour, THIS_HOUR, amount, "billed") for hour, amount in lines]
-    assert settled(system) == [True]
-    system.later(hours=1)
-    assert system.advance().differed == []
-    books = system.books()
+    assert container.carries() == [(hour, THIS_HOUR, amount, "billed") for hour, amount in lines]
+    assert settled(container) == [True]
+    container.later(hours=1)
+    assert container.advance().differed == []
+    books = container.books()
     assert (books.accepted, books.open, books.parked, books.unclaimed) == (80, 0, 0, 0)
     # What the customer pays: the invoice, and what is told after it.
-    assert [r.value for r in system.ledger.seen if r.hour == THIS_HOUR] == [80 - billed]
+    assert [r.value for r in container.ledger.seen if r.hour == THIS_HOUR] == [80 - billed]
 
 
-def test_usage_that_comes_after_a_corrected_period_is_carried_as_late(system: System) -> None:
-    system.use(10)
-    system.advance()
-    system.seal(8)
-    system.advance()
-    system.use(5)
-    system.advance()
-    assert [entry[2:] for entry in system.carries()] == [(2, "billed"), (5, "late")]
-    system.later(hours=1)
-    system.advance()
-    assert [report.value for report in system.ledger.seen] == [10, 7]
-    assert system.books().accepted == 15
+def test_usage_that_comes_after_a_corrected_period_is_carried_as_late(container: Container) -> None:
+    container.use(10)
+    container.advance()
+    container.seal(8)
+    container.advance()
+    container.use(5)
+    container.advance()
+    assert [entry[2:] for entry in container.carries()] == [(2, "billed"), (5, "late")]
+    container.later(hours=1)
+    container.advance()
+    assert [report.value for report in container.ledger.seen] == [10, 7]
+    assert container.books().accepted == 15
 
 
 def test_what_the_log_had_beyond_the_invoice_and_what_that_did_not_bill_are_two_lines(
-    system: System,
+    container: Container,
 ) -> None:
-    system.use(10)
-    system.advance()
-    system.use(5)
-    system.seal(8)
-    system.advance()
-    assert [entry[2:] for entry in system.carries()] == [(2, "billed"), (5, "late")]
-    assert system.books().unclaimed == 7
+    container.use(10)
+    container.advance()
+    container.use(5)
+    container.seal(8)
+    container.advance()
+    assert [entry[2:] for entry in container.carries()] == [(2, "billed"), (5, "late")]
+    assert container.books().unclaimed == 7
 
 
-def test_what_was_billed_of_nothing_accepted_is_given_back(system: System) -> None:
-    system.seal(4)
-    system.use(50, THIS_HOUR)
-    [difference] = system.advance().differed
+def test_what_was_billed_of_nothing_accepted_is_given_back(container: Container) -> None:
+    container.seal(4)
+    container.use(50, THIS_HOUR)
+    [difference] = container.advance().differed
     assert (difference.accepted_value, difference.billed_value) == (0, 4)
-    assert system.carries() == [(LAST_HOUR, THIS_HOUR, -4, "billed")]
-    assert system.states() == [(1, "confirmed", "billed")]
-    system.later(hours=1)
-    system.advance()
-    assert [report.value for report in system.ledger.seen] == [46]
-    assert system.books().accepted == 50
+    assert container.carries() == [(LAST_HOUR, THIS_HOUR, -4, "billed")]
+    assert container.states() == [(1, "confirmed", "billed")]
+    container.later(hours=1)
+    container.advance()
+    assert [report.value for report in container.ledger.seen] == [46]
+    assert container.books().accepted == 50
 
 
-def test_a_second_invoice_of_a_period_adds_to_the_first(system: System) -> None:
-    system.use(30)
-    system.advance()
-    system.seal(30)
-    assert system.advance().differed == []
-    system.seal(3, invoice="in_2")
-    [difference] = system.advance().differed
+def test_a_second_invoice_of_a_period_adds_to_the_first(container: Container) -> None:
+    container.use(30)
+    container.advance()
+    container.seal(30)
+    assert container.advance().differed == []
+    container.seal(3, invoice="in_2")
+    [difference] = container.advance().differed
     assert (difference.accepted_value, difference.billed_value) == (30, 33)
     assert difference.invoice_refs == ["in_1", "in_2"]
-    assert [entry[2:] for entry in system.carries()] == [(-3, "billed")]
-    assert settled(system) == [True, True]
+    assert [entry[2:] for entry in container.carries()] == [(-3, "billed")]
+    assert settled(container) == [True, True]
 
 
-def test_two_invoices_that_share_a_period_are_settled_together(system: System) -> None:
-    system.use(30)
-    system.advance()
-    system.seal(10)
-    system.seal(20, invoice="in_2")
-    assert system.advance().differed == []
-    assert settled(system) == [True, True]
+def test_two_invoices_that_share_a_period_are_settled_together(container: Container) -> None:
+    container.use(30)
+    container.advance()
+    container.seal(10)
+    container.seal(20, invoice="in_2")
+    assert container.advance().differed == []
+    assert settled(container) == [True, True]
 
 
 @pytest.mark.parametrize("minutes", [1, 59])
 def test_an_hour_between_two_periods_is_billed_with_the_second(
-    system: System, minutes: int
+    container: Container, minutes: int
 ) -> None:
     edge = LAST_HOUR + timedelta(minutes=minutes)
-    system.use(10, LAST_HOUR - HOUR)
-    system.use(20, LAST_HOUR)
-    system.advance()
-    system.seal(10, end=edge)
-    assert system.advance().differed == []
-    system.later(hours=2)
-    system.seal(20, start=edge, end=THIS_HOUR + HOUR, invoice="in_2")
-    assert system.advance().differed == []
-    assert settled(system) == [True, True]
+    container.use(10, LAST_HOUR - HOUR)
+    container.use(20, LAST_HOUR)
+    container.advance()
+    container.seal(10, end=edge)
+    assert container.advance().differed == []
+    container.later(hours=2)
+    container.seal(20, start=edge, end=THIS_HOUR + HOUR, invoice="in_2")
+    assert container.advance().differed == []
+    assert settled(container) == [True, True]
 
 
-def test_other_customers_and_meters_do_not_count(system: System) -> None:
-    system.use(10)
-    system.use(11, customer="globex")
-    system.use(12, sku="premium-proxy-search")
-    system.advance()
-    system.seal(10)
-    assert system.advance().differed == []
-    assert settled(system) == [True]
+def test_other_customers_and_meters_do_not_count(container: Container) -> None:
+    container.use(10)
+    container.use(11, customer="globex")
+    container.use(12, sku="premium-proxy-search")
+    container.advance()
+    container.seal(10)
+    assert container.advance().differed == []
+    assert settled(container) == [True]
 
 
 # -- undecided -------------------------------------------------------------------------------------
@@ -231,134 +233,142 @@ def test_other_customers_and_meters_do_not_count(system: System) -> None:
 @pytest.mark.parametrize("billed", [7, 0])
 @pytest.mark.parametrize("arrived", [True, False])
 def test_what_is_unknown_at_the_seal_is_read_back_and_not_sent_again(
-    system: System, billed: int, arrived: bool
+    container: Container, billed: int, arrived: bool
 ) -> None:
     """Billed although it never arrived cannot be; then the books still come to the invoice."""
-    system.use(7)
-    system.ledger.faults.append(answer_lost if arrived else answering(Cause.TIMED_OUT))
-    system.advance()
-    system.seal(billed)
-    system.later(minutes=10)
-    system.advance()
-    assert len(system.ledger.seen) == 1
-    assert system.states() == [(1, "parked", "sealed")]
-    assert settled(system) == [False]
-    [report] = system.reports.list()
-    assert (report.doubtful, report.confirm_at) == (True, system.clock.now())
-    assert system.reports.unpark(1, arrived=arrived, now=system.clock.now())
-    system.advance()
-    assert settled(system) == [True]
-    reasons = {entry[3]: entry[2] for entry in system.carries()}
+    container.use(7)
+    container.ledger.faults.append(answer_lost if arrived else answering(ProviderCause.TIMED_OUT))
+    container.advance()
+    container.seal(billed)
+    container.later(minutes=10)
+    container.advance()
+    assert len(container.ledger.seen) == 1
+    assert container.states() == [(1, "parked", "sealed")]
+    assert settled(container) == [False]
+    [report] = container.reports.list()
+    assert (report.doubtful, report.confirm_at) == (True, container.clock.now())
+    assert container.reports.unpark(1, arrived=arrived, now=container.clock.now())
+    container.advance()
+    assert settled(container) == [True]
+    reasons = {entry[3]: entry[2] for entry in container.carries()}
     if arrived:
         assert reasons == ({} if billed else {"billed": 7})
     else:
         assert reasons == ({"billed": -7, "late": 7} if billed else {"late": 7})
-    system.later(hours=1)
-    system.advance()
-    assert system.books().accepted == 7
-    assert [report.value for report in system.ledger.seen[1:]] == ([] if billed else [7])
+    container.later(hours=1)
+    container.advance()
+    assert container.books().accepted == 7
+    assert [report.value for report in container.ledger.seen[1:]] == ([] if billed else [7])
 
 
 @pytest.mark.parametrize("arrived", [True, False])
-def test_reading_back_decides_what_was_unknown_at_the_seal(system: System, arrived: bool) -> None:
-    reader = Reader(Confirmations(system.engine), system.ledger, system.clock, environment="test")
-    system.use(7)
-    system.ledger.faults.append(answer_lost if arrived else answering(Cause.TIMED_OUT))
-    system.advance()
-    system.seal(7 if arrived else 0)
+def test_reading_back_decides_what_was_unknown_at_the_seal(
+    container: Container, arrived: bool
+) -> None:
+    reader = ReadBack(
+        ConfirmationStore(container.engine), container.ledger, container.clock, environment="test"
+    )
+    container.use(7)
+    container.ledger.faults.append(answer_lost if arrived else answering(ProviderCause.TIMED_OUT))
+    container.advance()
+    container.seal(7 if arrived else 0)
     for _ in range(6):
-        system.advance()
+        container.advance()
         reader.confirm()
-        system.later(minutes=40)
-    assert settled(system) == [True]
-    assert [entry[2:] for entry in system.carries()] == ([] if arrived else [(7, "late")])
-    assert [r.hour for r in system.ledger.seen].count(LAST_HOUR) == 1
-    books = system.books()
+        container.later(minutes=40)
+    assert settled(container) == [True]
+    assert [entry[2:] for entry in container.carries()] == ([] if arrived else [(7, "late")])
+    assert [r.hour for r in container.ledger.seen].count(LAST_HOUR) == 1
+    books = container.books()
     assert (books.accepted, books.open, books.parked) == (7, 0, 0)
 
 
-def test_what_is_being_sent_at_the_seal_is_waited_for(system: System) -> None:
-    system.use(7)
-    system.ledger.faults.append(killed_after_sending)
-    system.die()
-    system.seal(7)
-    assert settle(system) == []
-    assert system.states() == [(1, "sending", "")]
-    assert settled(system) == [False]
-    system.later(minutes=6)
-    system.advance()
-    assert system.states() == [(1, "parked", "sealed")]
-    assert system.reports.unpark(1, arrived=True, now=system.clock.now())
-    system.advance()
-    assert settled(system) == [True]
-    assert system.carries() == []
-    system.assert_all_told()
+def test_what_is_being_sent_at_the_seal_is_waited_for(container: Container) -> None:
+    container.use(7)
+    container.ledger.faults.append(killed_after_sending)
+    container.die()
+    container.seal(7)
+    assert settle(container) == []
+    assert container.states() == [(1, "sending", "")]
+    assert settled(container) == [False]
+    container.later(minutes=6)
+    container.advance()
+    assert container.states() == [(1, "parked", "sealed")]
+    assert container.reports.unpark(1, arrived=True, now=container.clock.now())
+    container.advance()
+    assert settled(container) == [True]
+    assert container.carries() == []
+    container.assert_all_told()
 
 
-def test_a_period_that_differs_waits_for_what_is_held_back_by_hand(system: System) -> None:
-    system.use(10, LAST_HOUR - HOUR)
-    system.advance()
-    system.use(7)
-    system.ledger.always = answering(Cause.KEY_REFUSED)
-    system.advance()
-    assert system.reports.park(2, "disputed")
-    system.seal(9)
-    system.ledger.always = None
-    assert system.advance().differed == []
-    assert settled(system) == [False]
-    assert system.reports.unpark(2, arrived=None, now=system.clock.now())
-    assert len(system.advance().differed) == 1
-    assert sorted(entry[2:] for entry in system.carries()) == [(1, "billed"), (7, "late")]
+def test_a_period_that_differs_waits_for_what_is_held_back_by_hand(container: Container) -> None:
+    container.use(10, LAST_HOUR - HOUR)
+    container.advance()
+    container.use(7)
+    container.ledger.always = answering(ProviderCause.KEY_REFUSED)
+    container.advance()
+    assert container.reports.park(2, "disputed")
+    container.seal(9)
+    container.ledger.always = None
+    assert container.advance().differed == []
+    assert settled(container) == [False]
+    assert container.reports.unpark(2, arrived=None, now=container.clock.now())
+    assert len(container.advance().differed) == 1
+    assert sorted(entry[2:] for entry in container.carries()) == [(1, "billed"), (7, "late")]
 
 
-def test_a_meter_that_nobody_knows_waits(system: System) -> None:
+def test_a_meter_that_nobody_knows_waits(container: Container) -> None:
     seal = invoice(line(5, meter="another"))
-    system.reports.seals.notice("ledger", "acme", seal, NOW)
-    assert settle(system) == []
-    assert settled(system) == [False]
+    container.reports.seals.notice("ledger", "acme", seal, NOW)
+    assert settle(container) == []
+    assert settled(container) == [False]
 
 
-def test_a_period_that_is_not_over_by_our_clock_waits(system: System) -> None:
+def test_a_period_that_is_not_over_by_our_clock_waits(container: Container) -> None:
     later = replace(line(0), period_end=NOW + timedelta(minutes=1))
-    system.reports.seals.notice("ledger", "acme", invoice(later), NOW)
-    assert settle(system) == []
-    assert settled(system) == [False]
-    system.later(minutes=1)
-    settle(system)
-    assert settled(system) == [True]
+    container.reports.seals.notice("ledger", "acme", invoice(later), NOW)
+    assert settle(container) == []
+    assert settled(container) == [False]
+    container.later(minutes=1)
+    settle(container)
+    assert settled(container) == [True]
 
 
 @pytest.mark.parametrize(
     "statement", ["INSERT INTO report_carries", "UPDATE report_seals", "DELETE FROM report_passes"]
 )
-def test_a_death_while_settling_leaves_nothing_half_done(system: System, statement: str) -> None:
-    system.use(10)
-    system.advance()
-    system.seal(8)
+def test_a_death_while_settling_leaves_nothing_half_done(
+    container: Container, statement: str
+) -> None:
+    container.use(10)
+    container.advance()
+    container.seal(8)
 
     def dies(connection: Any, cursor: Any, text: str, *_: Any) -> None:
         del connection, cursor
         if statement in text:
             raise Killed
 
-    sa.event.listen(system.engine, "before_cursor_execute", dies)
-    system.die()
-    sa.event.remove(system.engine, "before_cursor_execute", dies)
-    assert settled(system) == [False]
-    assert system.carries() == []
-    assert system.books().accepted == 10
-    assert len(system.advance().differed) == 1
-    system.later(hours=1)
-    system.advance()
-    assert system.books().accepted == 10
-    assert [report.value for report in system.ledger.seen] == [10, 2]
+    sa.event.listen(container.engine, "before_cursor_execute", dies)
+    container.die()
+    sa.event.remove(container.engine, "before_cursor_execute", dies)
+    assert settled(container) == [False]
+    assert container.carries() == []
+    assert container.books().accepted == 10
+    assert len(container.advance().differed) == 1
+    container.later(hours=1)
+    container.advance()
+    assert container.books().accepted == 10
+    assert [report.value for report in container.ledger.seen] == [10, 2]
 
 
-def test_a_revision_written_in_the_same_moment_puts_the_settlement_off(system: System) -> None:
-    system.use(10)
-    system.advance()
-    system.seal(8)
-    other = sa.create_engine(system.engine.url)
+def test_a_revision_written_in_the_same_moment_puts_the_settlement_off(
+    container: Container,
+) -> None:
+    container.use(10)
+    container.advance()
+    container.seal(8)
+    other = sa.create_engine(container.engine.url)
     written: list[int] = []
 
     def first(connection: Any, cursor: Any, text: str, *_: Any) -> None:
@@ -375,10 +385,10 @@ def test_a_revision_written_in_the_same_moment_puts_the_settlement_off(system: S
             with other.begin() as somebody:
                 written.append(somebody.execute(sa.text(copy)).rowcount)
 
-    sa.event.listen(system.engine, "before_cursor_execute", first)
-    assert settle(system) == []
-    sa.event.remove(system.engine, "before_cursor_execute", first)
+    sa.event.listen(container.engine, "before_cursor_execute", first)
+    assert settle(container) == []
+    sa.event.remove(container.engine, "before_cursor_execute", first)
     other.dispose()
     assert written == [1]
-    assert settled(system) == [False]
-    assert system.carries() == []
+    assert settled(container) == [False]
+    assert container.carries() == []

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import NOW, add_customer
 
-from billing.catalog.customers import Accounts
+from billing.catalog.customers import CustomerStore
 from billing.core.customer import Customer, CustomerStatus
 from billing.core.errors import AlreadyExists
-from billing.providers.port import Meter, MeterCheck, ProviderUnavailable
+from billing.providers.port import MeterCheck, ProviderMeter, ProviderUnavailable
 from billing.reporting.setup import (
     GIVE_UP_AFTER,
     CustomerLine,
@@ -28,7 +28,7 @@ from billing.reporting.setup import (
     meter_line,
 )
 
-METERS = [Meter(sku=sku, name=f"wb.{sku}", display_name=sku) for sku in ("one", "two")]
+METERS = [ProviderMeter(sku=sku, name=f"wb.{sku}", display_name=sku) for sku in ("one", "two")]
 
 
 class Killed(BaseException):
@@ -45,7 +45,9 @@ class Shop:
     dies_after_making: bool = False
     asked: list[str] = field(default_factory=list)
 
-    def ensure_meters(self, meters: Sequence[Meter], *, dry_run: bool = False) -> list[MeterCheck]:
+    def ensure_meters(
+        self, meters: Sequence[ProviderMeter], *, dry_run: bool = False
+    ) -> list[MeterCheck]:
         checks = []
         for meter in meters:
             is_new = meter.name not in self.meters and not dry_run
@@ -75,23 +77,23 @@ class Shop:
 
 
 @pytest.fixture
-def accounts(engine: sa.Engine) -> Accounts:
+def accounts(engine: sa.Engine) -> CustomerStore:
     for customer in "abcdef":
         add_customer(engine, customer)
-    return Accounts(engine)
+    return CustomerStore(engine)
 
 
 def setup(shop: Any, accounts: Any = None) -> Setup:
     return Setup(shop, accounts)
 
 
-def run(shop: Shop, accounts: Accounts, **how: bool) -> dict[str, CustomerLine]:
+def run(shop: Shop, accounts: CustomerStore, **how: bool) -> dict[str, CustomerLine]:
     options = {"create": True, "dry_run": False} | how
     lines = setup(shop, accounts).customers(accounts.list(), **options)
     return {line.customer: line for line in lines}
 
 
-def links(accounts: Accounts) -> dict[str, str | None]:
+def links(accounts: CustomerStore) -> dict[str, str | None]:
     return {one.id: one.stripe_customer_id for one in accounts.list()}
 
 
@@ -160,7 +162,7 @@ def test_who_is_linked_or_was_deleted_is_not_asked_for(
 
 
 @pytest.mark.postgres
-def test_everybody_is_linked_once_and_left_alone_then(accounts: Accounts):
+def test_everybody_is_linked_once_and_left_alone_then(accounts: CustomerStore):
     shop = Shop(people={"a": "cus_before"})
     first = run(shop, accounts)
     assert first["a"].state is CustomerState.FOUND
@@ -173,7 +175,7 @@ def test_everybody_is_linked_once_and_left_alone_then(accounts: Accounts):
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("how", [{"dry_run": True}, {"create": False}], ids=str)
-def test_nobody_is_made_who_is_not_to_be(accounts: Accounts, how: dict[str, bool]):
+def test_nobody_is_made_who_is_not_to_be(accounts: CustomerStore, how: dict[str, bool]):
     shop = Shop(people={"a": "cus_a"})
     lines = run(shop, accounts, **how)
     assert lines["a"].state is CustomerState.FOUND
@@ -184,7 +186,7 @@ def test_nobody_is_made_who_is_not_to_be(accounts: Accounts, how: dict[str, bool
 
 
 @pytest.mark.postgres
-def test_a_death_between_making_and_writing_down_is_made_good(accounts: Accounts):
+def test_a_death_between_making_and_writing_down_is_made_good(accounts: CustomerStore):
     shop = Shop(dies_after_making=True)
     for made in range(1, 7):
         with pytest.raises(Killed):
@@ -196,7 +198,7 @@ def test_a_death_between_making_and_writing_down_is_made_good(accounts: Accounts
 
 
 @pytest.mark.postgres
-def test_one_without_an_answer_is_told_and_the_others_are_linked(accounts: Accounts):
+def test_one_without_an_answer_is_told_and_the_others_are_linked(accounts: CustomerStore):
     shop = Shop(
         fails={
             "a": ProviderUnavailable("away"), "b": ProviderUnavailable("away"),
@@ -214,7 +216,7 @@ def test_one_without_an_answer_is_told_and_the_others_are_linked(accounts: Accou
 
 
 @pytest.mark.postgres
-def test_a_provider_that_is_away_ends_it_and_who_is_linked_stays_so(accounts: Accounts):
+def test_a_provider_that_is_away_ends_it_and_who_is_linked_stays_so(accounts: CustomerStore):
     shop = Shop(fails=dict.fromkeys("bcdef", ProviderUnavailable("away")))
     lines: list[CustomerLine] = []
 
@@ -230,7 +232,7 @@ def test_a_provider_that_is_away_ends_it_and_who_is_linked_stays_so(accounts: Ac
 
 @pytest.mark.postgres
 def test_who_was_linked_or_deleted_since_the_list_was_read_stays_so(
-    accounts: Accounts, engine: sa.Engine
+    accounts: CustomerStore, engine: sa.Engine
 ):
     shop = Shop()
     listed = accounts.list()
@@ -248,7 +250,7 @@ def test_who_was_linked_or_deleted_since_the_list_was_read_stays_so(
 
 
 @pytest.mark.postgres
-def test_a_link_that_another_customer_has_is_told(accounts: Accounts):
+def test_a_link_that_another_customer_has_is_told(accounts: CustomerStore):
     shop = Shop(people={"a": "cus_b"})
     accounts.link_stripe("b", "cus_b")
     lines = run(shop, accounts)
@@ -258,7 +260,7 @@ def test_a_link_that_another_customer_has_is_told(accounts: Accounts):
 
 
 @pytest.mark.postgres
-def test_the_pace_is_kept_before_every_question(accounts: Accounts):
+def test_the_pace_is_kept_before_every_question(accounts: CustomerStore):
     shop, taken = Shop(people={"a": "cus_a"}), []
     running = Setup(
         shop,  # type: ignore[arg-type]  # as much of a provider as a set-up needs

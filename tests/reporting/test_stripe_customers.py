@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from stripe_bench import CUSTOMERS, LocalStripe, delete, until_answered
 
-from billing.providers.port import Cause
+from billing.providers.port import ProviderCause
 from billing.providers.stripe.client import StripeUnanswered
 from billing.providers.stripe.provider import CUSTOMER_METADATA, StripeProvider
 
@@ -85,7 +85,7 @@ def fail_each_first_answer(local: LocalStripe, runs: int) -> None:
         local.control.fault("server_error", path=CUSTOMERS, method="POST", skip=run)
         with pytest.raises(StripeUnanswered) as unanswered:
             local.adapter().link_customer("acme", "Acme")
-        assert unanswered.value.cause is Cause.SERVER_ERROR
+        assert unanswered.value.cause is ProviderCause.SERVER_ERROR
 
 
 def test_a_500_that_sticks_to_several_keys_is_got_past(local: LocalStripe) -> None:
@@ -103,7 +103,7 @@ def test_the_series_of_keys_ends(local: LocalStripe) -> None:
     fail_each_first_answer(local, 5)
     with pytest.raises(StripeUnanswered, match="5 attempts of wb:cus:acme") as ended:
         local.adapter().link_customer("acme", "Acme")
-    assert ended.value.cause is Cause.CONFLICT
+    assert ended.value.cause is ProviderCause.CONFLICT
     assert local.count("customers") == 0
 
 

@@ -14,7 +14,7 @@ from stripe_description import problems_of_request
 from support import NOW
 
 from billing.core.errors import NotFound
-from billing.providers.port import Cause, Meter, MeteredLine, ProviderInvoice
+from billing.providers.port import MeteredLine, ProviderCause, ProviderInvoice, ProviderMeter
 from billing.providers.stripe.billing_cycles import StripeCycles
 from billing.providers.stripe.client import StripeUnanswered, client_of
 from billing.providers.stripe.provider import StripeProvider
@@ -22,7 +22,7 @@ from billing.providers.stripe.provider import StripeProvider
 START = (HOUR - timedelta(days=5)).replace(hour=0)
 END = HOUR + timedelta(hours=1)
 GRACE = timedelta(hours=1)
-OTHER = Meter(sku="search", name="test.search", display_name="Searches")
+OTHER = ProviderMeter(sku="search", name="test.search", display_name="Searches")
 PRICES = "/v1/prices"
 
 
@@ -261,23 +261,23 @@ def test_a_fraction_is_an_error_and_never_rounded(
     for ask in (lambda: provider.provider_invoice(draft), lambda: provider.invoices_since(NOW)):
         with pytest.raises(StripeUnanswered, match=rf"{draft} bills 1\.5 of the meter") as refused:
             ask()
-        assert refused.value.cause is Cause.INVALID_VALUE
+        assert refused.value.cause is ProviderCause.INVALID_VALUE
 
 
 @pytest.mark.parametrize("path", [f"{INVOICES}/*", f"{PRICES}/*", "/v1/billing/meters/*"])
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [
-        ({"kind": "rate_limit"}, Cause.RATE_LIMITED),
-        ({"kind": "server_error"}, Cause.SERVER_ERROR),
-        ({"kind": "timeout"}, Cause.CONNECTION_FAILED),
-        ({"kind": "unauthorized"}, Cause.KEY_REFUSED),
-        ({"kind": "forbidden"}, Cause.PERMISSION_REFUSED),
+        ({"kind": "rate_limit"}, ProviderCause.RATE_LIMITED),
+        ({"kind": "server_error"}, ProviderCause.SERVER_ERROR),
+        ({"kind": "timeout"}, ProviderCause.CONNECTION_FAILED),
+        ({"kind": "unauthorized"}, ProviderCause.KEY_REFUSED),
+        ({"kind": "forbidden"}, ProviderCause.PERMISSION_REFUSED),
     ],
     ids=str,
 )
 def test_without_an_answer_there_is_no_invoice_and_afterwards_there_is(
-    local: LocalStripe, draft: str, path: str, fault: dict[str, Any], cause: Cause
+    local: LocalStripe, draft: str, path: str, fault: dict[str, Any], cause: ProviderCause
 ):
     provider = local.adapter()
     local.control.fault(method="GET", path=path, **fault)

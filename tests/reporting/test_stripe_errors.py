@@ -10,13 +10,13 @@ import stripe
 from stripe.events import V1BillingMeterErrorReportTriggeredEvent as ErrorReport
 from stripe_description import operation
 
-from billing.providers.port import VERDICTS, Cause, Verdict
+from billing.providers.port import VERDICTS, ProviderCause, ProviderVerdict
 from billing.providers.stripe.errors import (
     CODES,
     KINDS,
     SENTENCES,
     Failure,
-    Kind,
+    StripeErrorKind,
     cause_of,
     cause_of_code,
     failure_of,
@@ -32,51 +32,54 @@ TOO_OLD = (
 @pytest.mark.parametrize(
     ("failure", "cause"),
     [
-        (Failure(status=400, message=DUPLICATE), Cause.DUPLICATE_IDENTIFIER),
-        (Failure(status=400, code="duplicate_meter_event"), Cause.DUPLICATE_IDENTIFIER),
-        (Failure(status=400, message=TOO_OLD, param="timestamp"), Cause.TOO_OLD),
-        (Failure(status=400, code="timestamp_too_far_in_past"), Cause.TOO_OLD),
+        (Failure(status=400, message=DUPLICATE), ProviderCause.DUPLICATE_IDENTIFIER),
+        (Failure(status=400, code="duplicate_meter_event"), ProviderCause.DUPLICATE_IDENTIFIER),
+        (Failure(status=400, message=TOO_OLD, param="timestamp"), ProviderCause.TOO_OLD),
+        (Failure(status=400, code="timestamp_too_far_in_past"), ProviderCause.TOO_OLD),
         (
             Failure(status=400, message="cannot be more than 5 minutes in the future."),
-            Cause.IN_THE_FUTURE,
+            ProviderCause.IN_THE_FUTURE,
         ),
-        (Failure(status=400, message="at most 15 significant digits"), Cause.INVALID_VALUE),
-        (Failure(status=400, code="no_meter"), Cause.METER_MISSING),
-        (Failure(status=400, code="archived_meter"), Cause.METER_INACTIVE),
+        (Failure(status=400, message="at most 15 significant digits"), ProviderCause.INVALID_VALUE),
+        (Failure(status=400, code="no_meter"), ProviderCause.METER_MISSING),
+        (Failure(status=400, code="archived_meter"), ProviderCause.METER_INACTIVE),
         (
             Failure(status=400, code="resource_missing", message="No such customer: 'cus_1'"),
-            Cause.CUSTOMER_MISSING,
+            ProviderCause.CUSTOMER_MISSING,
         ),
-        (Failure(status=400, code="resource_missing", param="customer"), Cause.CUSTOMER_MISSING),
+        (
+            Failure(status=400, code="resource_missing", param="customer"),
+            ProviderCause.CUSTOMER_MISSING,
+        ),
         (
             Failure(status=404, code="resource_missing", message="No such billing meter: 'm'"),
-            Cause.METER_MISSING,
+            ProviderCause.METER_MISSING,
         ),
-        (Failure(status=404, code="resource_missing", param="id"), Cause.INVALID_REQUEST),
-        (Failure(status=400, code="parameter_unknown"), Cause.INVALID_REQUEST),
-        (Failure(status=400, code="livemode_mismatch"), Cause.KEY_REFUSED),
-        (Failure(status=402, code="card_declined"), Cause.INVALID_REQUEST),
-        (Failure(status=401), Cause.KEY_REFUSED),
-        (Failure(status=401, code="api_key_expired"), Cause.KEY_REFUSED),
-        (Failure(status=403), Cause.PERMISSION_REFUSED),
-        (Failure(status=409, code="idempotency_key_in_use"), Cause.CONFLICT),
-        (Failure(status=409), Cause.CONFLICT),
-        (Failure(status=429, code="rate_limit", named_limit=True), Cause.RATE_LIMITED),
-        (Failure(status=429, named_limit=True), Cause.RATE_LIMITED),
-        (Failure(status=429, code="lock_timeout"), Cause.LOCK_TIMEOUT),
-        (Failure(status=429), Cause.LOCK_TIMEOUT),
-        (Failure(status=500), Cause.SERVER_ERROR),
-        (Failure(status=503), Cause.SERVER_ERROR),
-        (Failure(status=424), Cause.SERVER_ERROR),
-        (Failure(status=408), Cause.TIMED_OUT),
-        (Failure(status=200, message="Invalid response body from API"), Cause.SERVER_ERROR),
-        (Failure(status=None), Cause.SERVER_ERROR),
-        (Failure(kind=Kind.TIMEOUT), Cause.TIMED_OUT),
-        (Failure(kind=Kind.CONNECTION), Cause.CONNECTION_FAILED),
-        (Failure(kind=Kind.NO_KEY), Cause.KEY_REFUSED),
+        (Failure(status=404, code="resource_missing", param="id"), ProviderCause.INVALID_REQUEST),
+        (Failure(status=400, code="parameter_unknown"), ProviderCause.INVALID_REQUEST),
+        (Failure(status=400, code="livemode_mismatch"), ProviderCause.KEY_REFUSED),
+        (Failure(status=402, code="card_declined"), ProviderCause.INVALID_REQUEST),
+        (Failure(status=401), ProviderCause.KEY_REFUSED),
+        (Failure(status=401, code="api_key_expired"), ProviderCause.KEY_REFUSED),
+        (Failure(status=403), ProviderCause.PERMISSION_REFUSED),
+        (Failure(status=409, code="idempotency_key_in_use"), ProviderCause.CONFLICT),
+        (Failure(status=409), ProviderCause.CONFLICT),
+        (Failure(status=429, code="rate_limit", named_limit=True), ProviderCause.RATE_LIMITED),
+        (Failure(status=429, named_limit=True), ProviderCause.RATE_LIMITED),
+        (Failure(status=429, code="lock_timeout"), ProviderCause.LOCK_TIMEOUT),
+        (Failure(status=429), ProviderCause.LOCK_TIMEOUT),
+        (Failure(status=500), ProviderCause.SERVER_ERROR),
+        (Failure(status=503), ProviderCause.SERVER_ERROR),
+        (Failure(status=424), ProviderCause.SERVER_ERROR),
+        (Failure(status=408), ProviderCause.TIMED_OUT),
+        (Failure(status=200, message="Invalid response body from API"), ProviderCause.SERVER_ERROR),
+        (Failure(status=None), ProviderCause.SERVER_ERROR),
+        (Failure(kind=StripeErrorKind.TIMEOUT), ProviderCause.TIMED_OUT),
+        (Failure(kind=StripeErrorKind.CONNECTION), ProviderCause.CONNECTION_FAILED),
+        (Failure(kind=StripeErrorKind.NO_KEY), ProviderCause.KEY_REFUSED),
     ],
 )
-def test_a_documented_error_has_its_cause(failure: Failure, cause: Cause) -> None:
+def test_a_documented_error_has_its_cause(failure: Failure, cause: ProviderCause) -> None:
     assert cause_of(failure) is cause
 
 
@@ -84,25 +87,25 @@ def test_a_documented_error_has_its_cause(failure: Failure, cause: Cause) -> Non
 def test_a_status_alone_never_says_that_a_figure_was_taken(status: int | None) -> None:
     verdict = VERDICTS[cause_of(Failure(status=status))]
     if status in {401, 403}:
-        assert verdict is Verdict.STOPPED
+        assert verdict is ProviderVerdict.STOPPED
     elif status is None or not 400 <= status < 500 or status in {408, 409, 424, 429}:
-        assert verdict is Verdict.UNKNOWN
+        assert verdict is ProviderVerdict.UNKNOWN
     else:
-        assert verdict is Verdict.REFUSED
+        assert verdict is ProviderVerdict.REFUSED
 
 
 @pytest.mark.parametrize("status", [409, 429, 500, 503])
 @pytest.mark.parametrize("code", sorted(CODES))
 def test_without_a_definite_answer_no_code_makes_one(status: int, code: str) -> None:
     failure = Failure(status=status, code=code, message=DUPLICATE)
-    assert VERDICTS[cause_of(failure)] is Verdict.UNKNOWN
+    assert VERDICTS[cause_of(failure)] is ProviderVerdict.UNKNOWN
 
 
 def test_only_a_duplicate_is_an_acceptance() -> None:
     causes = {*CODES.values(), *(cause for _, cause in SENTENCES), *KINDS.values()}
-    accepted = {cause for cause in causes if VERDICTS[cause] is Verdict.ACCEPTED}
-    assert accepted == {Cause.DUPLICATE_IDENTIFIER}
-    assert Cause.TAKEN not in causes
+    accepted = {cause for cause in causes if VERDICTS[cause] is ProviderVerdict.ACCEPTED}
+    assert accepted == {ProviderCause.DUPLICATE_IDENTIFIER}
+    assert ProviderCause.TAKEN not in causes
 
 
 def test_sentences_are_compared_in_lower_case() -> None:
@@ -129,8 +132,8 @@ def test_every_error_of_the_second_meter_event_api_is_in_the_table() -> None:
 
 
 def test_an_unknown_code_is_for_a_person() -> None:
-    assert cause_of_code("meter_event_from_mars") is Cause.INVALID_REQUEST
-    assert cause_of_code("archived_meter") is Cause.METER_INACTIVE
+    assert cause_of_code("meter_event_from_mars") is ProviderCause.INVALID_REQUEST
+    assert cause_of_code("archived_meter") is ProviderCause.METER_INACTIVE
 
 
 def every(base: type[Exception]) -> list[type[Exception]]:
@@ -143,7 +146,7 @@ def test_every_error_class_of_the_library_can_be_read(kind: type[stripe.StripeEr
     stripe.StripeError.__init__(error, "a sentence", http_status=400)
     failure = failure_of(error)
     assert failure.message == "a sentence"
-    assert VERDICTS[cause_of(failure)] is not Verdict.ACCEPTED
+    assert VERDICTS[cause_of(failure)] is not ProviderVerdict.ACCEPTED
 
 
 def test_the_code_is_read_from_the_body_where_the_class_has_none() -> None:
@@ -151,7 +154,7 @@ def test_the_code_is_read_from_the_body_where_the_class_has_none() -> None:
     error = stripe.RateLimitError("held", http_status=429, json_body=body)
     assert error.code is None
     assert failure_of(error).code == "lock_timeout"
-    assert cause_of(failure_of(error)) is Cause.LOCK_TIMEOUT
+    assert cause_of(failure_of(error)) is ProviderCause.LOCK_TIMEOUT
 
 
 def test_headers_are_read_whatever_their_case() -> None:
@@ -170,13 +173,15 @@ def raised_from(cause: Exception | None) -> stripe.APIConnectionError:
 @pytest.mark.parametrize(
     ("below", "kind"),
     [
-        (requests.ReadTimeout(), Kind.TIMEOUT),
-        (requests.ConnectTimeout(), Kind.TIMEOUT),
-        (requests.ConnectionError(), Kind.CONNECTION),
-        (None, Kind.CONNECTION),
+        (requests.ReadTimeout(), StripeErrorKind.TIMEOUT),
+        (requests.ConnectTimeout(), StripeErrorKind.TIMEOUT),
+        (requests.ConnectionError(), StripeErrorKind.CONNECTION),
+        (None, StripeErrorKind.CONNECTION),
     ],
 )
-def test_a_timeout_is_told_from_a_lost_connection(below: Exception | None, kind: Kind) -> None:
+def test_a_timeout_is_told_from_a_lost_connection(
+    below: Exception | None, kind: StripeErrorKind
+) -> None:
     assert failure_of(raised_from(below)).kind is kind
 
 
@@ -206,8 +211,11 @@ def test_a_lost_connection_is_said_in_a_sentence_and_not_as_a_dump(text: str, sa
 
 
 def test_a_missing_key_is_told_though_nothing_was_sent() -> None:
-    assert failure_of(stripe.AuthenticationError("No API key")).kind is Kind.NO_KEY
-    assert failure_of(stripe.AuthenticationError("Invalid", http_status=401)).kind is Kind.ANSWER
+    assert failure_of(stripe.AuthenticationError("No API key")).kind is StripeErrorKind.NO_KEY
+    assert (
+        failure_of(stripe.AuthenticationError("Invalid", http_status=401)).kind
+        is StripeErrorKind.ANSWER
+    )
 
 
 def test_a_long_sentence_is_cut() -> None:

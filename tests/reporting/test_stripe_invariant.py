@@ -19,10 +19,10 @@ from reporting_support import (
     LAST_HOUR,
     SKUS,
     THIS_HOUR,
+    Container,
     Fault,
     Faulty,
     Killed,
-    System,
     coarse,
     killed_after_sending,
     killed_before_sending,
@@ -30,8 +30,8 @@ from reporting_support import (
 from stripe_bench import EVENTS, LocalStripe
 from support import NOW
 
-from billing.providers.port import Cause
-from billing.reporting.sender import Pace, Reporter
+from billing.providers.port import ProviderCause
+from billing.reporting.sender import Pace, ReportSender
 
 HOUR = timedelta(hours=1)
 ALL_ALONG = 1_000_000
@@ -39,10 +39,10 @@ ALL_ALONG = 1_000_000
 
 
 @pytest.fixture
-def desk(system: System, local: LocalStripe) -> Desk:
+def desk(container: Container, local: LocalStripe) -> Desk:
     """A log, an outbox and a local Stripe whose summaries are never late."""
     local.control.post("settings", summary_seconds=0, judgement_seconds=0)
-    return at_stripe(system, local)
+    return at_stripe(container, local)
 
 
 def lift(local: LocalStripe) -> None:
@@ -55,7 +55,7 @@ def counted(desk: Desk, days: int = 3) -> dict[tuple[str, str], int]:
     totals: Counter[tuple[str, str]] = Counter()
     for customer, ref in desk.refs.items():
         for sku in SKUS:
-            meter = desk.system.metered(sku).meter.name
+            meter = desk.container.metered(sku).meter.name
             for day in range(-3, days):
                 at = (NOW + timedelta(days=day)).date()
                 totals[customer, sku] += sum(desk.provider.inner.read_back(ref, meter, at).values())
@@ -64,8 +64,8 @@ def counted(desk: Desk, days: int = 3) -> dict[tuple[str, str], int]:
 
 def logged(desk: Desk) -> dict[tuple[str, str], int]:
     """The log, after checking the books' invariant in every month."""
-    desk.system.books()
-    return {(one.customer, one.sku): one.logged for one in desk.system.sums_ever()}
+    desk.container.books()
+    return {(one.customer, one.sku): one.logged for one in desk.container.sums_ever()}
 
 
 def confirmed(desk: Desk) -> None:
@@ -86,14 +86,14 @@ def cycle(desk: Desk, start: datetime, end: datetime, customer: str = "acme") ->
         "customer": desk.refs[customer],
         "period_start": int(start.timestamp()),
         "period_end": int(end.timestamp()),
-        "meters": [desk.system.metered(sku).meter.name for sku in SKUS],
+        "meters": [desk.container.metered(sku).meter.name for sku in SKUS],
     }
     return str(desk.local.control.post("cycles", **order)["id"])
 
 
 def billed(desk: Desk, invoice: str, sku: str = SKUS[0]) -> int:
     """What an invoice bills of a SKU's meter, as the adapter reads it."""
-    name = desk.system.metered(sku).meter.name
+    name = desk.container.metered(sku).meter.name
     found = desk.provider.inner.provider_invoice(invoice)
     return sum(line.value for line in found.lines if line.meter == name)
 
@@ -101,7 +101,9 @@ def billed(desk: Desk, invoice: str, sku: str = SKUS[0]) -> int:
 def notice(desk: Desk, invoice: str, customer: str = "acme") -> int:
     """What a webhook or a poll does: how many periods were sealed."""
     found = desk.provider.inner.provider_invoice(invoice)
-    return desk.system.reports.seals.notice("stripe", customer, found, desk.system.clock.now())
+    return desk.container.reports.seals.notice(
+        "stripe", customer, found, desk.container.clock.now()
+    )
 
 
 # -- the reporter --------------------------------------------------------------------------------
@@ -111,14 +113,14 @@ def notice(desk: Desk, invoice: str, customer: str = "acme") -> int:
     ("death", "repeated"), [(killed_before_sending, 0), (killed_after_sending, 1)]
 )
 def test_killed_between_claim_and_commit(desk: Desk, death: Fault, repeated: int) -> None:
-    desk.system.use(1_234_567)
-    desk.system.use(3, customer="globex")
+    desk.container.use(1_234_567)
+    desk.container.use(3, customer="globex")
     with pytest.raises(Killed):
         desk.advance(Faulty(desk.provider.inner, always=death))
-    assert desk.system.books().open == 1_234_567
+    assert desk.container.books().open == 1_234_567
     desk.later(minutes=6)
     done = desk.advance()
-    assert done.causes[Cause.DUPLICATE_IDENTIFIER] == repeated
+    assert done.causes[ProviderCause.DUPLICATE_IDENTIFIER] == repeated
     confirmed(desk)
 
 
@@ -128,16 +130,16 @@ def test_three_reporters_at_once_send_each_figure_once_and_never_two_of_a_custom
     for back in range(6):
         for customer in desk.refs:
             for sku in SKUS:
-                desk.system.use(back + 1, LAST_HOUR - back * HOUR, customer=customer, sku=sku)
+                desk.container.use(back + 1, LAST_HOUR - back * HOUR, customer=customer, sku=sku)
     gate = threading.Barrier(3)
 
     def run(_: int) -> None:
-        reporter = Reporter(
-            desk.system.reports,
+        reporter = ReportSender(
+            desk.container.reports,
             local.adapter(),
             desk.destination(),
-            [desk.system.metered(sku).meter for sku in SKUS],
-            desk.system.clock,
+            [desk.container.metered(sku).meter for sku in SKUS],
+            desk.container.clock,
             pace=Pace(senders=3, batch=4, rate_per_second=1e6, burst=1000),
         )
         gate.wait(timeout=10)
@@ -168,8 +170,8 @@ def test_three_reporters_at_once_send_each_figure_once_and_never_two_of_a_custom
 def test_an_outage_of_thirty_hours(desk: Desk, local: LocalStripe, fault: dict[str, Any]) -> None:
     local.control.fault(path=EVENTS, times=ALL_ALONG, **fault)
     for hours in range(30):
-        desk.system.use(hours + 1, LAST_HOUR + hours * HOUR)
-        desk.system.use(2, LAST_HOUR, customer="globex")
+        desk.container.use(hours + 1, LAST_HOUR + hours * HOUR)
+        desk.container.use(2, LAST_HOUR, customer="globex")
         desk.advance()
         desk.later(hours=1)
         logged(desk)
@@ -185,17 +187,17 @@ def test_an_outage_of_36_days_carries_what_stripe_takes_no_longer(
     desk: Desk, local: LocalStripe
 ) -> None:
     local.control.fault("unauthorized", path=EVENTS, times=ALL_ALONG)
-    desk.system.use(7)
-    desk.system.use(9, LAST_HOUR + timedelta(days=30))
+    desk.container.use(7)
+    desk.container.use(9, LAST_HOUR + timedelta(days=30))
     desk.advance()
     desk.later(days=36)
     lift(local)
     desk.advance()
-    assert [line[2:] for line in desk.system.carries()] == [(7, "too_old")]
+    assert [line[2:] for line in desk.container.carries()] == [(7, "too_old")]
     desk.later(hours=1)
     desk.advance()
     assert counted(desk, days=38) == logged(desk) == {("acme", SKUS[0]): 16}
-    assert desk.system.books().accepted == 16
+    assert desk.container.books().accepted == 16
     assert [one["status"] for one in local.requests(EVENTS)] == [401, 200, 200]
 
 
@@ -204,7 +206,7 @@ def test_an_outage_of_36_days_after_a_lost_answer_counts_it_once(
     desk: Desk, local: LocalStripe, arrived: bool
 ) -> None:
     local.control.fault("timeout", path=EVENTS, effect=arrived)
-    desk.system.use(7)
+    desk.container.use(7)
     desk.advance()
     local.control.fault("unauthorized", path=EVENTS, times=ALL_ALONG)
     desk.later(days=36)
@@ -216,7 +218,7 @@ def test_an_outage_of_36_days_after_a_lost_answer_counts_it_once(
         desk.confirm()
         logged(desk)
     assert counted(desk, days=40) == logged(desk) == {("acme", SKUS[0]): 7}
-    assert [line[2:] for line in desk.system.carries()] == ([] if arrived else [(7, "too_old")])
+    assert [line[2:] for line in desk.container.carries()] == ([] if arrived else [(7, "too_old")])
 
 
 def test_no_meter_at_the_start(desk: Desk, local: LocalStripe) -> None:
@@ -224,13 +226,13 @@ def test_no_meter_at_the_start(desk: Desk, local: LocalStripe) -> None:
     local.control.post("settings", summary_seconds=0, judgement_seconds=0)
     for customer in desk.refs:
         desk.link(customer, desk.provider.inner.link_customer(customer, customer))
-    desk.system.use(100)
+    desk.container.use(100)
     done = desk.advance()
     assert len(done.blocked) == len(SKUS)
     assert local.requests(EVENTS) == []
-    assert desk.system.books().open == 100
-    desk.system.use(11)
-    desk.provider.inner.ensure_meters([desk.system.metered(sku).meter for sku in SKUS])
+    assert desk.container.books().open == 100
+    desk.container.use(11)
+    desk.provider.inner.ensure_meters([desk.container.metered(sku).meter for sku in SKUS])
     desk.advance()
     confirmed(desk)
 
@@ -239,19 +241,19 @@ def test_no_meter_at_the_start(desk: Desk, local: LocalStripe) -> None:
 
 
 def test_fractions_of_a_meters_unit_reach_it_as_whole_digits(
-    desk: Desk, system: System, local: LocalStripe
+    desk: Desk, container: Container, local: LocalStripe
 ) -> None:
-    system.metered = coarse(2)
-    desk.provider.inner.ensure_meters([system.metered(sku).meter for sku in SKUS])
+    container.metered = coarse(2)
+    desk.provider.inner.ensure_meters([container.metered(sku).meter for sku in SKUS])
     amounts = [1_234_567, 1, 9_999, 10_000, 765_433, 10**12 + 1]
     for back, amount in enumerate(amounts):
-        system.use(amount, LAST_HOUR - back * HOUR)
+        container.use(amount, LAST_HOUR - back * HOUR)
     for _ in range(4):
         desk.advance()
         desk.later(hours=1)
     values = [one["params"]["payload"]["value"] for one in local.requests(EVENTS)]
     assert all(value.isascii() and value.isdigit() for value in values), values
-    books = system.books()
+    books = container.books()
     assert books.accepted + books.parked + books.unclaimed == books.logged == sum(amounts)
     assert 0 <= books.parked < 10_000
     assert counted(desk) == {("acme", SKUS[0]): books.accepted // 10_000}
@@ -266,20 +268,20 @@ def test_late_usage_during_and_after_finalization_is_billed_once_all_invoices_to
     desk: Desk, noticed_at_once: bool
 ) -> None:
     hour = LAST_HOUR - HOUR
-    desk.system.use(100, hour)
+    desk.container.use(100, hour)
     desk.advance()
     first = cycle(desk, hour - timedelta(days=3), THIS_HOUR)
-    desk.system.use(11, hour)  # while it is a draft
+    desk.container.use(11, hour)  # while it is a draft
     desk.advance()
     desk.later(hours=1)
     assert billed(desk, first) == 111
     if noticed_at_once:
         assert notice(desk, first) == len(SKUS)
-    desk.system.use(5, hour)
+    desk.container.use(5, hour)
     desk.advance()  # if nobody has noticed, Stripe takes it, and bills nobody
     assert notice(desk, first) == (0 if noticed_at_once else len(SKUS))
-    desk.system.use(7, hour)
-    desk.system.use(50, THIS_HOUR)
+    desk.container.use(7, hour)
+    desk.container.use(50, THIS_HOUR)
     for _ in range(3):
         desk.advance()
         logged(desk)
@@ -289,13 +291,13 @@ def test_late_usage_during_and_after_finalization_is_billed_once_all_invoices_to
     desk.later(hours=12)
     assert (billed(desk, first), billed(desk, second)) == (111, 62)
     assert logged(desk) == {("acme", SKUS[0]): 111 + 62}
-    assert {line[3] for line in desk.system.carries()} <= {"late", "billed"}
+    assert {line[3] for line in desk.container.carries()} <= {"late", "billed"}
 
 
 def test_an_invoice_that_billed_too_much_is_made_up_for_and_never_by_a_negative_figure(
     desk: Desk, local: LocalStripe
 ) -> None:
-    desk.system.use(100)
+    desk.container.use(100)
     desk.advance()
     desk.edit(130)
     first = cycle(desk, LAST_HOUR - timedelta(days=3), THIS_HOUR)
@@ -304,8 +306,8 @@ def test_an_invoice_that_billed_too_much_is_made_up_for_and_never_by_a_negative_
     for _ in range(3):
         desk.advance()
         desk.later(hours=1)
-    assert desk.system.books().parked == -30
-    desk.system.use(50, desk.system.clock.now().replace(minute=0))
+    assert desk.container.books().parked == -30
+    desk.container.use(50, desk.container.clock.now().replace(minute=0))
     for _ in range(3):
         desk.later(hours=1)
         desk.advance()
@@ -323,39 +325,39 @@ def test_an_invoice_that_billed_too_much_is_made_up_for_and_never_by_a_negative_
 def test_from_the_ledger_to_stripe_to_files_and_back_nothing_is_told_twice(
     desk: Desk, local: LocalStripe
 ) -> None:
-    system = desk.system
+    container = desk.container
     steps: list[Callable[[], Any]] = [
-        lambda: system.advance(system.ledger),
+        lambda: container.advance(container.ledger),
         desk.advance,
-        lambda: system.advance(system.file),
+        lambda: container.advance(container.file),
         desk.advance,
     ]
     for number, advance in enumerate(steps):
-        system.use(10**number)
-        system.use(5 * 10**number, LAST_HOUR - HOUR, customer="globex")
+        container.use(10**number)
+        container.use(5 * 10**number, LAST_HOUR - HOUR, customer="globex")
         advance()
         advance()
     at: Counter[tuple[str, str]] = Counter()
-    for told in (system.told(system.ledger), counted(desk), system.told(system.file)):
+    for told in (container.told(container.ledger), counted(desk), container.told(container.file)):
         at.update(told)
     assert dict(at) == logged(desk) == {("acme", SKUS[0]): 1111, ("globex", SKUS[0]): 5555}
     assert counted(desk) == {("acme", SKUS[0]): 1010, ("globex", SKUS[0]): 5050}
-    assert system.books().accepted == 1111
+    assert container.books().accepted == 1111
     assert len(local.requests(EVENTS)) == 4
 
 
 def test_a_change_of_provider_while_stripe_owes_an_answer(desk: Desk, local: LocalStripe) -> None:
-    system = desk.system
+    container = desk.container
     local.control.fault("timeout", path=EVENTS)  # after the effect
-    system.use(7)
+    container.use(7)
     desk.advance()
-    system.use(4)
-    system.later(hours=1)
-    system.advance(system.ledger)
-    assert (system.told(system.ledger), system.books().open) == ({}, 7)
+    container.use(4)
+    container.later(hours=1)
+    container.advance(container.ledger)
+    assert (container.told(container.ledger), container.books().open) == ({}, 7)
     # With its key still set, Stripe is asked for its answer, and the rest goes to the ledger.
-    system.former = (local.adapter(),)
-    system.advance(system.ledger)
+    container.former = (local.adapter(),)
+    container.advance(container.ledger)
     assert counted(desk) == {("acme", SKUS[0]): 7}
-    assert system.told(system.ledger) == {("acme", SKUS[0]): 4}
-    assert (system.books().accepted, system.books().logged) == (11, 11)
+    assert container.told(container.ledger) == {("acme", SKUS[0]): 4}
+    assert (container.books().accepted, container.books().logged) == (11, 11)

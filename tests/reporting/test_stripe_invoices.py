@@ -11,7 +11,7 @@ import pytest
 from stripe_bench import FINALISE, INVOICES, ITEMS, LocalStripe, delete, line, until_answered
 
 from billing.core.errors import AlreadyExists, InvalidValue, NotFound
-from billing.providers.port import Cause, Invoice
+from billing.providers.port import Invoice, ProviderCause
 from billing.providers.stripe.client import StripeUnanswered, idempotency_key
 from billing.providers.stripe.invoices import digest_of
 from billing.providers.stripe.provider import StripeProvider
@@ -167,7 +167,7 @@ def test_a_deleted_customer_gets_no_invoice(
     delete(local, acme)
     with pytest.raises(StripeUnanswered) as refused:
         opened(provider, acme)
-    assert refused.value.cause is Cause.CUSTOMER_MISSING
+    assert refused.value.cause is ProviderCause.CUSTOMER_MISSING
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from stripe_bench import (
 from stripe_description import problems_of_request
 
 from billing.core.errors import AlreadyExists
-from billing.providers.port import InvoiceLine, Meter, ProviderUnavailable
+from billing.providers.port import InvoiceLine, ProviderMeter, ProviderUnavailable
 from billing.providers.stripe.provider import StripeProvider
 
 UNIX_HOUR = int(HOUR.timestamp())
@@ -46,7 +46,7 @@ DAY: dict[str, Any] = {
 
 def everything(provider: StripeProvider, customer: str) -> None:
     """Every method, with names as long as they may be."""
-    long_meter = Meter(sku="long", name="m" * 100, display_name="d" * 250, overwrites=False)
+    long_meter = ProviderMeter(sku="long", name="m" * 100, display_name="d" * 250, overwrites=False)
     provider.ensure_meters([METER, long_meter])
     ref = provider.link_customer(customer, "n" * 256)
     for number, value in enumerate((0, 1, 10**15 - 1, -(10**15) + 1)):

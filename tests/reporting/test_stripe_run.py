@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from reporting_support import CUSTOMERS, LAST_HOUR, SKUS, System, metered
+from reporting_support import CUSTOMERS, LAST_HOUR, SKUS, Container, metered
 from stripe_bench import EVENTS, METERS, LocalStripe
 from support import NOW
 
-from billing.providers.port import Cause
+from billing.providers.port import ProviderCause
 from billing.providers.stripe.provider import StripeProvider
 from billing.reporting.report_store import CustomerIds, Destination
-from billing.reporting.sender import Advance, Pace, Reporter
+from billing.reporting.sender import Advance, Pace, ReportSender
 
 METERS_OF = [metered(sku).meter for sku in SKUS]
 
@@ -22,21 +22,21 @@ METERS_OF = [metered(sku).meter for sku in SKUS]
 class Rig:
     """A log, an outbox, and a local Stripe whose meters and customers are set up."""
 
-    def __init__(self, system: System, local: LocalStripe) -> None:
-        self.system = system
+    def __init__(self, container: Container, local: LocalStripe) -> None:
+        self.container = container
         self.local = local
         self.provider = local.adapter()
         self.provider.ensure_meters(METERS_OF)
         self.refs = {each: self.provider.link_customer(each, each.title()) for each in CUSTOMERS}
         update = sa.text("UPDATE customers SET stripe_customer_id = :ref WHERE id = :id")
-        with system.engine.begin() as connection:
+        with container.engine.begin() as connection:
             for customer, ref in self.refs.items():
                 connection.execute(update, {"id": customer, "ref": ref})
 
     def advance(self, provider: StripeProvider | None = None) -> Advance:
         """One run of a reporter."""
-        reporter = Reporter(
-            self.system.reports,
+        reporter = ReportSender(
+            self.container.reports,
             provider or self.provider,
             Destination(
                 environment="test",
@@ -45,7 +45,7 @@ class Rig:
                 metered=metered,
             ),
             METERS_OF,
-            self.system.clock,
+            self.container.clock,
             pace=Pace(senders=1, batch=64, rate_per_second=1e6, burst=1000),
             jitter=lambda: 1.0,
         )
@@ -65,27 +65,27 @@ class Rig:
 
 
 @pytest.fixture
-def rig(system: System, local: LocalStripe) -> Rig:
-    return Rig(system, local)
+def rig(container: Container, local: LocalStripe) -> Rig:
+    return Rig(container, local)
 
 
 def test_usage_is_at_stripe_to_the_unit(rig: Rig) -> None:
-    rig.system.use(1_234_567)
-    rig.system.use(3, customer="globex", sku=SKUS[1])
-    rig.system.use(10**12, hour=LAST_HOUR - timedelta(hours=20))
+    rig.container.use(1_234_567)
+    rig.container.use(3, customer="globex", sku=SKUS[1])
+    rig.container.use(10**12, hour=LAST_HOUR - timedelta(hours=20))
     rig.advance()
-    logged = {key: sums.logged for key, sums in rig.system.sums().items()}
+    logged = {key: sums.logged for key, sums in rig.container.sums().items()}
     assert rig.at_stripe() == logged
-    assert {state for _, state, _ in rig.system.states()} == {"accepted"}
+    assert {state for _, state, _ in rig.container.states()} == {"accepted"}
 
 
 def test_late_usage_of_an_hour_overwrites_its_figure(rig: Rig) -> None:
-    rig.system.use(100)
+    rig.container.use(100)
     rig.advance()
-    rig.system.use(11)
+    rig.container.use(11)
     rig.advance()
     assert rig.at_stripe() == {("acme", SKUS[0]): 111}
-    assert [revision for revision, _, _ in rig.system.states()] == [1, 2]
+    assert [revision for revision, _, _ in rig.container.states()] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -103,32 +103,32 @@ def test_late_usage_of_an_hour_overwrites_its_figure(rig: Rig) -> None:
     ids=str,
 )
 def test_a_fault_delays_and_neither_loses_nor_doubles(rig: Rig, fault: dict[str, Any]) -> None:
-    rig.system.use(100)
+    rig.container.use(100)
     rig.local.control.fault(path=EVENTS, **fault)
     rig.advance()
-    [(_, state, cause)] = rig.system.states()
+    [(_, state, cause)] = rig.container.states()
     assert state in {"unknown", "pending"}
-    assert cause in set(Cause)
-    rig.system.later(hours=1)
+    assert cause in set(ProviderCause)
+    rig.container.later(hours=1)
     rig.advance()
-    assert [(revision, state) for revision, state, _ in rig.system.states()] == [(1, "accepted")]
+    assert [(revision, state) for revision, state, _ in rig.container.states()] == [(1, "accepted")]
     assert rig.at_stripe() == {("acme", SKUS[0]): 100}
 
 
 def test_a_key_that_is_refused_stops_the_run_and_says_so(rig: Rig) -> None:
-    rig.system.use(100)
-    rig.system.use(100, customer="globex")
+    rig.container.use(100)
+    rig.container.use(100, customer="globex")
     rig.local.control.fault("unauthorized", path=EVENTS, times=2)
     done = rig.advance()
     assert "stripe" in done.stopped
     assert len(rig.local.requests(EVENTS)) == 1
-    assert done.causes[Cause.KEY_REFUSED] == 1
+    assert done.causes[ProviderCause.KEY_REFUSED] == 1
 
 
 def test_nothing_is_sent_to_a_meter_that_counts_otherwise(rig: Rig) -> None:
     [check, _] = rig.provider.ensure_meters(METERS_OF)
     rig.local.person.billing.meters.deactivate(check.provider_id)
-    rig.system.use(100)
+    rig.container.use(100)
     done = rig.advance()
     assert done.blocked == {METERS_OF[0].name: "status is inactive, needed active"}
     assert rig.local.requests(EVENTS) == []
@@ -139,7 +139,7 @@ def test_nothing_is_sent_to_a_meter_that_counts_otherwise(rig: Rig) -> None:
 
 def test_a_run_asks_for_the_meters_once_and_sends_each_figure_once(rig: Rig) -> None:
     for back in range(5):
-        rig.system.use(100, hour=LAST_HOUR - timedelta(hours=back))
+        rig.container.use(100, hour=LAST_HOUR - timedelta(hours=back))
     before = len(rig.local.requests(METERS))
     rig.advance()
     assert len(rig.local.requests(EVENTS)) == 5

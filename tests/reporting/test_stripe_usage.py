@@ -11,7 +11,7 @@ import pytest
 from stripe_api import KEY
 from stripe_bench import EVENTS, HOUR, METER, METERS, LocalStripe, delete, report, until_answered
 
-from billing.providers.port import Cause, ProviderUnavailable, Verdict
+from billing.providers.port import ProviderCause, ProviderUnavailable, ProviderVerdict
 from billing.providers.stripe.client import StripeUnanswered
 from billing.providers.stripe.provider import StripeProvider, exact
 
@@ -26,15 +26,27 @@ def figures(provider: StripeProvider, customer_ref: str) -> dict[Any, int]:
 @pytest.mark.parametrize(
     ("fault", "first", "then"),
     [
-        ({"kind": "timeout"}, Cause.CONNECTION_FAILED, Cause.DUPLICATE_IDENTIFIER),
-        ({"kind": "timeout", "effect": False}, Cause.CONNECTION_FAILED, Cause.TAKEN),
-        ({"kind": "server_error"}, Cause.SERVER_ERROR, Cause.TAKEN),
-        ({"kind": "server_error", "effect": True}, Cause.SERVER_ERROR, Cause.DUPLICATE_IDENTIFIER),
-        ({"kind": "rate_limit"}, Cause.RATE_LIMITED, Cause.TAKEN),
-        ({"kind": "lock_timeout"}, Cause.LOCK_TIMEOUT, Cause.TAKEN),
-        ({"kind": "unauthorized"}, Cause.KEY_REFUSED, Cause.TAKEN),
-        ({"kind": "forbidden"}, Cause.PERMISSION_REFUSED, Cause.TAKEN),
-        ({"kind": "latency", "seconds": 0.2}, Cause.TAKEN, Cause.DUPLICATE_IDENTIFIER),
+        ({"kind": "timeout"}, ProviderCause.CONNECTION_FAILED, ProviderCause.DUPLICATE_IDENTIFIER),
+        (
+            {"kind": "timeout", "effect": False},
+            ProviderCause.CONNECTION_FAILED,
+            ProviderCause.TAKEN,
+        ),
+        ({"kind": "server_error"}, ProviderCause.SERVER_ERROR, ProviderCause.TAKEN),
+        (
+            {"kind": "server_error", "effect": True},
+            ProviderCause.SERVER_ERROR,
+            ProviderCause.DUPLICATE_IDENTIFIER,
+        ),
+        ({"kind": "rate_limit"}, ProviderCause.RATE_LIMITED, ProviderCause.TAKEN),
+        ({"kind": "lock_timeout"}, ProviderCause.LOCK_TIMEOUT, ProviderCause.TAKEN),
+        ({"kind": "unauthorized"}, ProviderCause.KEY_REFUSED, ProviderCause.TAKEN),
+        ({"kind": "forbidden"}, ProviderCause.PERMISSION_REFUSED, ProviderCause.TAKEN),
+        (
+            {"kind": "latency", "seconds": 0.2},
+            ProviderCause.TAKEN,
+            ProviderCause.DUPLICATE_IDENTIFIER,
+        ),
     ],
 )
 def test_whatever_happens_to_a_figure_it_counts_once_when_sent_again(
@@ -42,8 +54,8 @@ def test_whatever_happens_to_a_figure_it_counts_once_when_sent_again(
     provider: StripeProvider,
     acme: str,
     fault: dict[str, Any],
-    first: Cause,
-    then: Cause,
+    first: ProviderCause,
+    then: ProviderCause,
 ) -> None:
     local.control.fault(path=EVENTS, **fault)
     assert provider.report_usage(report(acme)).cause is first
@@ -57,8 +69,8 @@ def test_an_answer_that_takes_too_long_is_unknown_and_the_figure_counts_once(
     hasty = local.adapter(read_seconds=0.3)
     local.control.fault("timeout", path=EVENTS, seconds=1.0)
     answer = hasty.report_usage(report(acme))
-    assert (answer.cause, answer.verdict) == (Cause.TIMED_OUT, Verdict.UNKNOWN)
-    assert hasty.report_usage(report(acme)).cause is Cause.DUPLICATE_IDENTIFIER
+    assert (answer.cause, answer.verdict) == (ProviderCause.TIMED_OUT, ProviderVerdict.UNKNOWN)
+    assert hasty.report_usage(report(acme)).cause is ProviderCause.DUPLICATE_IDENTIFIER
     assert figures(local.adapter(), acme) == {HOUR: 1_500_000}
 
 
@@ -67,8 +79,8 @@ def test_a_newer_figure_stands_whatever_becomes_of_an_older_one_sent_again(
 ) -> None:
     local.control.fault("server_error", path=EVENTS, effect=True)
     provider.report_usage(report(acme))
-    assert provider.report_usage(report(acme, number=2, value=7)).cause is Cause.TAKEN
-    assert provider.report_usage(report(acme)).cause is Cause.DUPLICATE_IDENTIFIER
+    assert provider.report_usage(report(acme, number=2, value=7)).cause is ProviderCause.TAKEN
+    assert provider.report_usage(report(acme)).cause is ProviderCause.DUPLICATE_IDENTIFIER
     assert figures(provider, acme) == {HOUR: 7}
 
 
@@ -91,7 +103,7 @@ def test_the_adapter_itself_never_sends_twice(
     for kind in ("server_error", "rate_limit", "lock_timeout", "timeout"):
         local.control.fault(kind, path=EVENTS)
         before = local.count("requests")
-        assert provider.report_usage(report(acme)).verdict is Verdict.UNKNOWN
+        assert provider.report_usage(report(acme)).verdict is ProviderVerdict.UNKNOWN
         assert local.count("requests") == before + 1
 
 
@@ -99,7 +111,7 @@ def test_a_figure_is_digits_at_an_instant_inside_its_hour(
     local: LocalStripe, provider: StripeProvider, acme: str
 ) -> None:
     for number, value in enumerate((0, 10**15 - 1, -5), start=1):
-        assert provider.report_usage(report(acme, number, value)).cause is Cause.TAKEN
+        assert provider.report_usage(report(acme, number, value)).cause is ProviderCause.TAKEN
     sent = [one["params"] for one in local.requests(EVENTS)]
     assert [one["payload"]["value"] for one in sent] == ["0", "999999999999999", "-5"]
     half_past = str(int(HOUR.timestamp()) + 1_800)
@@ -109,13 +121,13 @@ def test_a_figure_is_digits_at_an_instant_inside_its_hour(
 @pytest.mark.parametrize(
     ("moved", "cause"),
     [
-        (timedelta(days=-36), Cause.TOO_OLD),
-        (timedelta(days=-34), Cause.TAKEN),
-        (timedelta(hours=4), Cause.IN_THE_FUTURE),
+        (timedelta(days=-36), ProviderCause.TOO_OLD),
+        (timedelta(days=-34), ProviderCause.TAKEN),
+        (timedelta(hours=4), ProviderCause.IN_THE_FUTURE),
     ],
 )
 def test_stripe_takes_figures_of_the_last_35_days(
-    provider: StripeProvider, acme: str, moved: timedelta, cause: Cause
+    provider: StripeProvider, acme: str, moved: timedelta, cause: ProviderCause
 ) -> None:
     one = report(acme)
     moved_report = replace(one, hour=one.hour + moved, timestamp=one.timestamp + moved)
@@ -126,8 +138,8 @@ def test_a_malformed_report_is_refused_without_asking(
     local: LocalStripe, provider: StripeProvider, acme: str
 ) -> None:
     wrong = replace(report(acme), timestamp=HOUR + timedelta(hours=1))
-    assert provider.report_usage(wrong).cause is Cause.INVALID_REQUEST
-    assert provider.report_usage(report(acme, value=10**15)).cause is Cause.INVALID_VALUE
+    assert provider.report_usage(wrong).cause is ProviderCause.INVALID_REQUEST
+    assert provider.report_usage(report(acme, value=10**15)).cause is ProviderCause.INVALID_VALUE
     assert local.requests(EVENTS) == []
 
 
@@ -138,7 +150,7 @@ def test_nobody_at_the_address_is_a_lost_connection() -> None:
     provider = StripeProvider.connect(KEY, url)
     said = f"no answer from {url.removeprefix('http://')}: nobody listens there"
     answer = provider.report_usage(report("cus_1"))
-    assert (answer.cause, answer.detail) == (Cause.CONNECTION_FAILED, said)
+    assert (answer.cause, answer.detail) == (ProviderCause.CONNECTION_FAILED, said)
     with pytest.raises(ProviderUnavailable, match=said):
         provider.ensure_meters([METER])
 
@@ -146,11 +158,11 @@ def test_nobody_at_the_address_is_a_lost_connection() -> None:
 def test_a_key_that_stripe_does_not_know_stops_everything(local: LocalStripe) -> None:
     stranger = StripeProvider.connect("sk_live_4eC39HqLyjWDarjtT1zdp7dc", local.url)
     answer = stranger.report_usage(report("cus_1"))
-    assert (answer.cause, answer.verdict) == (Cause.KEY_REFUSED, Verdict.STOPPED)
+    assert (answer.cause, answer.verdict) == (ProviderCause.KEY_REFUSED, ProviderVerdict.STOPPED)
     assert "4eC39HqLyjWDarjtT1zdp7dc" not in answer.detail
     with pytest.raises(StripeUnanswered) as refused:
         stranger.ensure_meters([METER])
-    assert refused.value.cause is Cause.KEY_REFUSED
+    assert refused.value.cause is ProviderCause.KEY_REFUSED
 
 
 # ---- reading back ----
@@ -171,7 +183,7 @@ def test_a_whole_day_comes_hour_by_hour(provider: StripeProvider, acme: str) -> 
     expected = {midnight + timedelta(hours=hour): 10**14 + hour for hour in range(24)}
     for number, (hour, value) in enumerate(expected.items()):
         sent = replace(report(acme, number, value), hour=hour, timestamp=hour)
-        assert provider.report_usage(sent).cause is Cause.TAKEN
+        assert provider.report_usage(sent).cause is ProviderCause.TAKEN
     assert provider.read_back(acme, METER.name, midnight.date()) == expected
     assert figures(provider, acme) == {}
 
@@ -183,8 +195,8 @@ def test_a_deleted_customer_is_said_and_is_not_zero(
     delete(local, acme)
     with pytest.raises(StripeUnanswered, match=f"{acme} is not there or deleted") as gone:
         figures(provider, acme)
-    assert gone.value.cause is Cause.CUSTOMER_MISSING
-    assert provider.report_usage(report(acme, number=2)).cause is Cause.TAKEN
+    assert gone.value.cause is ProviderCause.CUSTOMER_MISSING
+    assert provider.report_usage(report(acme, number=2)).cause is ProviderCause.TAKEN
 
 
 def test_a_meter_that_is_not_there_is_said_and_is_not_zero(
@@ -192,11 +204,11 @@ def test_a_meter_that_is_not_there_is_said_and_is_not_zero(
 ) -> None:
     with pytest.raises(StripeUnanswered, match=r"there is no meter test\.other") as gone:
         provider.read_back(acme, "test.other", HOUR.date())
-    assert gone.value.cause is Cause.METER_MISSING
+    assert gone.value.cause is ProviderCause.METER_MISSING
     local.control.post("reset")
     with pytest.raises(StripeUnanswered) as gone:
         figures(provider, acme)
-    assert gone.value.cause in {Cause.METER_MISSING, Cause.CUSTOMER_MISSING}
+    assert gone.value.cause in {ProviderCause.METER_MISSING, ProviderCause.CUSTOMER_MISSING}
 
 
 def test_a_deactivated_meter_still_tells_its_figures(
@@ -231,21 +243,21 @@ def test_a_number_of_at_most_fifteen_digits_is_exact(told: float, value: int) ->
 def test_any_other_number_is_not_ours(told: float) -> None:
     with pytest.raises(StripeUnanswered) as refused:
         exact(told)
-    assert refused.value.cause is Cause.INVALID_VALUE
+    assert refused.value.cause is ProviderCause.INVALID_VALUE
 
 
 @pytest.mark.parametrize(
     ("kind", "cause"),
     [
-        ("timeout", Cause.CONNECTION_FAILED),
-        ("server_error", Cause.SERVER_ERROR),
-        ("rate_limit", Cause.RATE_LIMITED),
-        ("unauthorized", Cause.KEY_REFUSED),
-        ("forbidden", Cause.PERMISSION_REFUSED),
+        ("timeout", ProviderCause.CONNECTION_FAILED),
+        ("server_error", ProviderCause.SERVER_ERROR),
+        ("rate_limit", ProviderCause.RATE_LIMITED),
+        ("unauthorized", ProviderCause.KEY_REFUSED),
+        ("forbidden", ProviderCause.PERMISSION_REFUSED),
     ],
 )
 def test_a_question_without_an_answer_is_unavailable_and_says_why(
-    local: LocalStripe, provider: StripeProvider, acme: str, kind: str, cause: Cause
+    local: LocalStripe, provider: StripeProvider, acme: str, kind: str, cause: ProviderCause
 ) -> None:
     local.control.fault(kind, path=f"{METERS}/*/event_summaries")
     with pytest.raises(StripeUnanswered) as unanswered:

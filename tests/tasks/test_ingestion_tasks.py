@@ -57,7 +57,7 @@ SKUS = [
 @dataclass
 class Bench:
     app: Celery
-    system: MemorySystem
+    container: MemorySystem
 
     def submit(self, name: str, *args: object) -> EagerResult:
         return self.app.tasks[f"workers.tasks.{name}"].bill_to("acme").delay(*args)
@@ -74,9 +74,9 @@ def bench_with() -> Iterator[MakeBench]:
         app = Celery("ingestion", broker="memory://")
         app.conf.update(task_always_eager=True, task_store_eager_result=False)
         given = {"fetch_allow_networks": "127.0.0.0/8", "fetch_ports": "*", **settings}
-        system = MemorySystem(skus=SKUS, credits={"acme": "10"}, clock=SystemClock())
-        Metering(app, Settings(**given), build=lambda _: system)
-        return Bench(app, system)
+        container = MemorySystem(skus=SKUS, credits={"acme": "10"}, clock=SystemClock())
+        Metering(app, Settings(**given), build=lambda _: container)
+        return Bench(app, container)
 
     yield make
     before.set_current()
@@ -87,7 +87,7 @@ def test_a_capture_costs_one_unit_and_is_about_the_page(bench_with: MakeBench):
     with serve({"/": page("Home")}) as site:
         got = bench.submit("capture_page", site.url()).get()
 
-    (event,) = bench.system.events
+    (event,) = bench.container.events
     assert got["title"] == "Home"
     assert (event.sku, event.quantity, event.amount_microcredits) == ("page-capture", 1, CREDIT)
     assert (event.subject, set(event.dimensions)) == (site.url(), {"bytes"})
@@ -97,7 +97,7 @@ def test_a_capture_that_fails_is_a_failed_task_and_costs_nothing(bench_with: Mak
     bench = bench_with()
     with serve({}) as site, pytest.raises(BadStatusError):
         bench.submit("capture_page", site.url("/gone")).get()
-    (event,) = bench.system.events
+    (event,) = bench.container.events
     assert (event.line, event.amount_microcredits) == ("failed:page-capture:1", 0)
     assert event.subject == site.url("/gone")
 
@@ -116,7 +116,7 @@ def test_a_premium_search_costs_one_unit_and_records_what_the_proxy_costs(bench_
         bench = bench_with(proxy_url=proxy.url(""), proxy_cost_micros=700)
         got = bench.submit("proxy_search", "word", [inside, f"{inside}gone"]).get()
 
-    (event,) = bench.system.events
+    (event,) = bench.container.events
     assert [match["title"] for match in got["matches"]] == ["Found"]
     assert proxy.paths == [inside, f"{inside}gone"]
     assert (event.quantity, event.amount_microcredits, event.cost_micros) == (1, CREDIT, 1400)
@@ -128,7 +128,7 @@ def test_a_failed_premium_search_keeps_its_cost(bench_with: MakeBench):
         bench = bench_with(proxy_url=proxy.url(""), proxy_cost_micros=700)
         with pytest.raises(BadStatusError):
             bench.submit("proxy_search", "word", ["http://127.0.0.1:81/"]).get()
-    (event,) = bench.system.events
+    (event,) = bench.container.events
     assert (event.outcome.value, event.amount_microcredits, event.cost_micros) == ("failed", 0, 700)
 
 
@@ -144,7 +144,7 @@ def test_a_premium_search_without_a_proxy_is_direct_and_has_no_proxy_cost(bench_
     with serve({"/": page("Home", text="word")}) as site:
         bench.submit("proxy_search", "word", [site.url()]).get()
         assert site.paths == ["/"]
-    assert bench.system.events[0].cost_micros == 0
+    assert bench.container.events[0].cost_micros == 0
 
 
 def test_a_forensic_search_holds_for_the_most_and_settles_for_what_it_did(bench_with: MakeBench):
@@ -152,7 +152,7 @@ def test_a_forensic_search_holds_for_the_most_and_settles_for_what_it_did(bench_
     with serve({"/": page("Home", "a"), "/a": page("A")}) as site:
         bench.submit("forensic_search", site.url(), "word", 8).get()
 
-    (event,) = bench.system.events
+    (event,) = bench.container.events
     assert (event.held_microcredits, event.quantity) == (8 * CREDIT, 2)
     assert event.amount_microcredits == 2 * CREDIT
 
@@ -163,7 +163,7 @@ def test_a_forensic_search_that_cannot_be_paid_does_not_run(bench_with: MakeBenc
         with pytest.raises(QuotaExceeded):
             bench.submit("forensic_search", site.url(), "word", 11).get()
         assert site.paths == []
-    assert bench.system.events[0].amount_microcredits == 0
+    assert bench.container.events[0].amount_microcredits == 0
 
 
 def test_a_forensic_search_that_dies_is_charged_for_the_pages_it_examined(
@@ -181,7 +181,7 @@ def test_a_forensic_search_that_dies_is_charged_for_the_pages_it_examined(
     routes = {"/": page("Home", "a", "b"), "/a": page("A")}
     with serve(routes) as site, pytest.raises(MemoryError):
         bench.submit("forensic_search", site.url(), "word", 8).get()
-    (event,) = bench.system.events
+    (event,) = bench.container.events
     assert (event.quantity, event.amount_microcredits) == (2, 2 * CREDIT)
 
 

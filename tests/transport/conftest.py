@@ -15,7 +15,7 @@ from usage_support import Broker, Store
 
 from billing.core.clock import ManualClock
 from billing.devtools.embedded_servers import LocalServers
-from billing.redis.keys import Keys
+from billing.redis.keys import RedisKeys
 from billing.transport.journal import Journal
 
 
@@ -50,7 +50,7 @@ def store(redis_url: str) -> Iterator[Store]:
     """Redis under a prefix whose keys, and no others, are deleted afterwards."""
     prefix = f"wbtest.{secrets.token_hex(4)}"
     with redis.Redis.from_url(redis_url, socket_timeout=5) as client:
-        yield Store(client, Keys(prefix))
+        yield Store(client, RedisKeys(prefix))
         for key in client.scan_iter(match=f"{prefix}:*", count=1000):
             client.unlink(key)
 
@@ -72,7 +72,7 @@ def private_redis_url(private_servers: LocalServers) -> str:
 @pytest.fixture
 def private_store(private_redis_url: str) -> Iterator[Store]:
     with redis.Redis.from_url(private_redis_url, socket_timeout=5) as client:
-        yield Store(client, Keys("wb"))
+        yield Store(client, RedisKeys("wb"))
 
 
 @pytest.fixture

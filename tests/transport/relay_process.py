@@ -12,7 +12,7 @@ import redis
 
 from billing.core import failpoints
 from billing.core.clock import SystemClock
-from billing.redis.keys import Keys
+from billing.redis.keys import RedisKeys
 from billing.transport.amqp_publisher import AmqpPublisher
 from billing.transport.journal import Journal
 from billing.transport.outbox import RedisOutbox
@@ -27,7 +27,8 @@ def main(options: dict[str, str]) -> None:
     clock = SystemClock()
     relay = Relay(
         RedisOutbox(
-            redis.Redis.from_url(options["redis_url"], socket_timeout=5), Keys(options["prefix"])
+            redis.Redis.from_url(options["redis_url"], socket_timeout=5),
+            RedisKeys(options["prefix"]),
         ),
         AmqpPublisher(
             options["amqp_url"],

@@ -12,7 +12,7 @@ from support import eventually, make_event
 
 from billing.core.usage_event import UsageEvent
 from billing.redis.cluster import ClusterClient
-from billing.redis.keys import SHARDS, Keys, shard_of
+from billing.redis.keys import SHARDS, RedisKeys, shard_of
 from billing.transport.cluster_outbox import ClusterOutbox
 from billing.transport.outbox import OutboxUnavailable
 from lab.scale.redis_nodes import RedisNodes
@@ -41,11 +41,11 @@ def client(nodes: RedisNodes) -> Iterator[ClusterClient]:
 
 
 @pytest.fixture
-def keys() -> Keys:
-    return Keys(f"wbtest.{secrets.token_hex(4)}")
+def keys() -> RedisKeys:
+    return RedisKeys(f"wbtest.{secrets.token_hex(4)}")
 
 
-def _put(client: ClusterClient, keys: Keys, event: UsageEvent) -> None:
+def _put(client: ClusterClient, keys: RedisKeys, event: UsageEvent) -> None:
     fields = {"e": event.to_wire(), "a": event.amount_microcredits, "s": 0, "p": 1}
     client.cluster.xadd(keys.out(shard_of(event.customer)), fields)
 
@@ -54,13 +54,13 @@ def _ids(events: list[UsageEvent]) -> set[object]:
     return {event.id for event in events}
 
 
-def _shards_on(nodes: RedisNodes, keys: Keys, port: int) -> set[int]:
+def _shards_on(nodes: RedisNodes, keys: RedisKeys, port: int) -> set[int]:
     return {
         shard for shard in ALL if nodes.primary_of(key_slot(keys.out(shard).encode())).port == port
     }
 
 
-def test_what_one_redis_promises_a_cluster_keeps(client: ClusterClient, keys: Keys):
+def test_what_one_redis_promises_a_cluster_keeps(client: ClusterClient, keys: RedisKeys):
     outbox = ClusterOutbox(client, keys)
     put = [make_event(customer=customer) for customer in CUSTOMERS]
     for event in put:
@@ -78,14 +78,14 @@ def test_what_one_redis_promises_a_cluster_keeps(client: ClusterClient, keys: Ke
     assert outbox.claim("b", 10_000) == ALL
 
 
-def test_what_is_no_event_is_put_aside_within_its_shard(client: ClusterClient, keys: Keys):
+def test_what_is_no_event_is_put_aside_within_its_shard(client: ClusterClient, keys: RedisKeys):
     outbox = ClusterOutbox(client, keys)
     client.cluster.xadd(keys.out(7), {"e": b"not json"})
     assert outbox.read(ALL, 100) == []
     assert (outbox.length(), outbox.bad_length()) == (0, 1)
 
 
-def test_a_generation_stays_until_data_may_have_been_lost(client: ClusterClient, keys: Keys):
+def test_a_generation_stays_until_data_may_have_been_lost(client: ClusterClient, keys: RedisKeys):
     outbox = ClusterOutbox(client, keys)
     before = outbox.generation()
     assert ClusterOutbox(client, keys).generation() == before
@@ -94,7 +94,7 @@ def test_a_generation_stays_until_data_may_have_been_lost(client: ClusterClient,
 
 
 def test_a_lost_node_costs_its_shards_until_its_replica_takes_over_and_that_is_a_new_generation(
-    nodes: RedisNodes, client: ClusterClient, keys: Keys
+    nodes: RedisNodes, client: ClusterClient, keys: RedisKeys
 ):
     outbox = ClusterOutbox(client, keys)
     put = [make_event(customer=customer) for customer in CUSTOMERS]
@@ -120,7 +120,7 @@ def test_a_lost_node_costs_its_shards_until_its_replica_takes_over_and_that_is_a
 
 
 def test_a_cluster_that_is_away_as_a_whole_is_an_outbox_that_is(
-    nodes: RedisNodes, client: ClusterClient, keys: Keys
+    nodes: RedisNodes, client: ClusterClient, keys: RedisKeys
 ):
     outbox = ClusterOutbox(client, keys)
     outbox.claim("a", 1000)

@@ -12,7 +12,7 @@ from support import TcpProxy, eventually, make_event
 from usage_support import Store
 
 from billing.core.usage_event import UsageEvent
-from billing.redis.keys import SHARDS, Keys, shard_of
+from billing.redis.keys import SHARDS, RedisKeys, shard_of
 from billing.transport.outbox import OutboxUnavailable, RedisOutbox
 
 ALL = list(range(SHARDS))
@@ -188,7 +188,7 @@ def test_a_redis_that_is_away_is_said_to_be(store: Store, redis_url: str):
             socket_timeout=0.3,
             retry=None,
         )
-        outbox = RedisOutbox(client, Keys(store.keys.prefix))
+        outbox = RedisOutbox(client, RedisKeys(store.keys.prefix))
         assert outbox.length() == 0
         for trouble in (proxy.silence, proxy.cut):
             trouble()

@@ -21,7 +21,7 @@ from support import NOW, eventually, make_event
 
 from billing.core.clock import ManualClock
 from billing.core.errors import InvalidValue
-from billing.transport.lease_wal import SUFFIX, UNREADABLE_SUFFIX, LeftSegment, Slip, SlipBook
+from billing.transport.lease_wal import SUFFIX, UNREADABLE_SUFFIX, AbandonedSegment, LeaseWal, Slip
 
 FORK = multiprocessing.get_context("fork")
 
@@ -32,8 +32,8 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def book(tmp_path: Path, clock: ManualClock) -> SlipBook:
-    return SlipBook(tmp_path / "slips", clock=clock)
+def book(tmp_path: Path, clock: ManualClock) -> LeaseWal:
+    return LeaseWal(tmp_path / "slips", clock=clock)
 
 
 def slip(task: str = "t1", lease: str = "lease:a") -> Slip:
@@ -45,18 +45,18 @@ def slip(task: str = "t1", lease: str = "lease:a") -> Slip:
     )
 
 
-def files(book: SlipBook) -> list[Path]:
+def files(book: LeaseWal) -> list[Path]:
     return sorted(book.directory.glob(f"*{SUFFIX}")) if book.directory.exists() else []
 
 
-def found(book: SlipBook) -> list[str]:
+def found(book: LeaseWal) -> list[str]:
     """The tasks whose slips dead processes left."""
     with book.left_behind() as segments:
         return [slip.events[0].task_id for left in segments for slip in left.slips]
 
 
 @contextmanager
-def dead_process(book: SlipBook, *slips: Slip) -> Iterator[None]:
+def dead_process(book: LeaseWal, *slips: Slip) -> Iterator[None]:
     """Another process appended these and was killed."""
 
     def append() -> None:
@@ -109,13 +109,13 @@ def test_no_line_makes_reading_fail_in_another_way(line: bytes):
 # -- living and dead -------------------------------------------------------------------------------
 
 
-def test_the_slips_of_a_living_process_are_left_alone(book: SlipBook, clock: ManualClock):
+def test_the_slips_of_a_living_process_are_left_alone(book: LeaseWal, clock: ManualClock):
     book.append(slip().to_line())
-    assert found(SlipBook(book.directory, clock=clock)) == []
+    assert found(LeaseWal(book.directory, clock=clock)) == []
     assert found(book) == []
 
 
-def test_the_slips_of_a_killed_process_are_found(book: SlipBook):
+def test_the_slips_of_a_killed_process_are_found(book: LeaseWal):
     book.append(slip("mine").to_line())
     with dead_process(book, slip("t1"), slip("t2", "lease:b")), book.left_behind() as segments:
         (left,) = segments
@@ -138,27 +138,27 @@ def test_a_slip_is_synced_unless_the_operator_does_without_and_outlives_its_proc
         really(descriptor)
 
     monkeypatch.setattr("billing.transport.lease_wal.os.fdatasync", fdatasync)
-    book = SlipBook(tmp_path / "slips", clock=clock, sync=sync)
+    book = LeaseWal(tmp_path / "slips", clock=clock, sync=sync)
     book.append(slip("mine").to_line())
     assert bool(synced) == sync
     with dead_process(book, slip("t1")):
         assert found(book) == ["t1"]
 
 
-def test_slips_that_were_found_and_not_finished_are_found_again(book: SlipBook):
+def test_slips_that_were_found_and_not_finished_are_found_again(book: LeaseWal):
     with dead_process(book, slip("t1")):
         assert found(book) == ["t1"]
         assert found(book) == ["t1"]
 
 
-def test_two_relays_of_a_node_do_not_find_the_same(book: SlipBook, clock: ManualClock):
+def test_two_relays_of_a_node_do_not_find_the_same(book: LeaseWal, clock: ManualClock):
     with dead_process(book, slip("t1")), book.left_behind() as segments:
         assert len(segments) == 1
-        assert found(SlipBook(book.directory, clock=clock)) == []
+        assert found(LeaseWal(book.directory, clock=clock)) == []
 
 
 def test_a_forked_child_neither_writes_into_its_parents_segment_nor_lets_go_of_it(
-    book: SlipBook,
+    book: LeaseWal,
 ):
     book.append(slip("parent").to_line())
     with dead_process(book, slip("child")):
@@ -166,7 +166,7 @@ def test_a_forked_child_neither_writes_into_its_parents_segment_nor_lets_go_of_i
 
 
 def test_a_killed_process_leaves_its_leases_announced_in_every_segment(
-    book: SlipBook, clock: ManualClock
+    book: LeaseWal, clock: ManualClock
 ):
     def announce() -> None:
         book.announce("acme", "lease:a")
@@ -190,14 +190,14 @@ def test_a_killed_process_leaves_its_leases_announced_in_every_segment(
 # -- what is torn, unreadable, full ----------------------------------------------------------------
 
 
-def test_a_line_that_was_being_written_is_no_slip(book: SlipBook):
+def test_a_line_that_was_being_written_is_no_slip(book: LeaseWal):
     with dead_process(book, slip("t1"), slip("t2")):
         (file,) = files(book)
         file.write_bytes(file.read_bytes().rstrip(b"\0")[:-20])
         assert found(book) == ["t1"]
 
 
-def test_lines_that_are_no_slips_are_kept_beside(book: SlipBook):
+def test_lines_that_are_no_slips_are_kept_beside(book: LeaseWal):
     with dead_process(book, slip("t1")):
         (file,) = files(book)
         file.write_bytes(b"\0\0\0\n" + file.read_bytes())
@@ -212,7 +212,7 @@ def test_lines_that_are_no_slips_are_kept_beside(book: SlipBook):
 def test_a_full_disk_refuses_and_leaves_nothing_half(tmp_path: Path, clock: ManualClock):
     def fill(size: int) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        small = SlipBook(tmp_path / "slips", clock=clock, max_segment_bytes=size)
+        small = LeaseWal(tmp_path / "slips", clock=clock, max_segment_bytes=size)
         small.append(slip("t1").to_line())
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
         try:
@@ -226,13 +226,13 @@ def test_a_full_disk_refuses_and_leaves_nothing_half(tmp_path: Path, clock: Manu
     process.start()
     process.join(20)
     assert process.exitcode == 0
-    book = SlipBook(tmp_path / "slips", clock=clock)
+    book = LeaseWal(tmp_path / "slips", clock=clock)
     assert found(book) == ["t1"]
     with book.left_behind() as (left,):
         assert left.unreadable == 0
 
 
-def test_segments_can_be_read_by_their_owner_only(book: SlipBook):
+def test_segments_can_be_read_by_their_owner_only(book: LeaseWal):
     book.append(slip().to_line())
     (file,) = files(book)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -243,7 +243,7 @@ def test_segments_can_be_read_by_their_owner_only(book: SlipBook):
 
 
 def test_a_segment_goes_when_it_is_over_and_everything_in_it_is_settled(
-    book: SlipBook, clock: ManualClock
+    book: LeaseWal, clock: ManualClock
 ):
     first, second = book.append(slip("t1").to_line()), book.append(slip("t2").to_line())
     assert first is second
@@ -257,11 +257,11 @@ def test_a_segment_goes_when_it_is_over_and_everything_in_it_is_settled(
 
 
 def test_a_segment_that_is_large_enough_gets_no_more(tmp_path: Path, clock: ManualClock):
-    book = SlipBook(tmp_path, clock=clock, max_segment_bytes=1)
+    book = LeaseWal(tmp_path, clock=clock, max_segment_bytes=1)
     assert book.append(slip().to_line()) is not book.append(slip().to_line())
 
 
-def test_tidying_ends_an_old_segment_and_one_of_no_lease(book: SlipBook, clock: ManualClock):
+def test_tidying_ends_an_old_segment_and_one_of_no_lease(book: LeaseWal, clock: ManualClock):
     book.announce("acme", "lease:a")
     book.settled(book.append(slip().to_line()))
     book.tidy()
@@ -276,7 +276,7 @@ def test_tidying_ends_an_old_segment_and_one_of_no_lease(book: SlipBook, clock: 
     assert files(book) == []
 
 
-def test_tidying_leaves_what_is_not_settled(book: SlipBook, clock: ManualClock):
+def test_tidying_leaves_what_is_not_settled(book: LeaseWal, clock: ManualClock):
     segment = book.append(slip().to_line())
     book.tidy()
     clock.advance(timedelta(minutes=2))
@@ -286,7 +286,7 @@ def test_tidying_leaves_what_is_not_settled(book: SlipBook, clock: ManualClock):
     assert files(book) == []
 
 
-def test_a_closed_book_leaves_what_is_not_settled_to_be_found(book: SlipBook, clock: ManualClock):
+def test_a_closed_book_leaves_what_is_not_settled_to_be_found(book: LeaseWal, clock: ManualClock):
     book.append(slip("old").to_line())
     clock.advance(timedelta(minutes=2))
     settled = book.append(slip("new").to_line())
@@ -298,7 +298,7 @@ def test_a_closed_book_leaves_what_is_not_settled_to_be_found(book: SlipBook, cl
 # -- threads ---------------------------------------------------------------------------------------
 
 
-def test_threads_that_append_at_once_lose_nothing(book: SlipBook):
+def test_threads_that_append_at_once_lose_nothing(book: LeaseWal):
     def append() -> None:
         def write(number: int) -> None:
             for count in range(20):
@@ -322,10 +322,10 @@ def test_a_relay_that_looks_while_a_segment_is_begun_takes_none_away(
     tmp_path: Path, clock: ManualClock
 ):
     stop = threading.Event()
-    seen: list[LeftSegment] = []
+    seen: list[AbandonedSegment] = []
 
     def look() -> None:
-        other = SlipBook(tmp_path, clock=clock)
+        other = LeaseWal(tmp_path, clock=clock)
         while not stop.is_set():
             with other.left_behind() as segments:
                 for left in segments:
@@ -335,7 +335,7 @@ def test_a_relay_that_looks_while_a_segment_is_begun_takes_none_away(
     watcher = threading.Thread(target=look)
     watcher.start()
     try:
-        book = SlipBook(tmp_path, clock=clock, max_segment_bytes=1)
+        book = LeaseWal(tmp_path, clock=clock, max_segment_bytes=1)
         kept = [book.append(slip(f"t{n}").to_line()) for n in range(200)]
     finally:
         stop.set()

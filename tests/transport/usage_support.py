@@ -10,7 +10,7 @@ import redis
 
 from billing.core.errors import PublishFailed
 from billing.core.usage_event import UsageEvent, from_wire
-from billing.redis.keys import Keys, shard_of
+from billing.redis.keys import RedisKeys, shard_of
 from billing.transport import topology
 from billing.transport.amqp_publisher import AmqpPublisher
 from billing.transport.message_batch import unpacked
@@ -87,7 +87,7 @@ class Store:
     """Redis with a prefix of the test's own, seen as an outbox."""
 
     client: redis.Redis
-    keys: Keys
+    keys: RedisKeys
 
     @property
     def outbox(self) -> RedisOutbox:

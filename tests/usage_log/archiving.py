@@ -12,20 +12,20 @@ from typing import Any
 import sqlalchemy as sa
 from sealing import HOUR, Bench, month_before
 
-from billing.archive.archived_usage import ArchiveShelf
+from billing.archive.archived_usage import ArchiveReader
 from billing.archive.catalog import Archive, archive_of
-from billing.archive.exporter import Archiver
+from billing.archive.exporter import MonthExporter
 from billing.archive.reader import ArchivedMonth
-from billing.archive.restorer import Restorer
+from billing.archive.restorer import MonthRestorer
 from billing.audit.month_rows import LiveMonth, MonthOfLog, rows_of, snapshots
 from billing.audit.sealer import Sealer
-from billing.audit.verification_report import Finding
+from billing.audit.verification_report import VerifyFinding
 from billing.audit.verifier import Checked, Verifier
 from billing.core.periods import Period, month_of
 from billing.core.usage_event import UsageEvent
 from billing.postgres.partitions import existing_partitions, partition_name
 from billing.usage_log.receipts import ReceiptLine, Receipts
-from billing.usage_log.usage_queries import By, Usage, UsageRow
+from billing.usage_log.usage_queries import By, UsageQueries, UsageRow
 
 MAX_AGE = timedelta(days=90)
 LONG_AFTER = timedelta(days=250)
@@ -84,14 +84,14 @@ class Attic:
         self.bench.log_some(3, hour=end + HOUR)
         return events
 
-    def archiver(self) -> Archiver:
-        return Archiver(self.engine, self.folder, sealer=Sealer(self.engine), max_age=MAX_AGE)
+    def archiver(self) -> MonthExporter:
+        return MonthExporter(self.engine, self.folder, sealer=Sealer(self.engine), max_age=MAX_AGE)
 
     def archive(self, **options: Any) -> Archive:
         return self.archiver().archive(self.month, self.later, **options)
 
     def restore(self, **options: Any) -> Archive:
-        return Restorer(self.engine, self.folder).restore(self.month, self.later, **options)
+        return MonthRestorer(self.engine, self.folder).restore(self.month, self.later, **options)
 
     def state(self) -> str | None:
         with self.engine.connect() as connection:
@@ -114,7 +114,7 @@ class Attic:
             return ArchivedMonth(archive, self.folder, self.engine)
         return LiveMonth(month, snapshots(self.engine))
 
-    def verify(self, checked: Checked | None = None) -> list[Finding]:
+    def verify(self, checked: Checked | None = None) -> list[VerifyFinding]:
         """What verifying the month finds, wherever it is."""
         verifier = Verifier(self.engine, self.open_month)
         found = list(verifier.chain())
@@ -122,8 +122,8 @@ class Attic:
         return found + list(verifier.month(self.month, self.later, checked))
 
     @property
-    def shelf(self) -> ArchiveShelf:
-        return ArchiveShelf(
+    def shelf(self) -> ArchiveReader:
+        return ArchiveReader(
             self.engine, lambda archive: ArchivedMonth(archive, self.folder, self.engine)
         )
 
@@ -134,7 +134,7 @@ class Attic:
     def answers(self) -> Answers:
         """What customers are told of that month and the time around it."""
         around = Period("around", self.month.start - 24 * HOUR, self.month.end + 24 * HOUR)
-        usage = Usage(self.engine, self.shelf)
+        usage = UsageQueries(self.engine, self.shelf)
         return Answers(
             lines={name: list(self.pages(name, around)) for name in ("acme", "globex", "nobody")},
             latest={name: self.receipts.latest(name, limit=7) for name in ("acme", "globex")},

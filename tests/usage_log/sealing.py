@@ -14,8 +14,8 @@ from support import make_event
 
 from billing.audit.month_rows import LiveMonth, snapshots
 from billing.audit.seal_chain import Seal
-from billing.audit.sealer import Sealer, SealRun, read_seals
-from billing.audit.verification_report import Finding
+from billing.audit.sealer import Sealer, SealingResult, read_seals
+from billing.audit.verification_report import VerifyFinding
 from billing.audit.verifier import Checked, Verifier
 from billing.core.periods import Period, hour_floor, month_of
 from billing.core.usage_event import UsageEvent
@@ -52,7 +52,7 @@ class Bench:
         self.log(*events)
         return events
 
-    def seal(self, now: datetime | None = None, **options: Any) -> SealRun:
+    def seal(self, now: datetime | None = None, **options: Any) -> SealingResult:
         return Sealer(self.engine, **options).seal(now or self.now)
 
     def seals(self) -> list[Seal]:
@@ -70,7 +70,7 @@ class Bench:
 
     def verify(
         self, anchor: dict[int, bytes] | None = None, checked: Checked | None = None
-    ) -> list[Finding]:
+    ) -> list[VerifyFinding]:
         """Everything that verifying finds."""
         found = list(self.verifier.chain(anchor))
         for month in self.months():

@@ -7,13 +7,13 @@ import secrets
 import pytest
 
 from billing.transport.topology import dead_exchange, dead_queue
-from billing.usage_log.queue_reader import Intake, broker
+from billing.usage_log.queue_reader import QueueReader, broker
 
 
 @pytest.mark.rabbitmq
 def test_the_next_node_of_the_list_is_tried_where_the_first_is_away(rabbitmq_url: str):
     name = f"wbtest.{secrets.token_hex(4)}"
-    intake = Intake(
+    intake = QueueReader(
         broker(f"amqp://127.0.0.1:1//;{rabbitmq_url}")(), exchange=name, queue=name, prefetch=10
     )
     try:

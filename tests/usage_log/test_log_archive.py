@@ -18,7 +18,7 @@ from billing.archive.catalog import (
     ArchiveState,
 )
 from billing.archive.parquet_files import metadata_of, read_rows
-from billing.archive.restorer import Restorer
+from billing.archive.restorer import MonthRestorer
 from billing.audit.merkle import root_of
 from billing.audit.sealer import read_seals
 from billing.audit.verifier import Checked
@@ -33,7 +33,7 @@ from billing.postgres.partitions import ensure_partitions
 from billing.usage_log.dead_letters import DeadLetters, ReplayOutcome
 from billing.usage_log.log_writer import LogWriter
 from billing.usage_log.totals import totals_from_log, totals_from_rollups
-from billing.usage_log.usage_queries import By, Usage
+from billing.usage_log.usage_queries import By, UsageQueries
 
 
 def test_an_archived_month_is_in_its_file_and_not_in_the_database(attic: Attic):
@@ -107,7 +107,7 @@ def test_days_that_begin_within_an_hour_are_right_in_an_archived_month(attic: At
     period = month_of(evening + timedelta(days=3), "Asia/Kathmandu")
 
     def asked() -> list[Any]:
-        usage = Usage(attic.engine, attic.shelf)
+        usage = UsageQueries(attic.engine, attic.shelf)
         lines = list(attic.pages("himal", period, limit=25))
         return [[usage.by("himal", period, by) for by in By], usage.total("himal", period), lines]
 
@@ -224,7 +224,7 @@ def test_a_month_that_is_not_there_is_named(attic: Attic):
     with pytest.raises(NotFound, match="usage_events_2020_01"):
         attic.archiver().archive(month, attic.later)
     with pytest.raises(NotFound, match="2020-01"):
-        Restorer(attic.engine, attic.folder).restore(month, attic.later)
+        MonthRestorer(attic.engine, attic.folder).restore(month, attic.later)
 
 
 def test_an_archived_month_gets_no_new_partition(attic: Attic):

@@ -26,7 +26,7 @@ from billing.settings import Settings
 from billing.transport import topology
 from billing.usage_log.dead_letters import DeadLetters, ReplayOutcome
 from billing.usage_log.log_writer import LogWriter
-from billing.usage_log.queue_reader import MAX_PREFETCH, Delivery, Intake, broker
+from billing.usage_log.queue_reader import MAX_PREFETCH, Delivery, QueueReader, broker
 
 pytestmark = pytest.mark.usefixtures("catalogue")
 
@@ -84,9 +84,9 @@ def test_bodies_of_every_size_come_through_byte_for_byte_and_are_acknowledged(
 def test_what_is_acknowledged_is_gone_and_what_is_not_comes_again(
     publish: Publish, ready: Count, settings: Settings, rabbitmq_url: str
 ) -> None:
-    def take(count: int, bodies: Iterable[bytes] = ()) -> tuple[Intake, list[Delivery]]:
+    def take(count: int, bodies: Iterable[bytes] = ()) -> tuple[QueueReader, list[Delivery]]:
         names = {"exchange": settings.usage_exchange, "queue": settings.usage_queue}
-        intake = Intake(broker(rabbitmq_url)(), **names, prefetch=MAX_PREFETCH)
+        intake = QueueReader(broker(rabbitmq_url)(), **names, prefetch=MAX_PREFETCH)
         intake.open()
         publish(*bodies)
 

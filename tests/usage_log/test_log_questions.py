@@ -21,7 +21,7 @@ from billing.postgres.partitions import partition_name
 from billing.usage_log.log_writer import LogWriter
 from billing.usage_log.receipts import Receipts, page_query
 from billing.usage_log.totals import Totals, totals_from_log, totals_from_rollups
-from billing.usage_log.usage_queries import By, Usage
+from billing.usage_log.usage_queries import By, UsageQueries
 
 MONTH = month_of(NOW)
 
@@ -45,10 +45,10 @@ def test_usage_by_sku_adds_up_everything_of_the_period_and_nothing_else(
         at(MONTH.start - timedelta(milliseconds=1), amount_microcredits=8),
         at(NOW, customer="globex", amount_microcredits=16),
     )
-    rows = Usage(engine).by("acme", MONTH, By.SKU)
+    rows = UsageQueries(engine).by("acme", MONTH, By.SKU)
     assert [(row.key, row.reason) for row in rows] == [("deep-search", ""), ("page-capture", "")]
     assert rows[1].totals == Totals(2, 4, 3, 7, 10)
-    assert Usage(engine).total("acme", MONTH) == Totals(3, 5, 7, 7, 10)
+    assert UsageQueries(engine).total("acme", MONTH) == Totals(3, 5, 7, 7, 10)
 
 
 def test_usage_by_status_gives_denials_by_reason(writer: LogWriter, engine: sa.Engine) -> None:
@@ -64,7 +64,7 @@ def test_usage_by_status_gives_denials_by_reason(writer: LogWriter, engine: sa.E
         for reason in ("budget_exceeded", "budget_exceeded", "customer_suspended")
     ]
     log(writer, at(NOW), *denials)
-    rows = Usage(engine).by("acme", MONTH, By.STATUS)
+    rows = UsageQueries(engine).by("acme", MONTH, By.STATUS)
     assert [(row.key, row.reason, row.totals.events) for row in rows] == [
         ("denied", "budget_exceeded", 2),
         ("denied", "customer_suspended", 1),
@@ -74,7 +74,7 @@ def test_usage_by_status_gives_denials_by_reason(writer: LogWriter, engine: sa.E
 
 def test_usage_by_hour_names_utc_hours(writer: LogWriter, engine: sa.Engine) -> None:
     log(writer, at(MONTH.start), at(MONTH.start + timedelta(minutes=59)), at(NOW))
-    rows = Usage(engine).by("acme", MONTH, By.HOUR)
+    rows = UsageQueries(engine).by("acme", MONTH, By.HOUR)
     assert [(row.key, row.totals.events) for row in rows] == [
         (f"{MONTH.start:%Y-%m-%dT%H}:00:00Z", 2),
         (f"{NOW:%Y-%m-%dT%H}:00:00Z", 1),
@@ -92,7 +92,7 @@ def test_days_months_and_hours_are_exact_in_every_zone(
         add_customer(engine, customer, time_zone=time_zone)
         events = around_the_edges(customer, month_of(NOW, time_zone))
         log(writer, *events)
-        check_questions(Usage(engine), customer, time_zone, events)
+        check_questions(UsageQueries(engine), customer, time_zone, events)
 
 
 def around_the_edges(customer: str, month: Period) -> list[UsageEvent]:
@@ -106,7 +106,9 @@ def around_the_edges(customer: str, month: Period) -> list[UsageEvent]:
     return [at(when, customer=customer, amount_microcredits=n) for n, when in enumerate(past)]
 
 
-def check_questions(usage: Usage, customer: str, time_zone: str, events: list[UsageEvent]) -> None:
+def check_questions(
+    usage: UsageQueries, customer: str, time_zone: str, events: list[UsageEvent]
+) -> None:
     month, where = month_of(NOW, time_zone), zone(time_zone)
     inside = [event for event in events if event.metered_at in month]
 
@@ -143,7 +145,7 @@ def test_a_day_with_a_change_of_clocks_is_one_day(writer: LogWriter, engine: sa.
             {"start": start},
         )
     period = Period("two days", start, start + timedelta(hours=26))
-    rows = Usage(engine).by("traveller", period, By.DAY)
+    rows = UsageQueries(engine).by("traveller", period, By.DAY)
     assert [(row.key, row.totals.events) for row in rows] == [("2026-11-01", 25), ("2026-11-02", 1)]
     del writer
 
@@ -151,7 +153,7 @@ def test_a_day_with_a_change_of_clocks_is_one_day(writer: LogWriter, engine: sa.
 def test_usage_of_nobody_is_not_found(writer: LogWriter, engine: sa.Engine) -> None:
     del writer
     with pytest.raises(NotFound, match="nobody"):
-        Usage(engine).by("nobody", MONTH, By.SKU)
+        UsageQueries(engine).by("nobody", MONTH, By.SKU)
 
 
 def test_whole_hours_are_answered_without_the_log(writer: LogWriter, engine: sa.Engine) -> None:
@@ -159,7 +161,7 @@ def test_whole_hours_are_answered_without_the_log(writer: LogWriter, engine: sa.
     with engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE usage_events DISABLE TRIGGER USER"))
         connection.execute(sa.text("DELETE FROM usage_events"))
-    assert Usage(engine).total("acme", MONTH).events == 1
+    assert UsageQueries(engine).total("acme", MONTH).events == 1
 
 
 def test_distinct_subjects_are_counted_per_sku_and_utc_month(
@@ -176,10 +178,13 @@ def test_distinct_subjects_are_counted_per_sku_and_utc_month(
         at(NOW, subject="free", outcome=Outcome.FAILED, amount_microcredits=0),
         at(NOW, subject="charged", outcome=Outcome.FAILED, amount_microcredits=1),
     )
-    assert Usage(engine).subjects("acme", NOW.date()) == {"deep-search": 1, "page-capture": 3}
+    assert UsageQueries(engine).subjects("acme", NOW.date()) == {
+        "deep-search": 1,
+        "page-capture": 3,
+    }
     before = (MONTH.start - timedelta(days=1)).date()
-    assert Usage(engine).subjects("acme", before) == {"page-capture": 1}
-    assert Usage(engine).subjects("acme", date(2020, 1, 1)) == {}
+    assert UsageQueries(engine).subjects("acme", before) == {"page-capture": 1}
+    assert UsageQueries(engine).subjects("acme", date(2020, 1, 1)) == {}
 
 
 def test_totals_from_log_and_rollups_agree_and_are_integers(

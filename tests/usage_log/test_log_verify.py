@@ -24,7 +24,7 @@ from billing.audit.seal_chain import (
     parse_anchor,
 )
 from billing.audit.sealer import MOST_ROWS, read_seals
-from billing.audit.verification_report import Finding, FindingKind
+from billing.audit.verification_report import FindingKind, VerifyFinding
 from billing.audit.verifier import Checked
 from billing.core.event_ids import event_id
 from billing.core.periods import month_of
@@ -124,7 +124,7 @@ def sealed(bench: Bench) -> None:
 whenever = pytest.mark.parametrize("seal", [unsealed, sealed])
 
 
-def only(found: list[Finding]) -> Finding:
+def only(found: list[VerifyFinding]) -> VerifyFinding:
     (finding,) = found
     return finding
 

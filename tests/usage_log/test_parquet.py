@@ -24,7 +24,7 @@ from billing.archive.catalog import (
 )
 from billing.archive.parquet_files import RowsFile, metadata_of, read_rows, totals_in
 from billing.archive.reader import ArchivedMonth
-from billing.audit.sort_buffer import Spill
+from billing.audit.sort_buffer import SortBuffer
 from billing.core.clock import EPOCH
 from billing.core.periods import Period, month_of
 from billing.core.row_hash import canonical, row_of
@@ -75,7 +75,7 @@ def test_a_spill_gives_back_every_record_in_order_however_little_it_may_keep(
     records: list[tuple[int, bytes]], most_bytes: int
 ):
     hours = [NOW + n * HOUR for n in range(6)]
-    with Spill(most_bytes) as spill:
+    with SortBuffer(most_bytes) as spill:
         for hour, identifier in records:
             spill.add(hours[hour], identifier, identifier * 2)
         assert spill.hours() == {hours[hour] for hour, _ in records}

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 from support import NOW, add_customer, add_sku, eventually, make_event
 
-from billing.container import System
+from billing.container import Container
 from billing.core.clock import ManualClock
 from billing.core.periods import month_of
 from billing.devtools.embedded_servers import LocalServers
@@ -26,7 +26,7 @@ from billing.postgres.migrations import upgrade
 from billing.postgres.replica import AsOf, as_of
 from billing.settings import Settings
 from billing.usage_log.log_writer import LogWriter
-from billing.usage_log.usage_queries import Usage
+from billing.usage_log.usage_queries import UsageQueries
 from lab.scale.postgres import Replica
 
 pytestmark = [pytest.mark.postgres, pytest.mark.process]
@@ -86,8 +86,10 @@ def test_totals_come_from_the_replica_once_it_has_repeated_them(servers: Servers
     )
     assert writer.write([make_event(customer=customer).to_wire()]).inserted == 1
     month = month_of(NOW)
-    total = eventually(lambda: t if (t := Usage(reading).total(customer, month)).events else None)
-    assert total == Usage(primary).total(customer, month)
+    total = eventually(
+        lambda: t if (t := UsageQueries(reading).total(customer, month)).events else None
+    )
+    assert total == UsageQueries(primary).total(customer, month)
     assert _is_replica(reading)
     for engine in (reading, primary, writing):
         engine.dispose()
@@ -149,16 +151,16 @@ def test_nothing_can_be_written_through_it_wherever_it_leads(servers: Servers, a
 
 
 def test_a_system_without_a_replica_reads_from_the_primary_and_says_nothing(settings: Settings):
-    with System(settings) as system:
-        assert system.read_engine is system.engine
-        assert system.as_of() is None
+    with Container(settings) as container:
+        assert container.read_engine is container.engine
+        assert container.as_of() is None
 
 
 def test_a_system_with_one_says_which_server_answers(settings: Settings, database_url: str):
     with_replica = settings.model_copy(
         update={"database_read_url": SecretStr(_nowhere(database_url))}
     )
-    with System(with_replica) as system:
-        found = system.as_of()
+    with Container(with_replica) as container:
+        found = container.as_of()
         assert isinstance(found, AsOf)
         assert not found.replica

@@ -22,7 +22,7 @@ from celery.states import READY_STATES
 from live_app import make_live_app
 from support import eventually
 
-from billing.container import System
+from billing.container import Container
 from billing.postgres.schema import usage_events
 from billing.reconciliation.invariants import Discrepancy
 from billing.settings import Settings
@@ -70,7 +70,7 @@ class Live:
         self.settings = settings
         self.engine = engine
         self.folder = folder
-        self.system = System(settings)
+        self.container = Container(settings)
         self.app: Celery = make_live_app(settings)
         self._started = 0
 
@@ -174,14 +174,16 @@ class Live:
 
     def sweep(self) -> int:
         """What beat's sweeper does."""
-        return len(self.system.quota.expire(1000))
+        return len(self.container.quota.expire(1000))
 
     def drain(self) -> None:
         """Relay and consume until nothing is on its way."""
-        relay = self.system.relay()
+        relay = self.container.relay()
         stop = threading.Event()
-        eventually(lambda: relay.run_once() == 0 and self.system.outbox.length() == 0, timeout=30)
-        self.system.consumer().run(stop, idle_exit=True)
+        eventually(
+            lambda: relay.run_once() == 0 and self.container.outbox.length() == 0, timeout=30
+        )
+        self.container.consumer().run(stop, idle_exit=True)
 
     def events(self) -> list[Any]:
         """The log, oldest first."""
@@ -192,22 +194,22 @@ class Live:
         return [(row.line, row.outcome, row.amount_microcredits) for row in self.events()]
 
     def discrepancies(self) -> list[Discrepancy]:
-        return self.system.reconcile.run(self.system.clock.now() - timedelta(days=1))
+        return self.container.invariant_checks.run(self.container.clock.now() - timedelta(days=1))
 
     def settled_and_held(self, customer: str = "acme") -> tuple[int, int]:
-        account = self.system.quota.account(customer)
+        account = self.container.quota.account(customer)
         assert account is not None
         return account.settled_microcredits, account.held_microcredits
 
     def await_idle(self, customer: str = "acme", timeout: float = 30) -> None:
         """Until no hold of the customer is open."""
         eventually(
-            lambda: not self.system.quota.open_holds(customer),
+            lambda: not self.container.quota.open_holds(customer),
             timeout=timeout,
             message=f"no open hold of {customer}",
         )
 
     def close(self) -> None:
-        self.system.close()
-        self.app.metering.system.close()
+        self.container.close()
+        self.app.metering.container.close()
         self.app.close()

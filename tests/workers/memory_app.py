@@ -56,16 +56,16 @@ class Bench:
     """An app, its system, and where each body left its trace."""
 
     app: Celery
-    system: MemorySystem
+    container: MemorySystem
     ran: list[str]
 
     @property
     def lines(self) -> list[tuple[str, str, int]]:
-        return [(e.line, e.outcome.value, e.amount_microcredits) for e in self.system.events]
+        return [(e.line, e.outcome.value, e.amount_microcredits) for e in self.container.events]
 
     @property
     def balance(self) -> tuple[int, int, int]:
-        account = self.system.quota.account("acme")
+        account = self.container.quota.account("acme")
         assert account is not None
         return (
             account.held_microcredits,
@@ -85,14 +85,14 @@ def make_bench(
         broker_url="memory://",
         result_backend="cache+memory://",
     )
-    system = MemorySystem(
+    container = MemorySystem(
         skus=SKUS,
         credits={"acme": credits, "globex": credits},
         settings=settings,
         clock=SystemClock(),
     )
-    Metering(app, settings or Settings(), build=lambda _: system)  # type: ignore[arg-type,return-value]
-    bench = Bench(app, system, [])
+    Metering(app, settings or Settings(), build=lambda _: container)  # type: ignore[arg-type,return-value]
+    bench = Bench(app, container, [])
     _tasks(bench)
     return bench
 

@@ -16,7 +16,7 @@ from celery.schedules import crontab
 from support import add_customer, add_sku, make_event
 
 from billing.audit.sealer import SEALING_KEY, alone
-from billing.container import System
+from billing.container import Container
 from billing.core.reservation import HoldRequest, HoldState, ReserveOutcome
 from billing.core.usage_event import Outcome
 from billing.metering.usage_recorder import TaskFacts
@@ -40,12 +40,12 @@ class Bench:
         for app in self.apps:
             app.loader.import_default_modules()
         self.client = client
-        self.system: System = self.system_of(self.apps[0])
+        self.container: Container = self.container_of(self.apps[0])
 
     @staticmethod
-    def system_of(app: Any) -> System:
-        system: System = app.metering.system
-        return system
+    def container_of(app: Any) -> Container:
+        container: Container = app.metering.container
+        return container
 
     def fire(self, job: str, app: Celery | None = None) -> Any:
         """One run of a job, as a worker would; what it returned."""
@@ -58,35 +58,35 @@ class Bench:
 
     def hold(self, task_id: str, customer: str = "acme") -> None:
         """Open a hold of one credit."""
-        facts = TaskFacts(task_id=task_id, customer=customer, metered_at=self.system.clock.now())
-        assert self.system.meter.admit(facts, "page", None).admitted
+        facts = TaskFacts(task_id=task_id, customer=customer, metered_at=self.container.clock.now())
+        assert self.container.meter.admit(facts, "page", None).admitted
 
     def bill(self, task_id: str) -> None:
         """The way of one task up to the outbox."""
-        facts = TaskFacts(task_id=task_id, customer="acme", metered_at=self.system.clock.now())
-        admission = self.system.meter.admit(facts, "page", None)
-        self.system.meter.settle(admission, self.system.meter.recorder(admission.sku))
+        facts = TaskFacts(task_id=task_id, customer="acme", metered_at=self.container.clock.now())
+        admission = self.container.meter.admit(facts, "page", None)
+        self.container.meter.settle(admission, self.container.meter.recorder(admission.sku))
 
     def log(self) -> None:
         """Log what is in the outbox, as relay and consumer do."""
-        while entries := self.system.outbox.read(range(SHARDS), 1000):
-            result = self.system.writer.write([entry.event.to_wire() for entry in entries])
+        while entries := self.container.outbox.read(range(SHARDS), 1000):
+            result = self.container.writer.write([entry.event.to_wire() for entry in entries])
             assert not result.dead
-            self.system.outbox.remove(entries)
+            self.container.outbox.remove(entries)
 
     def let_time_pass(self, *task_ids: str) -> None:
         """As if the lives of these holds were over."""
-        key = self.system.keys.open(shard_of("acme"))
+        key = self.container.keys.open(shard_of("acme"))
         self.client.zadd(key, {f"acme|{task_id}": 1 for task_id in task_ids})
 
     def held(self) -> int:
-        account = self.system.quota.account("acme")
+        account = self.container.quota.account("acme")
         assert account is not None
         return account.held_microcredits
 
     def close(self) -> None:
         for app in self.apps:
-            self.system_of(app).close()
+            self.container_of(app).close()
             app.close()
 
 
@@ -142,7 +142,7 @@ def test_a_sweep_expires_what_is_over_time_and_nothing_else(bench: Bench):
 
     assert swept == [2, 0]
     assert bench.held() == CREDIT
-    assert [hold.task_id for hold in bench.system.quota.open_holds()] == ["young"]
+    assert [hold.task_id for hold in bench.container.quota.open_holds()] == ["young"]
 
 
 def test_sweeps_at_once_give_each_hold_back_once(bench: Bench):
@@ -164,7 +164,7 @@ def test_a_sweep_takes_as_many_steps_as_it_needs(bench: Bench):
         request = HoldRequest(
             task_id=name, customer="acme", sku="page", amount_microcredits=CREDIT, ttl_seconds=60
         )
-        assert bench.system.quota.reserve(request).outcome is ReserveOutcome.HELD
+        assert bench.container.quota.reserve(request).outcome is ReserveOutcome.HELD
     bench.let_time_pass(*names)
 
     assert bench.fire("sweep_holds") == SWEEP_LIMIT + 7
@@ -172,15 +172,15 @@ def test_a_sweep_takes_as_many_steps_as_it_needs(bench: Bench):
 
 
 def test_a_task_that_settles_after_the_sweep_is_charged_all_the_same(bench: Bench):
-    facts = TaskFacts(task_id="slow", customer="acme", metered_at=bench.system.clock.now())
-    admission = bench.system.meter.admit(facts, "page", None)
+    facts = TaskFacts(task_id="slow", customer="acme", metered_at=bench.container.clock.now())
+    admission = bench.container.meter.admit(facts, "page", None)
     bench.let_time_pass("slow")
     bench.fire("sweep_holds")
-    hold = bench.system.quota.hold("acme", "slow")
+    hold = bench.container.quota.hold("acme", "slow")
     assert hold is not None
     assert hold.state is HoldState.EXPIRED
 
-    bench.system.meter.settle(admission, bench.system.meter.recorder(admission.sku))
+    bench.container.meter.settle(admission, bench.container.meter.recorder(admission.sku))
     bench.log()
 
     assert bench.held() == 0
@@ -238,7 +238,7 @@ def test_nothing_is_told_of_a_healthy_system(bench: Bench):
 
 
 def test_a_redis_that_forgot_its_newest_settlements_is_not_left_to_the_hour(bench: Bench):
-    account = bench.system.keys.account("acme")
+    account = bench.container.keys.account("acme")
     bench.bill("first")
     bench.log()
     assert bench.fire("check_after_loss") == []
@@ -250,14 +250,14 @@ def test_a_redis_that_forgot_its_newest_settlements_is_not_left_to_the_hour(benc
 
     assert bench.fire("check_after_loss") == [], "the same life of Redis: left to the hourly check"
     # Its name for this life of its data goes with the newest second; a restart does the same.
-    bench.client.delete(f"{bench.system.settings.redis_prefix}:relay:marker")
+    bench.client.delete(f"{bench.container.settings.redis_prefix}:relay:marker")
     told = [found for run in bench.fire_at_once("check_after_loss") for found in run]
 
     assert {(found["kind"], found["customer"]) for found in told} == {
         ("settled", "acme"),
         ("available", "acme"),
     }
-    after = bench.system.quota.account("acme")
+    after = bench.container.quota.account("acme")
     assert after is not None
     assert after.settled_microcredits == 2 * CREDIT
     assert bench.fire("check_after_loss") == []
@@ -303,7 +303,7 @@ def test_without_repairs_a_discrepancy_is_told_and_told_again(
 def test_a_balance_that_somebody_tampered_with_is_told(bench: Bench):
     bench.bill("task")
     bench.log()
-    bench.client.hincrby(bench.system.keys.account("acme"), "settled", -CREDIT)
+    bench.client.hincrby(bench.container.keys.account("acme"), "settled", -CREDIT)
 
     found = bench.fire("check_balances")
 
@@ -313,13 +313,13 @@ def test_a_balance_that_somebody_tampered_with_is_told(bench: Bench):
 class FirstReading:
     """A reconcile that, after its first reading, lets something happen."""
 
-    def __init__(self, system: System, then: Callable[[], object]) -> None:
-        self._reconcile = system.reconcile
+    def __init__(self, container: Container, then: Callable[[], object]) -> None:
+        self._reconcile = container.invariant_checks
         self._then = then
         self.readings: list[list[Discrepancy]] = []
-        system.__dict__["reconcile"] = self
+        container.__dict__["reconcile"] = self
         # Made from it when it is first needed.
-        system.__dict__.pop("repair", None)
+        container.__dict__.pop("repair", None)
 
     def run(self, since: datetime) -> list[Discrepancy]:
         self.readings.append(self._reconcile.run(since))
@@ -330,7 +330,7 @@ class FirstReading:
 
 def test_what_was_only_on_its_way_is_not_told(bench: Bench):
     bench.bill("task")
-    reconcile = FirstReading(bench.system, then=bench.log)
+    reconcile = FirstReading(bench.container, then=bench.log)
 
     told = bench.fire("check_balances")
 
@@ -341,14 +341,14 @@ def test_what_was_only_on_its_way_is_not_told(bench: Bench):
 
 def test_a_grant_that_redis_was_not_told_arrives_with_the_check(bench: Bench):
     bench.hold("task")
-    bench.system.credit.grant("acme", 7 * CREDIT, "top-up")
-    account = bench.system.quota.account("acme")
+    bench.container.grants.grant("acme", 7 * CREDIT, "top-up")
+    account = bench.container.quota.account("acme")
     assert account is not None
     assert account.granted_microcredits == 2000 * CREDIT
 
     assert bench.fire_at_once("check_balances") == [[]] * AT_ONCE
 
-    account = bench.system.quota.account("acme")
+    account = bench.container.quota.account("acme")
     assert account is not None
     assert account.granted_microcredits == 2007 * CREDIT
 
@@ -356,18 +356,18 @@ def test_a_grant_that_redis_was_not_told_arrives_with_the_check(bench: Bench):
 def test_late_usage_that_redis_was_not_told_arrives_with_the_check(bench: Bench):
     bench.hold("task")
     # Published directly while Redis was away, logged, and the telling of it missed.
-    facts = TaskFacts(task_id="direct", customer="acme", metered_at=bench.system.clock.now())
-    admission = bench.system.meter.admit(facts, "page", None)
-    recorder = bench.system.meter.recorder(admission.sku)
+    facts = TaskFacts(task_id="direct", customer="acme", metered_at=bench.container.clock.now())
+    admission = bench.container.meter.admit(facts, "page", None)
+    recorder = bench.container.meter.recorder(admission.sku)
     (event,) = recorder.events(
         admission, outcome=Outcome.SUCCEEDED, reason="", currency="USD",
-        finished_at=bench.system.clock.now(),
+        finished_at=bench.container.clock.now(),
     )  # fmt: skip
-    assert bench.system.writer.write([event.to_wire()]).late_customers == {"acme"}
+    assert bench.container.writer.write([event.to_wire()]).late_customers == {"acme"}
 
     assert bench.fire("check_balances") == []
 
-    account = bench.system.quota.account("acme")
+    account = bench.container.quota.account("acme")
     assert account is not None
     assert account.settled_microcredits == CREDIT
 
@@ -376,9 +376,9 @@ def test_late_usage_that_redis_was_not_told_arrives_with_the_check(bench: Bench)
 
 
 def log_an_hour_that_is_over(bench: Bench, *task_ids: str) -> None:
-    earlier = bench.system.clock.now() - timedelta(hours=2)
+    earlier = bench.container.clock.now() - timedelta(hours=2)
     events = [make_event(task_id=each, metered_at=earlier, sku="page") for each in task_ids]
-    written = bench.system.writer.write([event.to_wire() for event in events])
+    written = bench.container.writer.write([event.to_wire() for event in events])
     assert written.inserted == len(task_ids)
 
 
@@ -400,14 +400,14 @@ def test_jobs_at_once_make_one_chain(bench: Bench):
     done = bench.fire_at_once("seal_log")
 
     assert sum(each["rows"] for each in done) == 10
-    assert [each.number for each, _ in bench.system.keeping.seals()] == [1]
-    assert list(bench.system.keeping.verifier.chain(None)) == []
+    assert [each.number for each, _ in bench.container.audit.seals()] == [1]
+    assert list(bench.container.audit.verifier.chain(None)) == []
 
 
 def test_a_job_that_finds_another_one_sealing_leaves_it_to_that(bench: Bench):
     log_an_hour_that_is_over(bench, "one")
 
-    with alone(bench.system.engine, SEALING_KEY) as mine:
+    with alone(bench.container.engine, SEALING_KEY) as mine:
         assert mine
         assert bench.fire("seal_log") == {"seals": 0, "rows": 0, "head": None}
 

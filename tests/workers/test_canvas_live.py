@@ -41,7 +41,7 @@ def test_the_customer_goes_through_chain_group_chord_and_plain_tasks(live: Live)
 
 
 def test_a_chord_in_which_one_is_denied_fails_and_does_not_hang(live: Live):
-    live.system.accounts.set_budget("acme", "*", 3 * CREDIT)
+    live.container.customers.set_budget("acme", "*", 3 * CREDIT)
     page, body = live.task("page"), live.task("body")
     with live.worker():
         with bill_to("acme"):
@@ -59,7 +59,7 @@ def test_a_chord_in_which_one_is_denied_fails_and_does_not_hang(live: Live):
 
 
 def test_a_denied_link_stops_its_chain(live: Live):
-    live.system.accounts.set_budget("acme", "*", CREDIT)
+    live.container.customers.set_budget("acme", "*", CREDIT)
     page = live.task("page")
     with live.worker():
         with bill_to("acme"):
@@ -75,7 +75,7 @@ def test_a_denied_link_stops_its_chain(live: Live):
 
 
 def test_one_task_delivered_again_and_run_twice_at_once_is_charged_once(live: Live):
-    header = BillingHeader("acme", live.system.clock.now()).to_message()
+    header = BillingHeader("acme", live.container.clock.now()).to_message()
     with live.worker(concurrency=3):
         copies = [
             live.task("sleep").apply_async((0.5,), task_id="twice", headers={"billing": header})

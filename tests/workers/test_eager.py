@@ -8,7 +8,7 @@ from memory_app import CREDIT, Bench, make_bench
 
 from billing.core.errors import NotFound
 from workers.billing_header import BillingHeader
-from workers.errors import QuotaExceeded, Unweighed
+from workers.errors import NotMetered, QuotaExceeded
 from workers.task import MeteredTask
 
 
@@ -25,7 +25,7 @@ def test_a_fixed_task_costs_one_unit(bench: Bench):
 
 def test_a_measured_task_holds_the_most_and_settles_what_it_did(bench: Bench):
     bench.app.tasks["measured"].bill_to("acme").delay(3, 20)
-    (event,) = bench.system.events
+    (event,) = bench.container.events
     assert (event.quantity, event.amount_microcredits) == (3, 3 * CREDIT)
     assert event.held_microcredits == 20 * CREDIT
     assert (event.cost_micros, event.subject, event.dimensions) == (30, "site", {"depth": "1"})
@@ -38,15 +38,15 @@ def test_several_skus_of_one_run_are_several_lines(bench: Bench):
         ("fixed", "succeeded", CREDIT),
         ("extra", "succeeded", 3 * CREDIT // 4),
     ]
-    assert len({event.id for event in bench.system.events}) == 2
+    assert len({event.id for event in bench.container.events}) == 2
 
 
 def test_a_failure_is_released_and_logged_with_its_provider_cost(bench: Bench):
     with pytest.raises(ValueError, match="no"):
         bench.app.tasks["failing"].bill_to("acme").delay().get()
     assert bench.lines == [("failed:fixed:1", "failed", 0)]
-    assert bench.system.events[0].cost_micros == 700
-    assert bench.system.events[0].reason == "exception"
+    assert bench.container.events[0].cost_micros == 700
+    assert bench.container.events[0].reason == "exception"
     assert bench.balance == (0, 0, 100 * CREDIT)
 
 
@@ -71,7 +71,7 @@ def test_the_charge_policy_charges_what_failed_by_itself(
         task.delay(how)
     line = "charging" if charged else "failed:charging:1"
     assert bench.lines == [(line, "failed", CREDIT if charged else 0)]
-    assert bench.system.events[0].reason == reason
+    assert bench.container.events[0].reason == reason
     assert bench.balance[0] == 0
 
 
@@ -119,7 +119,7 @@ def test_retries_keep_their_hold_are_charged_once_and_each_cost_is_told(bench: B
         ("retried:fixed:1", "failed", 0),
         ("fixed", "succeeded", CREDIT),
     ]
-    assert [event.cost_micros for event in bench.system.events] == [500, 500, 500]
+    assert [event.cost_micros for event in bench.container.events] == [500, 500, 500]
     assert bench.balance == (0, CREDIT, 99 * CREDIT)
 
 
@@ -132,7 +132,7 @@ def test_a_replacement_takes_over_the_hold(bench: Bench):
 
 
 def test_the_same_task_id_is_charged_once(bench: Bench):
-    header = BillingHeader("acme", bench.system.clock.now()).to_message()
+    header = BillingHeader("acme", bench.container.clock.now()).to_message()
     for _ in range(3):
         bench.app.tasks["fixed"].apply(("x",), task_id="same", headers={"billing": header})
     assert bench.ran == ["x"] * 3
@@ -156,7 +156,7 @@ def test_a_task_whose_gate_was_overridden_does_not_run_for_nothing(bench: Bench)
     def unweighed() -> None:
         bench.ran.append("open")
 
-    with pytest.raises(Unweighed, match="before_start"):
+    with pytest.raises(NotMetered, match="before_start"):
         unweighed.bill_to("acme").delay().get()
     assert bench.ran == []
 
@@ -167,12 +167,12 @@ def test_a_hold_outlives_the_longer_of_its_messages_time_limits(
 ):
     # Celery starts the clock of the hard limit only when the soft one is over.
     fixed = bench.app.tasks["fixed"]
-    header = BillingHeader("acme", bench.system.clock.now()).to_message()
+    header = BillingHeader("acme", bench.container.clock.now()).to_message()
     fixed.push_request(
         id="long", timelimit=limits, headers={"billing": header}, called_directly=False
     )
     fixed.before_start("long", ("x",), {})
     fixed.pop_request()
 
-    (hold,) = bench.system.quota.open_holds()
+    (hold,) = bench.container.quota.open_holds()
     assert hold.expires_at_ms / 1000 > time.time() + 7200 + 29

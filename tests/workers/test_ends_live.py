@@ -103,7 +103,7 @@ def test_revoked_while_running_and_before(live: Live):
 
 @pytest.mark.parametrize("pool", ["threads", "solo", "gevent"])
 def test_other_pools_hold_settle_and_deny(live: Live, pool: str):
-    live.system.accounts.set_budget("globex", "*", 2 * CREDIT)
+    live.container.customers.set_budget("globex", "*", 2 * CREDIT)
     with live.worker(pool=pool):
         done = [bill(live, "page", str(n)) for n in range(5)]
         assert [result.get(timeout=30) for result in done] == ["0", "1", "2", "3", "4"]
@@ -125,13 +125,13 @@ def test_other_pools_hold_settle_and_deny(live: Live, pool: str):
 
 
 def test_a_deferred_task_comes_back_and_runs_when_credits_arrive(live: Live):
-    live.system.accounts.add("poor", "Poor")
+    live.container.customers.add("poor", "Poor")
     with live.worker() as worker:
         result = bill(live, "deferred", customer="poor")
         eventually(lambda: "Retry in" in worker.text, timeout=20, message="deferred once")
         assert not live.trace()
-        live.system.credit.grant("poor", 5 * CREDIT, "top-up")
-        live.system.sync("poor")
+        live.container.grants.grant("poor", 5 * CREDIT, "top-up")
+        live.container.sync("poor")
         assert result.get(timeout=30) == "ran"
         live.await_idle("poor")
         live.drain()

@@ -59,7 +59,9 @@ class Bench:
             assert self.bill("page", "first").get(timeout=30) == "first"
             # A killed relay's shards are free again only when its lease is over.
             eventually(
-                lambda: self.live.system.outbox.length() == 0, timeout=30, message="it is relayed"
+                lambda: self.live.container.outbox.length() == 0,
+                timeout=30,
+                message="it is relayed",
             )
             yield worker
 
@@ -70,7 +72,7 @@ class Bench:
         return self.live.settings.spool_dir / "gate"
 
     def spooled(self) -> list[Path]:
-        return self.live.system.spool.segments()
+        return self.live.container.spool.segments()
 
     def close(self) -> None:
         self.redis.close()
@@ -86,8 +88,8 @@ def bench(live: Live, redis_url: str, rabbitmq_url: str) -> Iterator[Bench]:
 
 def let_time_pass_for_open_holds(live: Live, client: redis.Redis, customer: str) -> None:
     """As if the life of the customer's open holds were over; the sweeper finds them due."""
-    keys = live.system.keys
-    for hold in live.system.quota.open_holds(customer):
+    keys = live.container.keys
+    for hold in live.container.quota.open_holds(customer):
         client.hset(keys.hold(customer, hold.task_id), "expires_ms", 1)
         client.zadd(keys.open(shard_of(customer)), {f"{customer}|{hold.task_id}": 1})
 
@@ -141,7 +143,7 @@ def test_redis_cut_between_hold_and_settle_the_event_is_published_directly(
         bench.gate().touch()
         assert task.get(timeout=30) == "went through"
         # Logged while Redis is still away: it was neither in the outbox nor in the spool.
-        live.system.consumer().run(threading.Event(), idle_exit=True)
+        live.container.consumer().run(threading.Event(), idle_exit=True)
         (line,) = rows_of(live, task.id)
         bench.redis.restore()
     assert (line.outcome, line.amount_microcredits) == ("succeeded", CREDIT)
@@ -167,7 +169,7 @@ def test_redis_stalls_and_settles_after_all_what_was_published_directly_meanwhil
         bench.redis.silence()
         bench.gate().touch()
         assert task.get(timeout=30) == "went through"
-        live.system.consumer().run(threading.Event(), idle_exit=True)
+        live.container.consumer().run(threading.Event(), idle_exit=True)
         assert [row.quota_epoch for row in rows_of(live, task.id)] == [0]
         bench.redis.restore()
         live.await_idle()

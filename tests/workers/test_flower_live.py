@@ -70,7 +70,7 @@ def listed(flower: httpx.Client, task_id: str, state: str) -> dict[str, Any]:
 
 
 def test_flower_lists_metered_tasks_and_the_denied_among_them(live: Live, flower: httpx.Client):
-    live.system.accounts.set_budget("acme", "*", CREDIT)
+    live.container.customers.set_budget("acme", "*", CREDIT)
     page = live.task("page").bill_to("acme")
     with live.worker():
         done = page.delay(SECRET)

@@ -62,11 +62,11 @@ class Flush:
         flush = client.register_script(FLUSH_WITH_LOSS)
 
         def lost() -> int:
-            self.before = live.system.clock.now()
-            return int(flush(keys=live.system.keys.outbox_keys()))
+            self.before = live.container.clock.now()
+            return int(flush(keys=live.container.keys.outbox_keys()))
 
         self.lost_events = eventually(lost, timeout=20, interval=0, message="events in the outbox")
-        self.after = live.system.clock.now()
+        self.after = live.container.clock.now()
 
     @property
     def quarantined_until(self) -> datetime:
@@ -105,8 +105,8 @@ def assert_unknown_while_quarantined(live: Live, flush: Flush) -> None:
     seen: list[list[str]] = []
 
     def over() -> bool:
-        known = [name for name in CUSTOMERS if live.system.quota.account(name) is not None]
-        if live.system.clock.now() >= flush.quarantined_until:
+        known = [name for name in CUSTOMERS if live.container.quota.account(name) is not None]
+        if live.container.clock.now() >= flush.quarantined_until:
             return True
         seen.append(known)
         return False
@@ -119,7 +119,7 @@ def assert_unknown_while_quarantined(live: Live, flush: Flush) -> None:
 def await_rebuilt(live: Live, flush: Flush) -> None:
     def rebuilt() -> bool:
         return all(
-            (account := live.system.quota.account(customer)) is not None
+            (account := live.container.quota.account(customer)) is not None
             and account.epoch > flush.epochs[customer]
             for customer in CUSTOMERS
         )
@@ -130,7 +130,7 @@ def await_rebuilt(live: Live, flush: Flush) -> None:
 def is_replayed(live: Live) -> bool:
     """Whether the node's relay is through with the loss of the outbox."""
     remembered = live.settings.spool_dir / "journal" / "generation"
-    return remembered.read_text() == live.system.outbox.generation()
+    return remembered.read_text() == live.container.outbox.generation()
 
 
 def test_redis_emptied_twice_under_load_admits_nothing_unknown_and_loses_nothing(
@@ -138,7 +138,7 @@ def test_redis_emptied_twice_under_load_admits_nothing_unknown_and_loses_nothing
 ):
     add_customer(live.engine, "tight", credits=TIGHT_CREDITS)
     stop = threading.Event()
-    consumer = threading.Thread(target=live.system.consumer().run, args=(stop,))
+    consumer = threading.Thread(target=live.container.consumer().run, args=(stop,))
     consumer.start()
     try:
         with live.worker(
@@ -168,7 +168,7 @@ def test_redis_emptied_twice_under_load_admits_nothing_unknown_and_loses_nothing
     assert_nothing_was_admitted_unknown(live, flushes)
     assert_nothing_is_lost_or_doubled(live, customers)
     for customer in CUSTOMERS:
-        account = live.system.quota.account(customer)
+        account = live.container.quota.account(customer)
         assert account is not None
         assert account.available_microcredits >= 0
         assert account.held_microcredits == 0

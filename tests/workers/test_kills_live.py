@@ -43,7 +43,7 @@ def assert_every_task_is_billed_once(live: Live, tasks: list[Any]) -> None:
     spent = (PAGES + 4 * MEASURED) // 2 * CREDIT
     assert live.settled_and_held("acme") == (spent, 0)
     assert live.settled_and_held("globex") == (spent, 0)
-    assert live.system.quota.open_holds() == []
+    assert live.container.quota.open_holds() == []
     assert live.discrepancies() == []
 
 

@@ -23,7 +23,7 @@ def submit(live: Live, count: int = TASKS, customer: str = "acme") -> list[Any]:
 def leases_of(live: Live) -> list[str]:
     return [
         hold.task_id
-        for hold in live.system.quota.open_holds("acme")
+        for hold in live.container.quota.open_holds("acme")
         if hold.task_id.startswith("lease:")
     ]
 
@@ -41,7 +41,7 @@ def assert_every_task_is_billed_once(live: Live, results: list[Any]) -> None:
     charged = Counter(row.task_id for row in live.events() if row.amount_microcredits)
     assert charged == Counter(result.id for result in results)
     assert live.settled_and_held() == (len(results) * CREDIT, 0)
-    assert live.system.quota.open_holds() == []
+    assert live.container.quota.open_holds() == []
     assert live.discrepancies() == []
     assert list((live.settings.spool_dir / "slips").glob("*.slips")) == []
 
@@ -52,7 +52,7 @@ def test_leased_tasks_are_billed_once_and_hardly_any_asks_redis(live: Live):
         live.await_done(results)
         await_settled(live, TASKS)
         by_themselves = [
-            result for result in results if live.system.quota.hold("acme", result.id) is not None
+            result for result in results if live.container.quota.hold("acme", result.id) is not None
         ]
         assert len(by_themselves) < TASKS // 4, "the others were admitted from leases"
     # A warm shutdown gives everything back, before any lease expires.
@@ -108,7 +108,7 @@ def test_what_a_killed_worker_left_is_settled_by_a_relay_alone(live: Live):
     slips = live.settings.spool_dir / "slips"
     assert list(slips.glob("*.slips"))
     before = live.settled_and_held()[0]
-    relay = live.system.relay()
+    relay = live.container.relay()
 
     def found() -> bool:
         relay.run_once()

@@ -39,7 +39,7 @@ def sent() -> Iterator[list[dict[str, Any]]]:
 def running(bench: Bench) -> MeteredRequest:
     """A task of acme that holds one credit and has a metered error callback."""
     task = bench.app.tasks["failing"]
-    header = BillingHeader("acme", bench.system.clock.now()).to_message()
+    header = BillingHeader("acme", bench.container.clock.now()).to_message()
     message = TaskMessage(task.name, id="slow", errbacks=[bench.app.tasks["fixed"].s()])
     message.headers |= {"billing": header, "timelimit": [None, None], "root_id": "slow"}
     message.delivery_info = {"exchange": "", "routing_key": "celery"}
@@ -67,7 +67,7 @@ def test_a_hard_time_limit_sends_its_metered_error_callback_once(bench: Bench, s
 
     assert [message["billing"]["customer"] for message in sent] == ["acme"]
     assert bench.balance == (0, 0, 100 * CREDIT)
-    assert [event.reason for event in bench.system.events] == ["hard_time_limit"]
+    assert [event.reason for event in bench.container.events] == ["hard_time_limit"]
 
 
 def test_a_pool_that_tells_of_the_time_limit_only_sends_it_as_well(bench: Bench, sent: Any):

@@ -45,7 +45,7 @@ def replace_with(bench: Bench, replacement: Any) -> dict[str, Any]:
     def replaced(self: Any) -> Any:
         return self.replace(replacement)
 
-    header = BillingHeader("acme", bench.system.clock.now()).to_message()
+    header = BillingHeader("acme", bench.container.clock.now()).to_message()
     replaced.push_request(
         id="the-id", headers={"billing": header}, called_directly=False, is_eager=False
     )
@@ -103,7 +103,7 @@ def _chain_of(bench: Bench) -> list[dict[str, Any]]:
 
 def test_the_body_of_a_chord_that_replaces_a_task_is_its_heir(bench: Bench):
     fixed = bench.app.tasks["fixed"]
-    header = BillingHeader("acme", bench.system.clock.now())
+    header = BillingHeader("acme", bench.container.clock.now())
     replacement = chord([fixed.s("a"), fixed.s("b")], fixed.si("body"))
 
     assert hand_over(replacement, header, MeteredTask)
@@ -113,6 +113,6 @@ def test_the_body_of_a_chord_that_replaces_a_task_is_its_heir(bench: Bench):
 
 def test_a_group_that_replaces_a_task_has_no_heir(bench: Bench):
     fixed = bench.app.tasks["fixed"]
-    header = BillingHeader("acme", bench.system.clock.now())
+    header = BillingHeader("acme", bench.container.clock.now())
 
     assert not hand_over(fixed.s("a") | fixed.map(["b"]), header, MeteredTask)

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 from support import add_customer, add_sku, make_event
 
-from billing.container import System
+from billing.container import Container
 from billing.core.periods import hour_floor
 from billing.core.usage_event import usage_line
 from billing.settings import Settings
@@ -33,11 +33,11 @@ class Beat:
         self.app: Celery = make_app(settings)
         self.app.loader.import_default_modules()
         app: Any = self.app
-        self.system: System = app.metering.system
-        clock = self.system.clock
+        self.container: Container = app.metering.container
+        clock = self.container.clock
         wide = timedelta(days=400)
         self.writer = LogWriter(
-            self.system.engine, clock=clock, max_age=wide, max_ahead=wide, currency="USD"
+            self.container.engine, clock=clock, max_age=wide, max_ahead=wide, currency="USD"
         )
 
     def fire(self, job: str) -> Any:
@@ -46,7 +46,7 @@ class Beat:
 
     def use(self, amount: int, hours_ago: int = 4) -> None:
         """Usage of an hour that is over."""
-        at = hour_floor(self.system.clock.now()) - timedelta(hours=hours_ago)
+        at = hour_floor(self.container.clock.now()) - timedelta(hours=hours_ago)
         event = make_event(
             metered_at=at + timedelta(minutes=5), finished_at=at + timedelta(minutes=6),
             customer="acme", sku=SKU, line=usage_line(SKU), amount_microcredits=amount,
@@ -56,12 +56,12 @@ class Beat:
 
     def states(self) -> list[str]:
         """Every report's state."""
-        with self.system.engine.connect() as connection:
+        with self.container.engine.connect() as connection:
             query = sa.text("SELECT state FROM usage_reports ORDER BY id")
             return list(connection.execute(query).scalars())
 
     def close(self) -> None:
-        self.system.close()
+        self.container.close()
         self.app.close()
 
 
@@ -96,7 +96,7 @@ def test_what_is_due_is_reported_read_back_and_adds_up(beat: Beat):
     assert beat.fire("report_usage")["became"] == {"accepted": 1}
     assert beat.fire("report_usage")["planned"] == 0
     assert beat.fire("confirm_reports") == NOTHING  # not before a quarter of an hour
-    with beat.system.engine.begin() as connection:
+    with beat.container.engine.begin() as connection:
         connection.execute(sa.text("UPDATE usage_reports SET confirm_at = answered_at"))
     assert beat.fire("confirm_reports") == NOTHING | {"confirmed": 1}
     assert beat.states() == ["confirmed"]
@@ -132,7 +132,7 @@ def test_books_that_are_off_by_a_unit_are_told(beat: Beat, off_by: int):
     beat.use(7, hours_ago=5)
     beat.fire("report_usage")
     assert beat.fire("check_reports") == []
-    with beat.system.engine.begin() as connection:
+    with beat.container.engine.begin() as connection:
         change = (
             "UPDATE usage_reports SET held_microcredits = held_microcredits - :off_by, value = "
         )

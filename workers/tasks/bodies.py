@@ -26,7 +26,7 @@ Result = dict[str, Any]
 """What a task returns; JSON."""
 
 
-class Record(Protocol):
+class RecordUsage(Protocol):
     """``workers.billing_header.usage.record``, as far as ingestion uses it."""
 
     def __call__(
@@ -49,7 +49,7 @@ class Fetch(Protocol):
         ...
 
 
-def capture(url: str, fetch: Fetch, record: Record) -> Result:
+def capture(url: str, fetch: Fetch, record: RecordUsage) -> Result:
     """Fetch one page and say what is on it. Subject: its final URL.
 
     Raises:
@@ -71,7 +71,7 @@ def capture(url: str, fetch: Fetch, record: Record) -> Result:
 
 
 def search_pages(
-    query: str, urls: Sequence[str], fetch: Fetch, record: Record, proxy_cost_micros: int
+    query: str, urls: Sequence[str], fetch: Fetch, record: RecordUsage, proxy_cost_micros: int
 ) -> Result:
     """Search the given pages for the words of a query. Subject: the query.
 
@@ -133,7 +133,9 @@ def check_max_pages(max_pages: object) -> int:
     return max_pages
 
 
-def examine_site(seed_url: str, query: str, max_pages: int, fetch: Fetch, record: Record) -> Result:
+def examine_site(
+    seed_url: str, query: str, max_pages: int, fetch: Fetch, record: RecordUsage
+) -> Result:
     """Crawl a site for the words of a query. Subject: the seed; quantity: pages examined.
 
     Each page is recorded as soon as it was examined: a search that dies half-way has done so many.

@@ -30,7 +30,7 @@ from billing.devtools.embedded_servers.rabbitmq import (
     RabbitMQ,
     answers,
 )
-from billing.devtools.embedded_servers.state import Record, State
+from billing.devtools.embedded_servers.state import ServerRecord, ServersFile
 from billing.devtools.embedded_servers.valkey import Valkey
 from billing.server_urls import (
     BROKER_DATABASE,
@@ -91,7 +91,7 @@ class LocalServers:
         standard_amqp_url: str = STANDARD_URL,
     ) -> None:
         self._folder = folder.resolve()
-        self._state = State(self._folder)
+        self._state = ServersFile(self._folder)
         self._say = say
         self._durable = durable
         self._rabbitmq = RabbitMQ(rabbitmq_folders)
@@ -213,7 +213,7 @@ class LocalServers:
         self._say(f"{launcher.name}: ready at {masked(plan.url)}")
         return plan.url
 
-    def _still_ready(self, launcher: Launcher, record: Record) -> bool:
+    def _still_ready(self, launcher: Launcher, record: ServerRecord) -> bool:
         try:
             wait_ready(
                 launcher.name,
@@ -232,11 +232,11 @@ class LocalServers:
             first = opened[0][0] + (f" and {len(opened) - 1} more folders" if opened[1:] else "")
             self._say(f"{launcher.name}: lets its system user pass through {first} until it stops")
             # Written down first: whoever stops it can give the modes back, whatever happens here.
-            self._state.put(Record(launcher.name, opened=opened))
+            self._state.put(ServerRecord(launcher.name, opened=opened))
             access.open_folders(opened)
 
     def _spawn(self, name: str, plan: Plan) -> Sequence[Process]:
-        record = self._state.records().get(name, Record(name))
+        record = self._state.records().get(name, ServerRecord(name))
         record = replace(record, url=plan.url)
         for command in plan.commands:
             with interrupts_deferred():
@@ -256,7 +256,7 @@ class LocalServers:
                 self._state.put_broker_url(None)
         return [record.name for record in records]
 
-    def _end(self, *records: Record) -> None:
+    def _end(self, *records: ServerRecord) -> None:
         # All servers at once; of one server the last started first: a node before its epmd.
         for depth in range(1, max((len(r.processes) for r in records), default=0) + 1):
             end([r.processes[-depth] for r in records if len(r.processes) >= depth])
@@ -289,7 +289,7 @@ def running_endpoints(folder: Path) -> Endpoints | None:
 
     A URL is empty where no server was started here, because the settings named one at the time.
     """
-    state = State(folder.resolve())
+    state = ServersFile(folder.resolve())
     urls = {record.name: record.url for record in state.records().values() if record.alive}
     broker_url = state.broker_url()
     if not urls and not broker_url:
@@ -306,7 +306,7 @@ def running_endpoints(folder: Path) -> Endpoints | None:
 def stop_abandoned(base: Path) -> None:
     """Stop and delete the folders in ``base`` that a killed run left behind."""
     for folder in base.glob("*/"):
-        state = State(folder)
+        state = ServersFile(folder)
         if state.exists and not state.owner_alive():
             LocalServers(folder).remove()
 

@@ -20,7 +20,7 @@ _PRIVATE: Final = 0o600
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class ServerRecord:
     """One embedded server. ``opened``: folders given an x for others, with their mode before."""
 
     name: str
@@ -34,7 +34,7 @@ class Record:
         return bool(self.processes) and all(process.alive for process in self.processes)
 
 
-class State:
+class ServersFile:
     """The records of one folder. Passwords are in the URLs, so the file is ours alone to read."""
 
     def __init__(self, folder: Path) -> None:
@@ -48,11 +48,11 @@ class State:
         """Whether anything was ever started here."""
         return self._file.exists()
 
-    def records(self) -> dict[str, Record]:
+    def records(self) -> dict[str, ServerRecord]:
         """By name. A file that is not ours, or of another version, counts as empty."""
         try:
             return {
-                name: Record(
+                name: ServerRecord(
                     name,
                     server["url"],
                     tuple(self._process(process) for process in server["processes"]),
@@ -78,7 +78,7 @@ class State:
         if self.exists or url is not None:
             self._write(self.records(), broker_url=url)
 
-    def put(self, record: Record) -> None:
+    def put(self, record: ServerRecord) -> None:
         """Write one record, in place of the last of its name."""
         for process in record.processes:
             self._children[process.pid] = process
@@ -126,14 +126,14 @@ class State:
             return {}
         return content if isinstance(content, dict) else {}
 
-    def _write(self, records: dict[str, Record], **changed: object) -> None:
+    def _write(self, records: dict[str, ServerRecord], **changed: object) -> None:
         content = self._read() | changed
         content.setdefault("owner", {"pid": os.getpid(), "started": started_at(os.getpid())})
         content["servers"] = {record.name: _stored(record) for record in records.values()}
         write_private(self._file, json.dumps(content, indent=1))
 
 
-def _stored(record: Record) -> dict[str, Any]:
+def _stored(record: ServerRecord) -> dict[str, Any]:
     processes = [
         {"name": p.name, "pid": p.pid, "started": p.started, "stop_signal": int(p.stop_signal)}
         for p in record.processes

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from billing.devtools.stripe_sandbox.cycles import Cycle
 from billing.devtools.stripe_sandbox.errors import JsonObject, Refusal
-from billing.devtools.stripe_sandbox.events import Delivery, Endpoint, rfc3339
+from billing.devtools.stripe_sandbox.events import Endpoint, WebhookDelivery, rfc3339
 from billing.devtools.stripe_sandbox.faults import Fault, FaultKind
 from billing.devtools.stripe_sandbox.gateway import Gateway
 from billing.devtools.stripe_sandbox.prices import PRODUCT
@@ -179,7 +179,7 @@ def _endpoint(endpoint: Endpoint) -> JsonObject:
     return dataclasses.asdict(endpoint)
 
 
-def _delivery(delivery: Delivery) -> JsonObject:
+def _delivery(delivery: WebhookDelivery) -> JsonObject:
     return {
         "event": delivery.event,
         "type": delivery.type,

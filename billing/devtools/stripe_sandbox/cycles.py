@@ -22,7 +22,7 @@ from billing.devtools.stripe_sandbox.invoices import Invoices
 from billing.devtools.stripe_sandbox.meters import WINDOW_SECONDS, Meters
 from billing.devtools.stripe_sandbox.prices import Prices
 from billing.devtools.stripe_sandbox.summaries import aggregate
-from billing.devtools.stripe_sandbox.usage import Usage
+from billing.devtools.stripe_sandbox.usage import MeterEvents
 
 _PLACES: Final = 12
 """The most decimals of a quantity."""
@@ -53,7 +53,7 @@ class Cycles:
         ids: Ids,
         customers: Customers,
         meters: Meters,
-        usage: Usage,
+        usage: MeterEvents,
         prices: Prices,
         invoices: Invoices,
     ) -> None:

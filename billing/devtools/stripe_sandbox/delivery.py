@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import httpx
 
 from billing.core.clock import Clock
-from billing.devtools.stripe_sandbox.events import Delivery, sign
+from billing.devtools.stripe_sandbox.events import WebhookDelivery, sign
 from billing.devtools.stripe_sandbox.sandbox import Sandbox
 
 RETRY_SECONDS: Sequence[float] = (0.2, 1.0, 5.0, 30.0)
@@ -43,14 +43,14 @@ class Deliverer:
         await asyncio.gather(*self._running, return_exceptions=True)
         await self._client.aclose()
 
-    async def _deliver(self, delivery: Delivery) -> None:
+    async def _deliver(self, delivery: WebhookDelivery) -> None:
         for wait in (*self._retry_seconds, None):
             delivery.statuses.append(await self._attempt(delivery))
             if delivery.delivered or wait is None:
                 return
             await asyncio.sleep(wait)
 
-    async def _attempt(self, delivery: Delivery) -> int:
+    async def _attempt(self, delivery: WebhookDelivery) -> int:
         at = int(self._wall.now().timestamp())
         headers = {
             "Content-Type": "application/json; charset=utf-8",

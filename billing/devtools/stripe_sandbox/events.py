@@ -55,7 +55,7 @@ class Endpoint:
 
 
 @dataclass(slots=True, kw_only=True)
-class Delivery:
+class WebhookDelivery:
     """One event on its way to one endpoint; ``statuses`` are the answers, 0 where none came."""
 
     event: str
@@ -82,8 +82,8 @@ class Events:
         self._snapshots: dict[str, JsonObject] = {}
         self._thin: dict[str, JsonObject] = {}
         self.endpoints: dict[str, Endpoint] = {}
-        self.deliveries: list[Delivery] = []
-        self.due: deque[Delivery] = deque()
+        self.deliveries: list[WebhookDelivery] = []
+        self.due: deque[WebhookDelivery] = deque()
         self.secret = ""
 
     def register(
@@ -180,7 +180,9 @@ class Events:
         body = json.dumps(payload, indent=2)
         takers = [endpoint for endpoint in self.endpoints.values() if endpoint.takes(event)]
         for endpoint in takers:
-            delivery = Delivery(event=event["id"], type=event["type"], endpoint=endpoint, body=body)
+            delivery = WebhookDelivery(
+                event=event["id"], type=event["type"], endpoint=endpoint, body=body
+            )
             self.deliveries.append(delivery)
             self.due.append(delivery)
         return len(takers)

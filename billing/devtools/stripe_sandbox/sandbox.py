@@ -17,7 +17,7 @@ from billing.devtools.stripe_sandbox.invoices import Invoices
 from billing.devtools.stripe_sandbox.meters import Meters
 from billing.devtools.stripe_sandbox.prices import Prices
 from billing.devtools.stripe_sandbox.reports import ErrorReports
-from billing.devtools.stripe_sandbox.usage import Usage
+from billing.devtools.stripe_sandbox.usage import MeterEvents
 
 
 class Sandbox:
@@ -36,7 +36,7 @@ class Sandbox:
         self.events = Events(self.clock, self.ids)
         self.meters = Meters(self.clock, self.ids, self.events)
         self.customers = Customers(self.clock, self.ids, self.events)
-        self.usage = Usage(
+        self.usage = MeterEvents(
             self.clock, self.ids, self.meters, self.customers, ErrorReports(self.events)
         )
         self.prices = Prices(self.clock, self.ids)

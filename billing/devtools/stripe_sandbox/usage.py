@@ -38,7 +38,7 @@ class Taken:
     state: str = "pending"
 
 
-class Usage:
+class MeterEvents:
     """Everything reported to the meters.
 
     ``judgement_seconds`` is how long after its arrival an event is judged, ``summary_seconds`` how

@@ -15,7 +15,7 @@ from typing import Any, Final
 import stripe
 
 from billing.core.errors import NotFound
-from billing.providers.port import Cause, MeteredLine, ProviderInvoice
+from billing.providers.port import MeteredLine, ProviderCause, ProviderInvoice
 from billing.providers.stripe.client import (
     PAGE,
     StripeUnanswered,
@@ -198,7 +198,7 @@ def check_undivided(price: stripe.Price) -> None:
             f"the price {price.id} divides usage (transform_quantity), so what its invoices bill "
             "cannot be compared with what was reported; use a price per unit, with decimals"
         )
-        raise StripeUnanswered(Cause.INVALID_VALUE, detail)
+        raise StripeUnanswered(ProviderCause.INVALID_VALUE, detail)
 
 
 def quantity_of(line: stripe.InvoiceLineItem, invoice_id: str, meter: str) -> int:
@@ -216,7 +216,7 @@ def quantity_of(line: stripe.InvoiceLineItem, invoice_id: str, meter: str) -> in
             f"the invoice {invoice_id} bills {exact} of the meter {meter}; ours count integers "
             "only, so something else reports to this meter. Nothing of this invoice was taken over"
         )
-        raise StripeUnanswered(Cause.INVALID_VALUE, detail)
+        raise StripeUnanswered(ProviderCause.INVALID_VALUE, detail)
     return int(exact)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import stripe
 
 from billing.core.errors import AlreadyExists
-from billing.providers.port import Cause, ProviderUnavailable
+from billing.providers.port import ProviderCause, ProviderUnavailable
 from billing.providers.stripe.errors import REPLAYED_HEADER, cause_of, failure_of
 
 CONNECT_SECONDS: Final = 3.0
@@ -26,7 +26,7 @@ Made = TypeVar("Made", bound=stripe.StripeObject)
 class StripeUnanswered(ProviderUnavailable):
     """Stripe has no answer to a question, or refuses it; ``cause`` says why."""
 
-    def __init__(self, cause: Cause, detail: str) -> None:
+    def __init__(self, cause: ProviderCause, detail: str) -> None:
         self.cause = cause
         super().__init__(f"Stripe: {cause.value}: {detail}")
 
@@ -118,7 +118,9 @@ def once(key: str, make: Callable[[Any], Made], find: Callable[[], Made | None])
         found = find()
         if found is not None:
             return found
-    raise StripeUnanswered(Cause.CONFLICT, f"{_ATTEMPTS} attempts of {key} failed within a day")
+    raise StripeUnanswered(
+        ProviderCause.CONFLICT, f"{_ATTEMPTS} attempts of {key} failed within a day"
+    )
 
 
 def _replayed(made: stripe.StripeObject) -> bool:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import requests
 import stripe
 
-from billing.providers.port import Cause
+from billing.providers.port import ProviderCause
 
 MAX_DETAIL: Final = 300
 RATE_LIMIT_HEADER: Final = "stripe-rate-limited-reason"
@@ -28,7 +28,7 @@ _TOO_MANY: Final = 429
 _SERVER: Final = 500
 
 
-class Kind(StrEnum):
+class StripeErrorKind(StrEnum):
     """What came instead of a good answer."""
 
     ANSWER = "answer"
@@ -47,7 +47,7 @@ class Failure:
     ``replayed``: it is the stored answer to an earlier request of the same Idempotency-Key.
     """
 
-    kind: Kind = Kind.ANSWER
+    kind: StripeErrorKind = StripeErrorKind.ANSWER
     status: int | None = None
     code: str = ""
     param: str = ""
@@ -56,54 +56,54 @@ class Failure:
     replayed: bool = False
 
 
-CODES: Final[Mapping[str, Cause]] = {
+CODES: Final[Mapping[str, ProviderCause]] = {
     # Meter events: at once in v2, in error reports for v1.
-    "duplicate_meter_event": Cause.DUPLICATE_IDENTIFIER,
-    "archived_meter": Cause.METER_INACTIVE,
-    "no_meter": Cause.METER_MISSING,
-    "meter_event_customer_not_found": Cause.CUSTOMER_MISSING,
-    "meter_event_no_customer_defined": Cause.INVALID_REQUEST,
-    "payload_no_customer_defined": Cause.INVALID_REQUEST,
-    "meter_event_invalid_value": Cause.INVALID_VALUE,
-    "payload_invalid_value": Cause.INVALID_VALUE,
-    "meter_event_value_not_found": Cause.INVALID_VALUE,
-    "payload_no_value_defined": Cause.INVALID_VALUE,
-    "meter_event_value_too_many_digits": Cause.INVALID_VALUE,
-    "meter_event_dimension_count_too_high": Cause.INVALID_REQUEST,
-    "missing_dimension_payload_keys": Cause.INVALID_REQUEST,
-    "timestamp_in_future": Cause.IN_THE_FUTURE,
-    "timestamp_too_far_in_past": Cause.TOO_OLD,
-    "too_many_concurrent_requests": Cause.RATE_LIMITED,
+    "duplicate_meter_event": ProviderCause.DUPLICATE_IDENTIFIER,
+    "archived_meter": ProviderCause.METER_INACTIVE,
+    "no_meter": ProviderCause.METER_MISSING,
+    "meter_event_customer_not_found": ProviderCause.CUSTOMER_MISSING,
+    "meter_event_no_customer_defined": ProviderCause.INVALID_REQUEST,
+    "payload_no_customer_defined": ProviderCause.INVALID_REQUEST,
+    "meter_event_invalid_value": ProviderCause.INVALID_VALUE,
+    "payload_invalid_value": ProviderCause.INVALID_VALUE,
+    "meter_event_value_not_found": ProviderCause.INVALID_VALUE,
+    "payload_no_value_defined": ProviderCause.INVALID_VALUE,
+    "meter_event_value_too_many_digits": ProviderCause.INVALID_VALUE,
+    "meter_event_dimension_count_too_high": ProviderCause.INVALID_REQUEST,
+    "missing_dimension_payload_keys": ProviderCause.INVALID_REQUEST,
+    "timestamp_in_future": ProviderCause.IN_THE_FUTURE,
+    "timestamp_too_far_in_past": ProviderCause.TOO_OLD,
+    "too_many_concurrent_requests": ProviderCause.RATE_LIMITED,
     # Any request. What is not named here is an INVALID_REQUEST.
-    "rate_limit": Cause.RATE_LIMITED,
-    "lock_timeout": Cause.LOCK_TIMEOUT,
-    "idempotency_key_in_use": Cause.CONFLICT,
-    "customer_deleted": Cause.CUSTOMER_MISSING,
-    "api_key_expired": Cause.KEY_REFUSED,
-    "platform_api_key_expired": Cause.KEY_REFUSED,
-    "secret_key_required": Cause.KEY_REFUSED,
-    "livemode_mismatch": Cause.KEY_REFUSED,
+    "rate_limit": ProviderCause.RATE_LIMITED,
+    "lock_timeout": ProviderCause.LOCK_TIMEOUT,
+    "idempotency_key_in_use": ProviderCause.CONFLICT,
+    "customer_deleted": ProviderCause.CUSTOMER_MISSING,
+    "api_key_expired": ProviderCause.KEY_REFUSED,
+    "platform_api_key_expired": ProviderCause.KEY_REFUSED,
+    "secret_key_required": ProviderCause.KEY_REFUSED,
+    "livemode_mismatch": ProviderCause.KEY_REFUSED,
 }
 """Why, by the code of an error."""
 
-SENTENCES: Final[tuple[tuple[str, Cause], ...]] = (
-    ("already exists with identifier", Cause.DUPLICATE_IDENTIFIER),
-    ("more than 35 days in past", Cause.TOO_OLD),
-    ("minutes in the future", Cause.IN_THE_FUTURE),
-    ("significant digits", Cause.INVALID_VALUE),
-    ("no such customer", Cause.CUSTOMER_MISSING),
-    ("no such billing meter", Cause.METER_MISSING),
-    ("no meter found", Cause.METER_MISSING),
+SENTENCES: Final[tuple[tuple[str, ProviderCause], ...]] = (
+    ("already exists with identifier", ProviderCause.DUPLICATE_IDENTIFIER),
+    ("more than 35 days in past", ProviderCause.TOO_OLD),
+    ("minutes in the future", ProviderCause.IN_THE_FUTURE),
+    ("significant digits", ProviderCause.INVALID_VALUE),
+    ("no such customer", ProviderCause.CUSTOMER_MISSING),
+    ("no such billing meter", ProviderCause.METER_MISSING),
+    ("no meter found", ProviderCause.METER_MISSING),
 )
 """Why, by a part of the sentence (in lower case) of a refusal whose code says nothing."""
 
-STATUSES: Final[Mapping[int, Cause]] = {
-    401: Cause.KEY_REFUSED,
-    403: Cause.PERMISSION_REFUSED,
-    408: Cause.TIMED_OUT,
-    _CONFLICT: Cause.CONFLICT,
-    424: Cause.SERVER_ERROR,
-    _TOO_MANY: Cause.RATE_LIMITED,
+STATUSES: Final[Mapping[int, ProviderCause]] = {
+    401: ProviderCause.KEY_REFUSED,
+    403: ProviderCause.PERMISSION_REFUSED,
+    408: ProviderCause.TIMED_OUT,
+    _CONFLICT: ProviderCause.CONFLICT,
+    424: ProviderCause.SERVER_ERROR,
+    _TOO_MANY: ProviderCause.RATE_LIMITED,
 }
 """Statuses that say it all. Others: below 400 and from 500 there is no definite answer; between
 them a definite refusal."""
@@ -123,14 +123,14 @@ UNREACHED: Final = (
 )
 """Why there was no connection, by a part (in lower case) of the error below; the first fits."""
 
-KINDS: Final[Mapping[Kind, Cause]] = {
-    Kind.TIMEOUT: Cause.TIMED_OUT,
-    Kind.CONNECTION: Cause.CONNECTION_FAILED,
-    Kind.NO_KEY: Cause.KEY_REFUSED,
+KINDS: Final[Mapping[StripeErrorKind, ProviderCause]] = {
+    StripeErrorKind.TIMEOUT: ProviderCause.TIMED_OUT,
+    StripeErrorKind.CONNECTION: ProviderCause.CONNECTION_FAILED,
+    StripeErrorKind.NO_KEY: ProviderCause.KEY_REFUSED,
 }
 
 
-def cause_of(failure: Failure) -> Cause:
+def cause_of(failure: Failure) -> ProviderCause:
     """What an error means. Total: every failure has a cause."""
     if failure.kind in KINDS:
         return KINDS[failure.kind]
@@ -138,19 +138,19 @@ def cause_of(failure: Failure) -> Cause:
     if status == _TOO_MANY:
         # A 429 that names no limit is an object held by another request, with or without the code.
         lock = failure.code == "lock_timeout" or not (failure.named_limit or failure.code)
-        return Cause.LOCK_TIMEOUT if lock else Cause.RATE_LIMITED
+        return ProviderCause.LOCK_TIMEOUT if lock else ProviderCause.RATE_LIMITED
     if status is None:
-        return Cause.SERVER_ERROR
+        return ProviderCause.SERVER_ERROR
     if status in STATUSES:
         return STATUSES[status]
     if not _BAD_REQUEST <= status < _SERVER:
-        return Cause.SERVER_ERROR
+        return ProviderCause.SERVER_ERROR
     return _refusal(failure)
 
 
-def cause_of_code(code: str) -> Cause:
+def cause_of_code(code: str) -> ProviderCause:
     """Why, by the code alone, as an error report gives it."""
-    return CODES.get(code, Cause.INVALID_REQUEST)
+    return CODES.get(code, ProviderCause.INVALID_REQUEST)
 
 
 def failure_of(error: stripe.StripeError) -> Failure:
@@ -161,7 +161,7 @@ def failure_of(error: stripe.StripeError) -> Failure:
     code = getattr(body, "code", None) or error.code or ""
     param = getattr(body, "param", None) or getattr(error, "param", None) or ""
     kind = _kind(error)
-    text = _unreached(error) if kind is Kind.CONNECTION else error.user_message
+    text = _unreached(error) if kind is StripeErrorKind.CONNECTION else error.user_message
     return Failure(
         kind=kind,
         status=error.http_status,
@@ -173,7 +173,7 @@ def failure_of(error: stripe.StripeError) -> Failure:
     )
 
 
-def _refusal(failure: Failure) -> Cause:
+def _refusal(failure: Failure) -> ProviderCause:
     if failure.code in CODES:
         return CODES[failure.code]
     sentence = failure.message.lower()
@@ -181,8 +181,8 @@ def _refusal(failure: Failure) -> Cause:
         if part in sentence:
             return cause
     if failure.code == "resource_missing" and failure.param == "customer":
-        return Cause.CUSTOMER_MISSING
-    return Cause.INVALID_REQUEST
+        return ProviderCause.CUSTOMER_MISSING
+    return ProviderCause.INVALID_REQUEST
 
 
 def _unreached(error: stripe.StripeError) -> str:
@@ -196,10 +196,14 @@ def _unreached(error: stripe.StripeError) -> str:
     return f"no answer from {urlsplit(url).netloc or 'the address'}: {why}"
 
 
-def _kind(error: stripe.StripeError) -> Kind:
+def _kind(error: stripe.StripeError) -> StripeErrorKind:
     if isinstance(error, stripe.APIConnectionError):
         below = error.__cause__ or error.__context__
-        return Kind.TIMEOUT if isinstance(below, requests.Timeout) else Kind.CONNECTION
+        return (
+            StripeErrorKind.TIMEOUT
+            if isinstance(below, requests.Timeout)
+            else StripeErrorKind.CONNECTION
+        )
     if isinstance(error, stripe.AuthenticationError) and error.http_status is None:
-        return Kind.NO_KEY
-    return Kind.ANSWER
+        return StripeErrorKind.NO_KEY
+    return StripeErrorKind.ANSWER

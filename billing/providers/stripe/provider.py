@@ -17,13 +17,13 @@ import stripe
 
 from billing.providers.builtin_checks import refusal
 from billing.providers.port import (
-    Answer,
-    Cause,
     Invoice,
     InvoiceLine,
-    Meter,
     MeterCheck,
+    ProviderAnswer,
+    ProviderCause,
     ProviderInvoice,
+    ProviderMeter,
     UsageReport,
 )
 from billing.providers.stripe.billing_cycles import StripeCycles
@@ -83,7 +83,9 @@ class StripeProvider:
         """
         return cls(client_of(key, base))
 
-    def ensure_meters(self, meters: Sequence[Meter], *, dry_run: bool = False) -> list[MeterCheck]:
+    def ensure_meters(
+        self, meters: Sequence[ProviderMeter], *, dry_run: bool = False
+    ) -> list[MeterCheck]:
         """Compare formula, window, state and payload keys; see ``provider.Provider``.
 
         A meter somebody has deactivated is a difference and is not made anew.
@@ -121,7 +123,7 @@ class StripeProvider:
                 lambda: self._customer_of(customer),
             ).id
 
-    def report_usage(self, report: UsageReport) -> Answer:
+    def report_usage(self, report: UsageReport) -> ProviderAnswer:
         """Send one figure; see ``provider.Provider``."""
         refused = refusal(report)
         if refused is not None:
@@ -138,8 +140,8 @@ class StripeProvider:
             self._v1.billing.meter_events.create(params, options)
         except stripe.StripeError as error:
             failure = failure_of(error)
-            return Answer(cause=cause_of(failure), detail=failure.message)
-        return Answer(cause=Cause.TAKEN)
+            return ProviderAnswer(cause=cause_of(failure), detail=failure.message)
+        return ProviderAnswer(cause=ProviderCause.TAKEN)
 
     def read_back(self, customer_ref: str, meter: str, day: date) -> Mapping[datetime, int]:
         """The figures of a UTC day; see ``provider.Provider``.
@@ -159,14 +161,14 @@ class StripeProvider:
         with asking():
             meter_id = self._meter_id(meter)
             if not meter_id:
-                raise StripeUnanswered(Cause.METER_MISSING, f"there is no meter {meter}")
+                raise StripeUnanswered(ProviderCause.METER_MISSING, f"there is no meter {meter}")
             try:
                 found = self._v1.billing.meters.event_summaries.list(meter_id, params)
                 summaries = list(found.auto_paging_iter())
             except stripe.InvalidRequestError as error:
                 if is_missing(error) and failure_of(error).param == "customer":
                     detail = f"{customer_ref} is not there or deleted, its usage cannot be read"
-                    raise StripeUnanswered(Cause.CUSTOMER_MISSING, detail) from error
+                    raise StripeUnanswered(ProviderCause.CUSTOMER_MISSING, detail) from error
                 raise
         return {
             datetime.fromtimestamp(one.start_time, UTC): exact(one.aggregated_value)
@@ -206,7 +208,7 @@ class StripeProvider:
             self._meter_ids = {each: found.id for each, found in there.items()}
         return self._meter_ids.get(name, "")
 
-    def _checked(self, meter: Meter, found: Any, dry_run: bool) -> MeterCheck:  # noqa: ANN401 - a meter of Stripe's
+    def _checked(self, meter: ProviderMeter, found: Any, dry_run: bool) -> MeterCheck:  # noqa: ANN401 - a meter of Stripe's
         created = found is None and not dry_run
         if created:
             found = self._made(meter)
@@ -220,7 +222,7 @@ class StripeProvider:
             differences=differences(meter, found),
         )
 
-    def _made(self, meter: Meter) -> stripe.billing.Meter:
+    def _made(self, meter: ProviderMeter) -> stripe.billing.Meter:
         params: Any = {
             "display_name": meter.display_name,
             "event_name": meter.name,
@@ -245,7 +247,7 @@ class StripeProvider:
         return _oldest(hits) if hits else None
 
 
-def differences(meter: Meter, found: Any) -> tuple[str, ...]:  # noqa: ANN401 - a meter of Stripe's
+def differences(meter: ProviderMeter, found: Any) -> tuple[str, ...]:  # noqa: ANN401 - a meter of Stripe's
     """What of a meter at Stripe would count otherwise than is needed. Pure."""
     compared = (
         ("status", found.status, "active"),
@@ -275,7 +277,7 @@ def exact(value: float) -> int:
     whole = math.isfinite(value) and value == int(value)
     if not whole or not fits(int(value)):
         detail = f"a figure is {value!r}; ours are integers of at most 15 digits"
-        raise StripeUnanswered(Cause.INVALID_VALUE, detail)
+        raise StripeUnanswered(ProviderCause.INVALID_VALUE, detail)
     return int(value)
 
 

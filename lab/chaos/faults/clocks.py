@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
-from billing.container import System
+from billing.container import Container
 from billing.core.event_ids import lowest_id
 from billing.core.periods import month_of
 from billing.core.usage_event import DeadReason
@@ -51,10 +51,10 @@ class ClocksOff(Fault):
         try:
             quiet(self.ground)
             settings = self.ground.driver_settings()
-            with System(settings, clock=OffsetClock(2 * _OFF_SECONDS)) as later:
+            with Container(settings, clock=OffsetClock(2 * _OFF_SECONDS)) as later:
                 done = later.dead_letters.replay(DeadReason.IN_THE_FUTURE, later.writer)
                 self._letters = len(done)
-                later.account_sync.sync_many({c for each in done for c in each.late_customers})
+                later.account_loader.sync_many({c for each in done for c in each.late_customers})
         finally:
             self.load.resume()
 
@@ -69,7 +69,7 @@ class ClocksOff(Fault):
             " AND logged_at >= :now"
         )
         parameters = {"since": since, "until": until, "now": now}
-        with self.ground.system.engine.connect() as connection:
+        with self.ground.container.engine.connect() as connection:
             return int(connection.execute(query, parameters).scalar_one())
 
 
@@ -108,7 +108,7 @@ class Edge(Fault):
     def hits(self) -> int:
         """Lines on both sides of the edge: the smaller number."""
         counts = []
-        with self.ground.system.engine.connect() as connection:
+        with self.ground.container.engine.connect() as connection:
             for start, end in (
                 (self._edge - _AROUND, self._edge),
                 (self._edge, self._edge + _AROUND),
@@ -139,14 +139,14 @@ class Edge(Fault):
                 "low": lowest_id(month.start),
                 "end": lowest_id(month.end),
             }
-            with self.ground.system.engine.connect() as connection:
+            with self.ground.container.engine.connect() as connection:
                 for row in connection.execute(query, bounds):
                     at = datetime.fromtimestamp((row.id.int >> 80) / 1000, UTC).astimezone(zone)
                     label = at.date().isoformat()
                     days[label] = days.get(label, 0) + row.amount
             told = {
                 row.key: row.totals.amount_microcredits
-                for row in self.ground.system.usage.by(customer, month, By.DAY)
+                for row in self.ground.container.usage.by(customer, month, By.DAY)
             }
             if days != told:
                 found.append(f"days of {customer} in {month.label}: log {days}, told {told}")

@@ -65,7 +65,7 @@ class SpoolFull(Fault):
         ground.start_and_await(WORKER_B)
 
     def _one_runs(self) -> bool:
-        quota = self.ground.system.quota
+        quota = self.ground.container.quota
         return any(
             self._heard.count(task)
             and (hold := quota.hold(customer, task))

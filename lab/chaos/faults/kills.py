@@ -205,7 +205,7 @@ class HardLimit(Fault):
             "SELECT count(*) FROM usage_events WHERE task_id = ANY(:ids)"
             " AND reason IN ('hard_time_limit', 'exited')"
         )
-        with self.ground.system.engine.connect() as connection:
+        with self.ground.container.engine.connect() as connection:
             return int(connection.execute(query, {"ids": self._ids}).scalar_one())
 
 
@@ -217,8 +217,8 @@ def let_claim(ground: Ground, program: str) -> None:
     """
     if program == RELAY_B:
         with suppress(redis.RedisError):
-            ground.system.redis.delete(
-                *(f"{key}:lease" for key in ground.system.keys.outbox_keys())
+            ground.container.redis.delete(
+                *(f"{key}:lease" for key in ground.container.keys.outbox_keys())
             )
 
 

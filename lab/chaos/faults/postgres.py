@@ -68,7 +68,7 @@ class KilledMidCopy(Fault):
         return self._copied
 
     def _killed(self) -> bool:
-        task, at = str(uuid4()), self.ground.system.clock.now()
+        task, at = str(uuid4()), self.ground.container.clock.now()
         with psycopg.connect(self.ground.servers.direct_url(POSTGRES)) as blocker:
             taken = event_id(task, usage_line("page"), at)
             blocker.execute(_IN_THE_WAY.encode(), (taken,))
@@ -82,7 +82,7 @@ class KilledMidCopy(Fault):
         return met
 
     def _is_copying(self) -> bool:
-        with self.ground.system.engine.connect() as connection:
+        with self.ground.container.engine.connect() as connection:
             self._copied = int(connection.execute(_COPIED).scalar_one())
         return self._copied > 0
 
@@ -182,7 +182,7 @@ class DiskFull(Fault):
         return self._heard.count(_DISK_FULL, "DiskFull")
 
     def _partition(self) -> str:
-        return f"usage_events_{self.ground.system.clock.now():%Y_%m}"
+        return f"usage_events_{self.ground.container.clock.now():%Y_%m}"
 
     def _do(self, statement: str) -> None:
         url = self.ground.servers.direct_url(POSTGRES)

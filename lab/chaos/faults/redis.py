@@ -36,11 +36,11 @@ class Flushed(Fault):
     def inject(self) -> None:
         """Empty it at a moment when events wait in the outbox."""
         self._lost = 0
-        system = self.ground.system
-        flush = system.redis.register_script(_FLUSH_WITH_LOSS)
+        container = self.ground.container
+        flush = container.redis.register_script(_FLUSH_WITH_LOSS)
 
         def lost() -> bool:
-            self._lost = int(cast("int", flush(keys=system.keys.outbox_keys())))
+            self._lost = int(cast("int", flush(keys=container.keys.outbox_keys())))
             return self._lost > 0
 
         deadline = time.monotonic() + _SECONDS
