@@ -32,6 +32,7 @@ from billing.devtools.embedded_servers import LocalServerError, LocalServers, st
 from billing.devtools.embedded_servers.rabbitmq import STANDARD_URL
 from billing.postgres.engines import sqlalchemy_url
 from billing.postgres.migrations import upgrade
+from billing.postgres.partitions import ensure_partitions
 from billing.settings import Settings
 from workers.app import exchanges_of
 
@@ -133,6 +134,7 @@ def template_database(postgres_url: str) -> Iterator[str]:
         admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     try:
         upgrade(_with_database(postgres_url, name))
+        _make_partitions(_with_database(postgres_url, name))
         yield name
     finally:
         _drop(postgres_url, name)
@@ -208,8 +210,16 @@ def now() -> datetime:
 
 @pytest.fixture
 def clock(now: datetime) -> ManualClock:
-    """A clock that stands still in the middle of this month's partition."""
+    """A clock that stands still in the middle of a partition."""
     return ManualClock(now)
+
+
+def _make_partitions(url: str) -> None:
+    """Make those around the tests' clock, which in a month's first days is a month behind."""
+    engine = sa.create_engine(sqlalchemy_url(url))
+    with engine.begin() as connection:
+        ensure_partitions(connection, NOW)
+    engine.dispose()
 
 
 def _local(request: pytest.FixtureRequest) -> LocalServers:

@@ -83,7 +83,7 @@ class SmallSystem:
         self._writer_engine = writer_engine(database_url)
         self.published, self.journal, self.spool = Shelf(), Shelf(), Shelf()
         self.account_loader = AccountLoader(self._writer_engine, quota, clock)
-        self.reconcile = InvariantChecks(engine, quota, clock)
+        self.invariant_checks = InvariantChecks(engine, quota, clock)
         self.writer = LogWriter(
             self._writer_engine,
             clock=clock,

@@ -26,8 +26,12 @@ from billing.core.sku import (
 from billing.core.usage_event import Outcome, UsageEvent, usage_line
 from billing.postgres import schema as tables
 
-NOW: Final = month_of(datetime.now(UTC)).start + timedelta(days=9, hours=12, minutes=30)
-"""The instant at which the tests' clock stands still: in this month, for which partitions exist."""
+_INTO_THE_MONTH: Final = timedelta(days=9, hours=12, minutes=30)
+NOW: Final = month_of(datetime.now(UTC) - _INTO_THE_MONTH).start + _INTO_THE_MONTH
+"""The instant at which the tests' clock stands still: the last tenth of a month, 12:30.
+
+Never ahead of the servers' own clocks, which say when a hold expires, and never near a month's edge.
+"""
 
 LONG_AGO: Final = datetime(2020, 1, 1, tzinfo=UTC)
 

@@ -290,13 +290,13 @@ import sqlalchemy as sa
 from billing.core import failpoints
 from billing.core.clock import ManualClock
 from billing.postgres.engines import sqlalchemy_url
-from billing.reporting.confirmations import Confirmations
+from billing.reporting.confirmations import ConfirmationStore
 from billing.providers.files import FileProvider
-from billing.reporting.read_back import Reader
+from billing.reporting.read_back import ReadBack
 url, now, record, folder, nth = sys.argv[1:]
 failpoints.arm(f"report.after_reading={nth}", Path(record))
-Reader(
-    Confirmations(sa.create_engine(sqlalchemy_url(url))), FileProvider(Path(folder)),
+ReadBack(
+    ConfirmationStore(sa.create_engine(sqlalchemy_url(url))), FileProvider(Path(folder)),
     ManualClock(datetime.fromisoformat(now)), environment="test",
 ).confirm()
 """

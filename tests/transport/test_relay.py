@@ -289,7 +289,7 @@ class RelayProcess:
 
     def start(self, owner: str, failpoints: str = "") -> subprocess.Popen[bytes]:
         options = {**self.options, "owner": owner, "failpoints": failpoints}
-        script = self._root / "tests" / "usage" / "relay_process.py"
+        script = self._root / "tests" / "transport" / "relay_process.py"
         process = subprocess.Popen(
             [sys.executable, str(script), json.dumps(options)],
             env={**os.environ, "PYTHONPATH": str(self._root)},

@@ -30,9 +30,9 @@ from pathlib import Path
 
 from billing.core.failpoints import arm
 from billing.core.periods import month_labelled
-from billing.archive.exporter import Archiver
+from billing.archive.exporter import MonthExporter
 from billing.postgres.engines import owner_engine
-from billing.archive.restorer import Restorer
+from billing.archive.restorer import MonthRestorer
 from billing.audit.sealer import Sealer
 
 verb, database, folder, label, now, points, record = sys.argv[1:]
@@ -40,12 +40,12 @@ arm(points, Path(record))
 engine = owner_engine(database)
 now, month = datetime.fromisoformat(now), month_labelled(label)
 if verb == "archive":
-    archiver = Archiver(
+    archiver = MonthExporter(
         engine, Path(folder), sealer=Sealer(engine), max_age=timedelta(days=90)
     )
     print(archiver.archive(month, now).state.value)
 else:
-    print(Restorer(engine, Path(folder)).restore(month, now).state.value)
+    print(MonthRestorer(engine, Path(folder)).restore(month, now).state.value)
 """
 
 
