@@ -30,7 +30,7 @@ _INTO_THE_MONTH: Final = timedelta(days=9, hours=12, minutes=30)
 NOW: Final = month_of(datetime.now(UTC) - _INTO_THE_MONTH).start + _INTO_THE_MONTH
 """The instant at which the tests' clock stands still: the last tenth of a month, 12:30.
 
-Never ahead of the servers' own clocks, which say when a hold expires, and never near a month's edge.
+Never ahead of the servers' own clocks, which say when a hold expires, nor near a month's edge.
 """
 
 LONG_AGO: Final = datetime(2020, 1, 1, tzinfo=UTC)
