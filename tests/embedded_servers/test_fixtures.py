@@ -21,7 +21,7 @@ from support import NOW, TcpProxy, add_customer, add_sku, eventually, make_event
 
 from billing.core.clock import Clock
 from billing.core.periods import month_of
-from billing.core.usage_event import from_wire
+from billing.core.usage_event_json import from_wire
 from billing.postgres import schema as tables
 from billing.settings import Settings
 
