@@ -21,7 +21,8 @@ from billing.core.credits import format_credits
 from billing.core.errors import NotFound, QuotaUnavailable
 from billing.core.reservation import AccountView, HoldView
 from billing.core.sku import Sku
-from billing.core.usage_event import InvalidEvent, UsageEvent, from_wire
+from billing.core.usage_event import InvalidEvent, UsageEvent
+from billing.core.usage_event_json import from_wire
 from billing.postgres.schema import dead_letters
 from billing.redis.keys import shard_of
 from billing.usage_log.dead_letters import DeadLetter

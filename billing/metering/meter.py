@@ -13,6 +13,7 @@ from math import ceil
 from uuid import UUID
 
 import structlog
+from msgspec import structs
 
 from billing.core.clock import Clock
 from billing.core.credit_lease import LeasedAdmission
@@ -324,7 +325,7 @@ class Meter:
             settlement, is_told = self._settle_twice(facts, events, marked=marked)
         except QuotaUnavailable:
             settlement = as_asked(SettleOutcome.UNCOUNTED, events)
-            self._outage.deliver([replace(event, degraded=True) for event in events])
+            self._outage.deliver([structs.replace(event, degraded=True) for event in events])
             reach("settle.after")
             return settlement
         reach("settle.after")

@@ -28,7 +28,8 @@ import structlog
 
 from billing.core.clock import Clock, to_ms
 from billing.core.process_local import ProcessLocal
-from billing.core.usage_event import InvalidEvent, UsageEvent, from_wire
+from billing.core.usage_event import InvalidEvent, UsageEvent
+from billing.core.usage_event_json import from_wire
 from billing.transport.segment_files import flocked, fsync_directory, held
 
 _log = structlog.get_logger(__name__)

@@ -29,7 +29,8 @@ from billing.core.clock import Clock, to_ms
 from billing.core.credits import check_microcredits
 from billing.core.errors import InvalidValue
 from billing.core.process_local import ProcessLocal
-from billing.core.usage_event import InvalidEvent, UsageEvent, from_wire
+from billing.core.usage_event import InvalidEvent, UsageEvent
+from billing.core.usage_event_json import from_wire
 from billing.transport.segment_files import fsync_directory, held
 
 _log = structlog.get_logger(__name__)

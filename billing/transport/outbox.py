@@ -19,7 +19,8 @@ import redis
 import structlog
 
 from billing.core.errors import WeighbridgeError
-from billing.core.usage_event import InvalidEvent, UsageEvent, from_wire
+from billing.core.usage_event import InvalidEvent, UsageEvent
+from billing.core.usage_event_json import from_wire
 from billing.redis.keys import RedisKeys
 
 _log = structlog.get_logger(__name__)

@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 from billing.core import row_hash as leaf
 from billing.core.clock import to_ms
 from billing.core.row_hash import Unlogged
-from billing.core.usage_event import Outcome, UsageEvent, from_wire
+from billing.core.usage_event import Outcome, UsageEvent
+from billing.core.usage_event_json import from_wire
 from billing.usage_log import rows
 
 HOUR_MS: Final = 3_600_000

@@ -14,14 +14,8 @@ from datetime import datetime, timedelta
 import orjson
 
 from billing.core.clock import format_instant
-from billing.core.usage_event import (
-    MAX_BODY_BYTES,
-    DeadReason,
-    InvalidEvent,
-    Outcome,
-    UsageEvent,
-    from_wire,
-)
+from billing.core.usage_event import MAX_BODY_BYTES, DeadReason, InvalidEvent, Outcome, UsageEvent
+from billing.core.usage_event_json import from_wire
 from billing.usage_log import quick
 from billing.usage_log.candidate import Candidate, candidate_of
 

@@ -33,7 +33,7 @@ from uuid import UUID
 from celery import Celery
 
 from billing.container import Container
-from billing.core.usage_event import from_wire
+from billing.core.usage_event_json import from_wire
 from billing.devtools.embedded_servers.process import Process, end
 from billing.settings import Settings
 from billing.transport.message_batch import unpacked

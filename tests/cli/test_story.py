@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import asdict
 from support import make_event
 
 from billing.cli.task_timeline import Place, TaskFactsKnown, TimelineStep, tell

@@ -9,6 +9,7 @@ from typing import Any
 from support import NOW, make_event
 
 from billing.core.errors import DenialReason
+from billing.core.usage_event import FIELDS
 from billing.usage_log.receipts import ReceiptLine
 from lab.demo.books import Books, CustomerBooks
 from lab.demo.checks import Evidence
@@ -57,7 +58,7 @@ def ticket(task_id: str, deliveries: int = 1) -> Ticket:
 
 def receipt_line(**overrides: Any) -> ReceiptLine:
     event = make_event(**overrides)
-    fields = {name: getattr(event, name) for name in event.__dataclass_fields__}
+    fields = {name: getattr(event, name) for name in FIELDS}
     return ReceiptLine(**fields, logged_at=NOW)
 
 

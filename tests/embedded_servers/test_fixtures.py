@@ -20,7 +20,7 @@ from redis.retry import Retry
 from support import NOW, TcpProxy, add_customer, add_sku, eventually, make_event
 
 from billing.core.clock import Clock
-from billing.core.usage_event import from_wire
+from billing.core.usage_event_json import from_wire
 from billing.postgres import schema as tables
 from billing.settings import Settings
 

@@ -19,7 +19,8 @@ from hypothesis.stateful import invariant, precondition, rule, run_state_machine
 from test_meter_machine import BilledTasks
 
 from billing.core.reservation import HoldState, Settlement
-from billing.core.usage_event import UsageEvent, from_wire
+from billing.core.usage_event import UsageEvent
+from billing.core.usage_event_json import from_wire
 from billing.quota.memory_store import MemoryQuotaStore
 
 STEPS_AT_ONCE = 50

@@ -14,7 +14,8 @@ from support import NOW
 from billing.core.credits import MAX_MICROCREDITS
 from billing.core.errors import DenialReason, InvalidValue, NotFound
 from billing.core.sku import Price, Sku
-from billing.core.usage_event import MAX_BODY_BYTES, Outcome, UsageEvent, from_wire
+from billing.core.usage_event import MAX_BODY_BYTES, Outcome, UsageEvent
+from billing.core.usage_event_json import from_wire
 from billing.metering.usage_recorder import Admission, UsageRecorder
 
 FIXED = make_sku()

@@ -24,7 +24,8 @@ from billing.core.reservation import (
     Reservation,
     Settlement,
 )
-from billing.core.usage_event import Outcome, UsageEvent, denied_line, failed_line, from_wire
+from billing.core.usage_event import Outcome, UsageEvent, denied_line, failed_line
+from billing.core.usage_event_json import from_wire
 from billing.quota.memory_store import MemoryQuotaStore
 from billing.quota.redis_store import RedisQuotaStore
 from billing.redis.keys import SHARDS, RedisKeys, shard_of

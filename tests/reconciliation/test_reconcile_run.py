@@ -18,7 +18,7 @@ from billing.core.event_ids import event_id
 from billing.core.periods import hour_floor
 from billing.core.reservation import ReleaseCause
 from billing.core.sku import Pricing
-from billing.core.usage_event import Outcome, denied_line
+from billing.core.usage_event import FIELDS, Outcome, denied_line
 from billing.postgres.schema import grants, quota_fences, usage_events, usage_hourly
 from billing.quota.redis_store import RedisQuotaStore
 from billing.reconciliation.checks import SWEEP_GRACE, InvariantChecks
@@ -76,11 +76,7 @@ def plant_line(engine: sa.Engine, **fields: object) -> None:
     """Write a line into the log as no writer would: without its rollup."""
     event = make_event(**fields)
     names = {"customer": "customer_id", "sku": "sku_id"}
-    row = {
-        names.get(name, name): getattr(event, name)
-        for name in event.__dataclass_fields__
-        if name != "outcome"
-    }
+    row = {names.get(name, name): getattr(event, name) for name in FIELDS if name != "outcome"}
     with engine.begin() as connection:
         connection.execute(
             usage_events.insert().values(

@@ -15,7 +15,8 @@ from support import TcpProxy, eventually, make_event
 from usage_support import Broker, body_of
 
 from billing.core.errors import ConfigurationError, PublishFailed
-from billing.core.usage_event import UsageEvent, from_wire
+from billing.core.usage_event import UsageEvent
+from billing.core.usage_event_json import from_wire
 from billing.transport import topology
 from billing.transport.amqp_publisher import AmqpPublisher, _connection_arguments
 from billing.transport.message_batch import unpacked

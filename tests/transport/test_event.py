@@ -24,9 +24,9 @@ from billing.core.usage_event import (
     check_dimensions,
     denied_line,
     failed_line,
-    from_wire,
     usage_line,
 )
+from billing.core.usage_event_json import from_wire
 
 AMOUNTS = (
     "quantity",

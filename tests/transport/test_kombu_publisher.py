@@ -14,7 +14,8 @@ from kombu.utils.url import parse_url
 from support import TcpProxy, make_event
 
 from billing.core.errors import ConfigurationError, PublishFailed
-from billing.core.usage_event import UsageEvent, from_wire
+from billing.core.usage_event import UsageEvent
+from billing.core.usage_event_json import from_wire
 from billing.devtools.embedded_servers import LocalServers
 from billing.transport.amqp_publisher import AmqpPublisher
 from billing.transport.kombu_publisher import KombuPublisher

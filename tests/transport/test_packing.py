@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import make_event
 
-from billing.core.usage_event import MAX_BODY_BYTES, UsageEvent, from_wire
+from billing.core.usage_event import MAX_BODY_BYTES, UsageEvent
+from billing.core.usage_event_json import from_wire
 from billing.transport.message_batch import MAX_PACK_BYTES, packed, unpacked
 
 CUSTOMERS = st.sampled_from(["acme", "globex", "initech"])

@@ -9,7 +9,8 @@ from typing import Any
 import redis
 
 from billing.core.errors import PublishFailed
-from billing.core.usage_event import UsageEvent, from_wire
+from billing.core.usage_event import UsageEvent
+from billing.core.usage_event_json import from_wire
 from billing.redis.keys import RedisKeys, shard_of
 from billing.transport import topology
 from billing.transport.amqp_publisher import AmqpPublisher

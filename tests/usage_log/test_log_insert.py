@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ordinary import ordinary_events
 from support import make_event
 
-from billing.core.usage_event import UsageEvent
+from billing.core.usage_event import FIELDS, UsageEvent
 from billing.usage_log.log_writer import BatchResult, LogWriter
 
 MakeWriter = Callable[[], LogWriter]
@@ -32,7 +32,7 @@ def row_of(engine: sa.Engine, event: UsageEvent) -> dict[str, Any]:
 
 
 def is_the_row_of(row: dict[str, Any], event: UsageEvent) -> None:
-    for name in event.__dataclass_fields__:
+    for name in FIELDS:
         assert row.pop(RENAMED.get(name, name)) == getattr(event, name), name
     assert bytes(row.pop("fingerprint")) == event.fingerprint()
     assert set(row) == {"logged_at"}
@@ -84,9 +84,7 @@ def logged_by_another(engine: sa.Engine) -> Iterator[Callable[[UsageEvent], sa.T
 
         def log(event: UsageEvent) -> sa.Transaction:
             transaction = connection.begin()
-            values = {
-                RENAMED.get(name, name): getattr(event, name) for name in event.__dataclass_fields__
-            }
+            values = {RENAMED.get(name, name): getattr(event, name) for name in FIELDS}
             table = sa.Table("usage_events", sa.MetaData(), autoload_with=engine)
             values |= {"outcome": event.outcome.value, "fingerprint": event.fingerprint()}
             connection.execute(table.insert().values(values))

@@ -16,7 +16,7 @@ from support import NOW, add_customer, make_event
 from billing.core.errors import NotFound
 from billing.core.event_ids import lowest_id
 from billing.core.periods import Period, month_of, zone
-from billing.core.usage_event import Outcome, UsageEvent, denied_line
+from billing.core.usage_event import FIELDS, Outcome, UsageEvent, denied_line
 from billing.postgres.partitions import partition_name
 from billing.usage_log.log_writer import LogWriter
 from billing.usage_log.receipts import Receipts, page_query
@@ -227,7 +227,7 @@ def test_a_receipt_line_says_all_that_the_event_said(writer: LogWriter, engine: 
     event = make_event(subject="s", dimensions={"a": "b"}, group_id="g", cost_micros=5)
     log(writer, event)
     (line,) = Receipts(engine).lines("acme", MONTH)
-    for name in UsageEvent.__dataclass_fields__:
+    for name in FIELDS:
         assert getattr(line, name) == getattr(event, name), name
     assert line.metered_at == event.metered_at
 
