@@ -8,7 +8,7 @@ from celery import Celery
 
 from billing.container import endpoints_of
 from billing.settings import Settings
-from workers.beat_jobs import BEAT_SCHEDULE
+from workers.beat_schedule import BEAT_SCHEDULE
 from workers.metering import Metering
 
 _COMMON_QUEUE: Final = str(Settings.model_fields["task_queue"].default)

@@ -1,4 +1,4 @@
-"""Who is billed, from submission to run, and what a body records while it runs."""
+"""Who is billed, from submission to run."""
 
 from __future__ import annotations
 
@@ -7,34 +7,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from celery import current_app, current_task
+from celery import current_task
 
 from billing.core.clock import format_instant, parse_instant
-from billing.core.errors import InvalidValue, WeighbridgeError
-
-if TYPE_CHECKING:
-    from billing.metering.usage_recorder import UsageRecorder
-    from billing.settings import Settings
+from billing.core.errors import InvalidValue
 
 HEADER: Final = "billing"
 """Name of the message header."""
 
 _customer: ContextVar[str | None] = ContextVar("weighbridge_customer", default=None)
-_recorder: ContextVar[UsageRecorder | None] = ContextVar("weighbridge_recorder", default=None)
-
-
-class CustomerRequired(WeighbridgeError):  # noqa: N818 - reads as what is wrong
-    """A metered task was submitted without a customer."""
-
-    def __init__(self, task: str) -> None:
-        super().__init__(
-            f"{task} is metered and nobody would pay for it. Say who: "
-            f'{task.rpartition(".")[2]}.bill_to("acme").delay(…), '
-            'apply_async(…, customer="acme"), or submit inside: with bill_to("acme"):'
-        )
-        self.args = (task,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,56 +104,3 @@ def bill_to(customer: str) -> Iterator[None]:
         yield
     finally:
         _customer.reset(token)
-
-
-class CurrentUsage:
-    """What the running task used. ``from workers.billing_header import usage``."""
-
-    def record(
-        self,
-        *,
-        quantity: int | None = None,
-        cost_micros: int | None = None,
-        subject: str | None = None,
-        dimensions: Mapping[str, str] | None = None,
-        sku: str | None = None,
-    ) -> None:
-        """Add to what the running task used; see ``UsageRecorder.record``.
-
-        Outside a metered run (a plain call, a test) there is nothing to add to; nothing happens.
-
-        Raises:
-            InvalidValue: A figure or text cannot be; nothing was added.
-            NotFound: There is no such SKU; nothing was added.
-        """
-        recorder = _recorder.get()
-        if recorder is not None:
-            recorder.record(
-                quantity=quantity,
-                cost_micros=cost_micros,
-                subject=subject,
-                dimensions=dimensions,
-                sku=sku,
-            )
-
-
-usage: Final = CurrentUsage()
-
-
-@contextmanager
-def recording(recorder: UsageRecorder | None) -> Iterator[None]:
-    """``usage.record`` speaks to ``recorder`` inside; to nobody if it is None."""
-    token = _recorder.set(recorder)
-    try:
-        yield
-    finally:
-        _recorder.reset(token)
-
-
-def current_settings() -> Settings:
-    """The settings of the app that the running task belongs to."""
-    # The task's own app: an eager one need not be the current one. Its ``metering`` is ours.
-    task: Any = current_task  # a proxy: false where no task runs
-    app: Any = task.app if task else current_app
-    settings: Settings = app.metering.settings
-    return settings

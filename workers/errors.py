@@ -53,3 +53,15 @@ class NotMetered(WeighbridgeError):  # noqa: N818 - as above
             "function, send a group"
         )
         self.args = (task,)
+
+
+class CustomerRequired(WeighbridgeError):  # noqa: N818 - as above
+    """A metered task was submitted without a customer."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(
+            f"{task} is metered and nobody would pay for it. Say who: "
+            f'{task.rpartition(".")[2]}.bill_to("acme").delay(…), '
+            'apply_async(…, customer="acme"), or submit inside: with bill_to("acme"):'
+        )
+        self.args = (task,)

@@ -33,16 +33,15 @@ from billing.metering.usage_recorder import Admission, TaskFacts, UsageRecorder
 from workers.billing_header import (
     HEADER,
     BillingHeader,
-    CustomerRequired,
     bill_to,
     current_customer,
     header_of,
-    recording,
     running_header,
 )
 from workers.bound_task import BilledTask
 from workers.canvas import hand_over, is_mapped
-from workers.errors import NotMetered, QuotaExceeded
+from workers.current_usage import recording
+from workers.errors import CustomerRequired, NotMetered, QuotaExceeded
 
 log = structlog.get_logger(__name__)
 

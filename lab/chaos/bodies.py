@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from lab.chaos import truth
 from lab.chaos.catalogue import FIXED, LEASED_PREFIX
 from lab.chaos.truth import NONE, Note, Word
-from workers.billing_header import usage
+from workers.current_usage import usage
 from workers.task import MeteredTask
 
 TIME_LIMIT_SECONDS: Final = 5

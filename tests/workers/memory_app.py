@@ -20,7 +20,7 @@ from billing.core.sku import (
 )
 from billing.settings import Settings
 from billing.testing import MemorySystem
-from workers.billing_header import usage
+from workers.current_usage import usage
 from workers.metering import Metering
 from workers.task import MeteredTask
 
