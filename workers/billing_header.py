@@ -1,4 +1,4 @@
-"""Who is billed, from submission to run."""
+"""The ``billing`` message header: the customer who pays, from submission to run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class BillingHeader:
 
     ``metered_at`` is the ETA if the message has one, else the time of submission; it decides the
     period the usage belongs to, and with the task id it makes the event id. ``deferrals`` counts
-    how often the task was told to come back.
+    how often the task was sent back to its queue.
     """
 
     customer: str
@@ -34,7 +34,7 @@ class BillingHeader:
     deferrals: int = 0
 
     def to_message(self) -> dict[str, object]:
-        """The header as JSON-friendly dict."""
+        """The header as a JSON-friendly dict."""
         header: dict[str, object] = {
             "customer": self.customer,
             "metered_at": format_instant(self.metered_at),
@@ -45,7 +45,7 @@ class BillingHeader:
 
     @classmethod
     def from_message(cls, header: object) -> BillingHeader:
-        """The header of a message.
+        """Read the header of a message.
 
         Raises:
             InvalidValue: It is not one; names the field.
@@ -82,7 +82,7 @@ def running_header() -> BillingHeader | None:
 
 
 def current_customer() -> str | None:
-    """Who pays for what is submitted here: the innermost ``bill_to``, else the running task's."""
+    """The customer billed here: of the innermost ``bill_to``, else of the running task."""
     named = _customer.get()
     if named is not None:
         return named
@@ -92,7 +92,7 @@ def current_customer() -> str | None:
 
 @contextmanager
 def bill_to(customer: str) -> Iterator[None]:
-    """Everything submitted inside is billed to ``customer``: tasks, chains, groups, chords.
+    """Bill everything submitted inside to ``customer``: tasks, chains, groups, chords.
 
     Example::
 

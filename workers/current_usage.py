@@ -14,7 +14,7 @@ _recorder: ContextVar[UsageRecorder | None] = ContextVar("weighbridge_recorder",
 
 
 class CurrentUsage:
-    """What the running task used. ``from workers.current_usage import usage``."""
+    """The usage of the running task: ``from workers.current_usage import usage``."""
 
     def record(
         self,
@@ -49,7 +49,7 @@ usage: Final = CurrentUsage()
 
 @contextmanager
 def recording(recorder: UsageRecorder | None) -> Iterator[None]:
-    """``usage.record`` speaks to ``recorder`` inside; to nobody if it is None."""
+    """Let ``usage.record`` add to ``recorder`` inside; to nothing if it is None."""
     token = _recorder.set(recorder)
     try:
         yield

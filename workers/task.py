@@ -70,7 +70,7 @@ class MeteredTask(Task[Any, Any]):
     # -- submission ----------------------------------------------------------------------------
 
     def bill_to(self, customer: str) -> BilledTask:
-        """This task, submitted at the expense of ``customer``."""
+        """Bind the customer who pays for what is submitted through the returned task."""
         return BilledTask(self, customer)
 
     def apply_async(
@@ -81,7 +81,7 @@ class MeteredTask(Task[Any, Any]):
         customer: str | None = None,
         **options: Any,
     ) -> Any:
-        """Submit; ``customer`` says who pays, else ``bill_to`` or the running task does.
+        """Submit; ``customer`` pays, else that of ``bill_to`` or of the running task.
 
         Raises:
             CustomerRequired: Nobody was named.
@@ -216,7 +216,7 @@ class MeteredTask(Task[Any, Any]):
 
 
 def facts_of(task: Task[Any, Any], request: Any) -> TaskFacts:
-    """What the events of a task have in common, from its request.
+    """The fields that all events of a task share, from its request.
 
     Raises:
         CustomerRequired: The message has no billing header.
@@ -239,7 +239,7 @@ def facts_of(task: Task[Any, Any], request: Any) -> TaskFacts:
 
 
 def _may_repeat(request: Any) -> bool:
-    """Whether this message, or one before it, may have run before."""
+    """True if this message, or one before it, may have run before."""
     return bool(request.retries or (request.delivery_info or {}).get("redelivered"))
 
 
