@@ -1,32 +1,96 @@
-"""A whole system in memory: for eager tasks and unit tests, where no server runs.
+"""A system in memory, for eager tasks and unit tests: no server runs.
 
-::
+Example::
 
-    app.conf.task_always_eager = True
-    system = MemorySystem(skus=[page_capture], credits={"acme": "100"})
-    Metering(app, build=lambda settings: system)
-    ...
-    assert [event.line for event in system.events] == ["page-capture"]
+    >>> clock = ManualClock(datetime(2026, 3, 1, 9, 30, tzinfo=UTC))
+    >>> system = MemorySystem(
+    ...     skus=[sku("page-render", price="2.5", unit="page")],
+    ...     credits={"acme": "100"},
+    ...     clock=clock,
+    ... )
+    >>> app = Celery("shop", set_as_current=False)
+    >>> app.conf.task_always_eager = True
+    >>> metering = Metering(app, build=lambda settings: system)
+    >>> @app.task(base=MeteredTask, sku="page-render")
+    ... def render(url):
+    ...     usage.record(subject=url)
+    ...     return "rendered"
+    >>> render.bill_to("acme").delay("https://example.com/").get()
+    'rendered'
+    >>> [(event.customer, event.line, event.amount_microcredits) for event in system.events]
+    [('acme', 'page-render', 2500000)]
+
+``Celery`` is Celery's; ``Metering``, ``MeteredTask`` and ``usage`` are where an app has them from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from billing.core.clock import Clock, SystemClock, to_ms
+from billing.core.clock import EPOCH, Clock, ManualClock, SystemClock, to_ms
 from billing.core.credits import parse_credits
 from billing.core.errors import NotFound
 from billing.core.periods import month_of
 from billing.core.reservation import AccountState, LoadOutcome
-from billing.core.sku import Sku
+from billing.core.sku import (
+    DenialPolicy,
+    FailurePolicy,
+    Price,
+    Pricing,
+    Sku,
+    UnavailablePolicy,
+    check_sku_id,
+)
 from billing.core.usage_event import UsageEvent
 from billing.metering.meter import Meter
 from billing.quota.memory_store import MemoryQuotaStore
 from billing.settings import Settings
 
 
+def sku(
+    sku_id: str,
+    *,
+    price: str,
+    unit: str = "unit",
+    pricing: str = Pricing.FIXED,
+    hold_quantity: int = 1,
+    failure_policy: str = FailurePolicy.RELEASE,
+    denial_policy: str = DenialPolicy.FAIL,
+    unavailable_policy: str = UnavailablePolicy.RETRY,
+    allow_limit: int = 0,
+) -> Sku:
+    """Make a SKU for a test: fixed, released on failure and denied at once, unless overridden.
+
+    Args:
+        sku_id: The name that tasks give.
+        price: Credits for one unit, as a decimal string; in force since ever.
+        unit: The word for one of it.
+        pricing: ``fixed`` or ``measured``.
+        hold_quantity: Units held where the task does not say.
+        failure_policy: ``release`` or ``charge``.
+        denial_policy: ``fail`` or ``defer``.
+        unavailable_policy: ``retry``, ``deny`` or ``allow``.
+        allow_limit: Runs admitted without a hold, if ``allow``.
+
+    Raises:
+        InvalidValue: The id or the price cannot be one.
+        ValueError: There is no such policy.
+    """
+    return Sku(
+        id=check_sku_id(sku_id),
+        unit=unit,
+        pricing=Pricing(pricing),
+        hold_quantity=hold_quantity,
+        failure_policy=FailurePolicy(failure_policy),
+        denial_policy=DenialPolicy(denial_policy),
+        unavailable_policy=UnavailablePolicy(unavailable_policy),
+        allow_limit=allow_limit,
+        prices=(Price(parse_credits(price), EPOCH),),
+    )
+
+
 class Collected:
-    """Keeps events in a list: publisher, journal and spool of a system without servers."""
+    """A list of events: publisher, journal and spool of a system without servers."""
 
     def __init__(self) -> None:
         self.events: list[UsageEvent] = []
@@ -41,13 +105,13 @@ class Collected:
 
 
 class MemorySystem:
-    """What ``bootstrap.Container`` is to a process, without any server.
+    """The ``Container`` of a process without servers.
 
     Args:
-        skus: What is sold.
-        credits: Granted to each customer, as decimal strings.
+        skus: The SKUs sold; see ``sku``.
+        credits: The credits of each customer, as decimal strings.
         settings: Limits; the defaults if not given.
-        clock: The time.
+        clock: The time; a ``ManualClock`` where a test moves it.
     """
 
     def __init__(
@@ -84,7 +148,7 @@ class MemorySystem:
 
     @property
     def events(self) -> list[UsageEvent]:
-        """Every event so far, with the figures that were decided."""
+        """Every event so far, with its settled figures."""
         return [*self.quota.outbox, *self.published.events]
 
     def sku(self, sku_id: str) -> Sku:
@@ -121,3 +185,6 @@ class MemorySystem:
                 period_end_ms=to_ms(month.end),
             )
         )
+
+
+__all__ = ["ManualClock", "MemorySystem", "sku"]

@@ -8,14 +8,14 @@ from celery import Celery
 
 from billing.container import endpoints_of
 from billing.settings import Settings
-from workers.beat_jobs import BEAT_SCHEDULE
+from workers.beat_schedule import BEAT_SCHEDULE
 from workers.metering import Metering
 
 _COMMON_QUEUE: Final = str(Settings.model_fields["task_queue"].default)
 
 
 def make_app(settings: Settings) -> Celery:
-    """An app on the servers that ``settings`` name. Connects to nothing yet.
+    """Make an app on the servers that ``settings`` name. Connects to nothing yet.
 
     Raises:
         ConfigurationError: A server is neither named nor running locally.
@@ -29,7 +29,7 @@ def make_app(settings: Settings) -> Celery:
 
 
 def exchanges_of(settings: Settings) -> tuple[str, ...]:
-    """Celery's own exchanges of an app with these settings: tasks, events, control, its replies."""
+    """The names of Celery's own exchanges: tasks, events, control and its replies."""
     queue = settings.task_queue
     if queue == _COMMON_QUEUE:
         return (queue, "celeryev", "celery.pidbox", "reply.celery.pidbox")
@@ -37,7 +37,7 @@ def exchanges_of(settings: Settings) -> tuple[str, ...]:
 
 
 def configuration(settings: Settings, broker_url: str) -> dict[str, Any]:
-    """Celery's settings as billing wants them; a good start for an app of one's own.
+    """Celery's settings for the shipped app; a good start for one of your own.
 
     Args:
         settings: Ours.

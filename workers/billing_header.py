@@ -1,4 +1,4 @@
-"""Who is billed, from submission to run, and what a body records while it runs."""
+"""The ``billing`` message header: the customer who pays, from submission to run."""
 
 from __future__ import annotations
 
@@ -7,34 +7,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from celery import current_app, current_task
+from celery import current_task
 
 from billing.core.clock import format_instant, parse_instant
-from billing.core.errors import InvalidValue, WeighbridgeError
-
-if TYPE_CHECKING:
-    from billing.metering.usage_recorder import UsageRecorder
-    from billing.settings import Settings
+from billing.core.errors import InvalidValue
 
 HEADER: Final = "billing"
 """Name of the message header."""
 
 _customer: ContextVar[str | None] = ContextVar("weighbridge_customer", default=None)
-_recorder: ContextVar[UsageRecorder | None] = ContextVar("weighbridge_recorder", default=None)
-
-
-class CustomerRequired(WeighbridgeError):  # noqa: N818 - reads as what is wrong
-    """A metered task was submitted without a customer."""
-
-    def __init__(self, task: str) -> None:
-        super().__init__(
-            f"{task} is metered and nobody would pay for it. Say who: "
-            f'{task.rpartition(".")[2]}.bill_to("acme").delay(…), '
-            'apply_async(…, customer="acme"), or submit inside: with bill_to("acme"):'
-        )
-        self.args = (task,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +26,7 @@ class BillingHeader:
 
     ``metered_at`` is the ETA if the message has one, else the time of submission; it decides the
     period the usage belongs to, and with the task id it makes the event id. ``deferrals`` counts
-    how often the task was told to come back.
+    how often the task was sent back to its queue.
     """
 
     customer: str
@@ -51,7 +34,7 @@ class BillingHeader:
     deferrals: int = 0
 
     def to_message(self) -> dict[str, object]:
-        """The header as JSON-friendly dict."""
+        """The header as a JSON-friendly dict."""
         header: dict[str, object] = {
             "customer": self.customer,
             "metered_at": format_instant(self.metered_at),
@@ -62,7 +45,7 @@ class BillingHeader:
 
     @classmethod
     def from_message(cls, header: object) -> BillingHeader:
-        """The header of a message.
+        """Read the header of a message.
 
         Raises:
             InvalidValue: It is not one; names the field.
@@ -99,7 +82,7 @@ def running_header() -> BillingHeader | None:
 
 
 def current_customer() -> str | None:
-    """Who pays for what is submitted here: the innermost ``bill_to``, else the running task's."""
+    """The customer billed here: of the innermost ``bill_to``, else of the running task."""
     named = _customer.get()
     if named is not None:
         return named
@@ -109,7 +92,7 @@ def current_customer() -> str | None:
 
 @contextmanager
 def bill_to(customer: str) -> Iterator[None]:
-    """Everything submitted inside is billed to ``customer``: tasks, chains, groups, chords.
+    """Bill everything submitted inside to ``customer``: tasks, chains, groups, chords.
 
     Example::
 
@@ -121,56 +104,3 @@ def bill_to(customer: str) -> Iterator[None]:
         yield
     finally:
         _customer.reset(token)
-
-
-class CurrentUsage:
-    """What the running task used. ``from workers.billing_header import usage``."""
-
-    def record(
-        self,
-        *,
-        quantity: int | None = None,
-        cost_micros: int | None = None,
-        subject: str | None = None,
-        dimensions: Mapping[str, str] | None = None,
-        sku: str | None = None,
-    ) -> None:
-        """Add to what the running task used; see ``UsageRecorder.record``.
-
-        Outside a metered run (a plain call, a test) there is nothing to add to; nothing happens.
-
-        Raises:
-            InvalidValue: A figure or text cannot be; nothing was added.
-            NotFound: There is no such SKU; nothing was added.
-        """
-        recorder = _recorder.get()
-        if recorder is not None:
-            recorder.record(
-                quantity=quantity,
-                cost_micros=cost_micros,
-                subject=subject,
-                dimensions=dimensions,
-                sku=sku,
-            )
-
-
-usage: Final = CurrentUsage()
-
-
-@contextmanager
-def recording(recorder: UsageRecorder | None) -> Iterator[None]:
-    """``usage.record`` speaks to ``recorder`` inside; to nobody if it is None."""
-    token = _recorder.set(recorder)
-    try:
-        yield
-    finally:
-        _recorder.reset(token)
-
-
-def current_settings() -> Settings:
-    """The settings of the app that the running task belongs to."""
-    # The task's own app: an eager one need not be the current one. Its ``metering`` is ours.
-    task: Any = current_task  # a proxy: false where no task runs
-    app: Any = task.app if task else current_app
-    settings: Settings = app.metering.settings
-    return settings

@@ -1,4 +1,4 @@
-"""A metered task with its customer: what ``task.bill_to(customer)`` gives."""
+"""``BilledTask``: a metered task with its customer, made by ``task.bill_to(customer)``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 class Billable(Protocol):
-    """What a metered task is to its caller (``workers.task.MeteredTask``)."""
+    """The methods of ``workers.task.MeteredTask`` that take a customer."""
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Submit; takes ``customer``."""

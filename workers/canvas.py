@@ -1,4 +1,4 @@
-"""What Celery's canvas does with metered tasks: who gets a replaced task's id, what a map calls."""
+"""Metered tasks in Celery's canvas: replacements that take over a hold, and maps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def hand_over(sig: Any, header: BillingHeader | None, metered: type) -> bool:
         metered: The base of metered tasks.
 
     Returns:
-        Whether the replacement will find the running task's hold: it has its id and its customer.
+        True if the replacement will find the running task's hold: it has its id and its customer.
     """
     heir = _heir_of(sig)
     if header is None or heir is None or not isinstance(heir.type, metered):
@@ -37,7 +37,7 @@ def hand_over(sig: Any, header: BillingHeader | None, metered: type) -> bool:
 
 
 def is_mapped(task: Any) -> bool:
-    """Whether ``map``, ``starmap`` or ``chunks`` calls this task here, as a function."""
+    """True if ``map``, ``starmap`` or ``chunks`` calls this task here, as a function."""
     outer = task.app.current_worker_task
     if not outer or outer.name not in _MAPPING_TASKS:
         return False

@@ -48,7 +48,7 @@ class Metering:
         self._build = build
         self._lock = threading.Lock()
         self._pid = 0
-        self._system: Container | None = None
+        self._container: Container | None = None
         app.metering = self  # type: ignore[attr-defined]  # where a task finds it
         if app.events_cls == Celery.events_cls:
             app.events_cls = "workers.monitoring_events:UnconfirmedEvents"
@@ -66,12 +66,12 @@ class Metering:
     @property
     def container(self) -> Container:
         """This process's servers and stores."""
-        if self._system is None or self._pid != os.getpid():
+        if self._container is None or self._pid != os.getpid():
             with self._lock:
-                if self._system is None or self._pid != os.getpid():
-                    self._system = self._build(self.settings)
+                if self._container is None or self._pid != os.getpid():
+                    self._container = self._build(self.settings)
                     self._pid = os.getpid()
-        return self._system
+        return self._container
 
     @property
     def clock(self) -> Clock:
@@ -80,26 +80,26 @@ class Metering:
 
     @property
     def meter(self) -> Meter:
-        """Admits and settles, in a task."""
+        """The meter that a task's process admits and settles with."""
         return self.container.meter
 
     @property
     def parent_meter(self) -> Meter:
-        """The same with the short time-outs of the worker's main process."""
+        """The meter of the worker's main process, with short time-outs."""
         return self.container.parent_meter
 
     def _on_fork(self, **_: Any) -> None:
         # A lock that another thread of the parent held at the fork would stay held for ever here.
         self._lock = threading.Lock()
-        self._system = None
+        self._container = None
 
     def _on_end(self, **_: Any) -> None:
-        container = self._system
+        container = self._container
         if container is not None and self._pid == os.getpid():
             container.end_leases()
 
     def _inherit(self, headers: dict[str, Any] | None = None, **_: Any) -> None:
-        """A plain task between metered ones, or before them, passes the customer on."""
+        """Pass the customer on through a plain task before or between metered ones."""
         if headers is None or HEADER in headers:
             return
         try:

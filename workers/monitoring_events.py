@@ -27,7 +27,7 @@ _GLANCE_SECONDS: Final = 0.001
 class UnconfirmedDispatcher(EventDispatcher):
     """Celery's dispatcher, on a connection of its own without confirms."""
 
-    # Celery's, untold by its stubs.
+    # Celery's; its stubs do not have them.
     _group_buffer: dict[str, list[Any]]
     on_send_buffered: Any
 
@@ -54,7 +54,7 @@ class UnconfirmedDispatcher(EventDispatcher):
             self.buffer_limit = GATHER_EVENTS
 
     def extend_buffer(self, other: Any) -> None:
-        """Take over what the dispatcher of a lost connection has not sent."""
+        """Take over the events that the dispatcher of a lost connection has not sent."""
         super().extend_buffer(other)
         for group, events in other._group_buffer.items():  # noqa: SLF001 - one more of our kind
             self._group_buffer[group] += events
@@ -78,7 +78,7 @@ class UnconfirmedEvents(Events):
 
 
 class FlushEventsStep(bootsteps.StartStopStep):
-    """Sends what has gathered before the events' connection is closed.
+    """Sends gathered events before their connection is closed.
 
     When the worker stops, and once more when the pool has ended: the tasks it was still at have
     told of their ends by then.
@@ -95,7 +95,7 @@ class FlushEventsStep(bootsteps.StartStopStep):
 
 
 def _without_waiting(connection: Any) -> None:
-    """Read what has come to the events' connection, and do not wait for more.
+    """Make reads of the events' connection return at once where nothing has come.
 
     With gevent, Celery's loop reads it after each message of a task, so as not to miss heartbeats,
     and waits 0.1 s there (celery/worker/loops.py, ``synloop``): ten tasks a second and no more.
@@ -109,7 +109,7 @@ def _without_waiting(connection: Any) -> None:
 
 
 def _without_confirms(connection: Any) -> None:
-    """Of connections that are still to be made, and of the one that is there.
+    """Turn confirms off, for connections still to be made and for the open one.
 
     A channel of py-amqp asks its connection when it is opened.
     """

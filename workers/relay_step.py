@@ -24,7 +24,7 @@ class RelayStep(bootsteps.StartStopStep):
         self._thread: threading.Thread | None = None
 
     def include_if(self, parent: Any) -> bool:
-        """Whether this worker relays."""
+        """True if this worker is to relay (``relay_in_worker``)."""
         return bool(parent.app.metering.settings.relay_in_worker)
 
     def start(self, parent: Any) -> None:

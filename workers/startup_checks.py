@@ -1,4 +1,4 @@
-"""A worker that cannot be right does not start: the checks, pure, and the bootstep that asks."""
+"""Refuse to start a worker that cannot be right: the checks, pure, and their bootstep."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Final
 import structlog
 from celery import bootsteps
 
+from billing.container import ServerFacts
 from billing.core.errors import ConfigurationError, WeighbridgeError
 from billing.core.reservation import TIME_LIMIT_MARGIN_SECONDS
 from billing.settings import Settings
@@ -24,7 +25,7 @@ _POOLS_WITH_TIME_LIMITS: Final = frozenset({"prefork", "gevent", "eventlet"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSetup:
-    """What a start-up check needs to know of a metered task."""
+    """The settings of one metered task that the checks look at."""
 
     name: str
     sku: str
@@ -33,18 +34,8 @@ class TaskSetup:
     soft_time_limit: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSetup:
-    """What the servers say of themselves; None where one did not answer."""
-
-    maxmemory_policy: str | None
-    schema_revision: str | None
-    schema_head: str
-    database_answers: bool
-
-
 def check_tasks(settings: Settings, tasks: Iterable[TaskSetup]) -> list[ConfigurationError]:
-    """What is wrong between time limits, the hold's life and the broker's patience."""
+    """Check time limits against the hold's life and the broker's timeout; returns what is wrong."""
     found: list[ConfigurationError] = []
     for task in tasks:
         if not task.sku:
@@ -101,7 +92,7 @@ def check_tasks(settings: Settings, tasks: Iterable[TaskSetup]) -> list[Configur
 
 
 def check_serializers(accepted: Iterable[str]) -> list[ConfigurationError]:
-    """Whether only JSON is accepted: pickle would let a message run code."""
+    """Check that only JSON is accepted: pickle would let a message run code."""
     others = sorted(set(accepted) - {"json", "application/json"})
     if not others:
         return []
@@ -114,10 +105,10 @@ def check_serializers(accepted: Iterable[str]) -> list[ConfigurationError]:
     ]
 
 
-def check_servers(setup: ServerSetup) -> list[ConfigurationError]:
-    """Whether Redis keeps what it is told and PostgreSQL has this release's tables."""
+def check_servers(facts: ServerFacts) -> list[ConfigurationError]:
+    """Check that Redis evicts nothing and that PostgreSQL has this release's tables."""
     found: list[ConfigurationError] = []
-    policy = setup.maxmemory_policy
+    policy = facts["maxmemory_policy"]
     if policy is not None and policy != "noeviction":
         found.append(
             ConfigurationError(
@@ -127,12 +118,12 @@ def check_servers(setup: ServerSetup) -> list[ConfigurationError]:
                 "set maxmemory-policy noeviction on the Redis of WEIGHBRIDGE_REDIS_URL",
             )
         )
-    if setup.database_answers and setup.schema_revision != setup.schema_head:
+    revision, head = facts["schema_revision"], facts["schema_head"]
+    if facts["database_answers"] and revision != head:
         found.append(
             ConfigurationError(
                 "DATABASE_URL",
-                f"its schema is at {setup.schema_revision or 'nothing'}, this release needs "
-                f"{setup.schema_head}",
+                f"its schema is at {revision or 'nothing'}, this release needs {head}",
                 "run: billing migrate",
             )
         )
@@ -140,7 +131,7 @@ def check_servers(setup: ServerSetup) -> list[ConfigurationError]:
 
 
 def show_no_variables() -> None:
-    """Where nobody configured structlog, print tracebacks without the variables of their frames.
+    """Print tracebacks without the variables of their frames, unless structlog was configured.
 
     Those would be passwords in URLs, and the arguments of customers' tasks.
     """
@@ -160,7 +151,7 @@ class StartupCheckStep(bootsteps.StartStopStep):
         problems = list(_problems(parent.app))
         for problem in problems:
             log.critical(
-                "refusing to start",
+                "worker_refused_to_start",
                 setting=problem.setting,
                 problem=problem.problem,
                 remedy=problem.remedy,
@@ -170,7 +161,7 @@ class StartupCheckStep(bootsteps.StartStopStep):
         pool = getattr(parent.pool_cls, "__module__", "").rpartition(".")[2]
         if pool not in _POOLS_WITH_TIME_LIMITS:
             log.warning(
-                "this pool enforces no time limits",
+                "pool_without_time_limits",
                 pool=pool,
                 money="a run that takes longer than its hold is charged from what is left then",
                 remedy="use prefork, or raise WEIGHBRIDGE_HOLD_TTL_SECONDS above the longest run",
@@ -195,10 +186,10 @@ def _problems(app: Any) -> Iterable[ConfigurationError]:
     yield from check_tasks(settings, tasks)
     yield from check_serializers(app.conf.accept_content)
     try:
-        setup = metering.container.server_setup()
+        facts = metering.container.server_setup()
     except ConfigurationError as error:
         yield error
     except WeighbridgeError as error:
-        log.warning("the servers could not be checked", error=str(error))
+        log.warning("servers_not_checked", error=str(error))
     else:
-        yield from check_servers(ServerSetup(**setup))
+        yield from check_servers(facts)

@@ -1,7 +1,7 @@
-"""What only the worker's main process sees: a lost child, a hard time limit, a revoked task.
+"""Release the holds of runs whose end only the worker's main process sees: killed, revoked.
 
-Everything here is best effort and bounded (``parent_redis_timeout_ms``): this process is also the
-consumer of the task queue. What is missed, the expiry of holds makes good.
+Best effort and bounded (``parent_redis_timeout_ms``): this process also consumes the task queue.
+A release that is missed is made good by the expiry of holds.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ log = structlog.get_logger(__name__)
 class MeteredRequest(Request):
     """A request that gives its hold back when its child can no longer do so."""
 
-    # Celery's, untold by its stubs.
+    # Celery's; its stubs do not have them.
     task: Any
     _context: Any
     _errbacks_are_sent = False
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
-        """As Celery does; then release the hold of a run that ended out of its child's sight."""
+        """Do as Celery does, then release the hold of a run whose child could not."""
         header = self._billing_header()
         if header is None:
             return super().on_failure(exc_info, *args, **kwargs)
@@ -45,7 +45,7 @@ class MeteredRequest(Request):
         return result
 
     def on_timeout(self, soft: bool, timeout: float) -> Any:
-        """As Celery does; then release the hold of a run that hit its hard time limit."""
+        """Do as Celery does, then release the hold of a run that hit its hard time limit."""
         header = self._billing_header()
         if header is None:
             return super().on_timeout(soft, timeout)
@@ -60,7 +60,7 @@ class MeteredRequest(Request):
         return result
 
     def _comes_back(self) -> bool:
-        """Whether this message, or a retry of it, will run again and find its hold."""
+        """True if this message, or a retry of it, will run again and find its hold."""
         if self.task.reject_on_worker_lost and self.task.acks_late:
             return True
         if not self.task.retry_on_worker_lost:
@@ -79,7 +79,7 @@ class MeteredRequest(Request):
 
 
 def release(task: Any, context: Any, cause: ReleaseCause) -> None:
-    """Give back the hold of a task that ended out of its child's sight. Never raises.
+    """Release the hold of a task whose child could not. Never raises.
 
     Args:
         task: The task; nothing happens if it is not metered.
@@ -91,14 +91,14 @@ def release(task: Any, context: Any, cause: ReleaseCause) -> None:
         return
     try:
         outcome = task.metering.parent_meter.lost(facts_of(task, context), sku, cause)
-        log.info("hold ended by the main process", task_id=context.id, cause=cause, outcome=outcome)
+        log.info("hold_ended_by_main_process", task_id=context.id, cause=cause, outcome=outcome)
     except WeighbridgeError as error:
         log.warning(
-            "a hold could not be released",
+            "hold_not_released",
             task_id=context.id,
             cause=cause,
             money="its credits stay held until the hold expires; nothing is charged",
             error=str(error),
         )
     except Exception as error:  # the consumer of the task queue must go on
-        log.exception("a hold could not be released", task_id=context.id, error=str(error))
+        log.exception("hold_not_released", task_id=context.id, error=str(error))

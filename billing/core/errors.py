@@ -23,13 +23,14 @@ class WeighbridgeError(Exception):
 class InvalidValue(WeighbridgeError, ValueError):  # noqa: N818 - reads as what it is, beside ValueError
     """A value that cannot be right; names the field, the value and the remedy."""
 
-    def __init__(self, field: str, value: object, remedy: str) -> None:
+    def __init__(self, field: str, value: object, remedy: str, shown: str | None = None) -> None:
         self.field = field
         self.value = value
         self.remedy = remedy
-        shown = repr(value)[:200]
+        # Given where the error comes back as JSON: its value is a text by then.
+        shown = repr(value)[:200] if shown is None else shown
         super().__init__(f"{field}={shown}: {remedy}")
-        self.args = (field, shown, remedy)
+        self.args = (field, shown, remedy, shown)
 
 
 class ConfigurationError(WeighbridgeError):

@@ -24,7 +24,7 @@ from lab.chaos import truth
 from lab.chaos.bodies import RUN, Told, register
 from lab.chaos.truth import NONE, Note, Word
 from workers.app import configuration
-from workers.beat_jobs import BEAT_SCHEDULE
+from workers.beat_schedule import BEAT_SCHEDULE
 from workers.errors import QuotaExceeded
 from workers.metering import Metering
 

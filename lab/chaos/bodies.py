@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from lab.chaos import truth
 from lab.chaos.catalogue import FIXED, LEASED_PREFIX
 from lab.chaos.truth import NONE, Note, Word
-from workers.billing_header import usage
+from workers.current_usage import usage
 from workers.task import MeteredTask
 
 TIME_LIMIT_SECONDS: Final = 5
@@ -49,15 +49,15 @@ class Told(MeteredTask):
                 usage.record(quantity=quantity)
         self.note(word, truth.told(used))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As metered; a return means that the run is settled, and from then on is not lost."""
-        called = self.request.called_directly
-        if not called and self._is_leased():
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """Note a run that was admitted from a lease: its process alone knows of it."""
+        super().before_start(task_id, args, kwargs)
+        if self._is_leased():
             self.note(Word.LEASED)
-        result = super().__call__(*args, **kwargs)
-        if not called:
-            self.note(Word.SETTLED)
-        return result
+
+    def on_success(self, *_: Any) -> None:
+        """Note that the run is settled, which it is by then: it cannot be lost any more."""
+        self.note(Word.SETTLED)
 
     def _is_leased(self) -> bool:
         run = getattr(self.request, "_weighbridge_run", None)

@@ -14,7 +14,7 @@ from lab.chaos.catalogue import LEASED, LESSEES, PRICES
 from lab.chaos.faults.beats import KilledSending
 from lab.chaos.faults.registry import SPECS
 from lab.chaos.kinds import KINDS, choose_one
-from workers.beat_jobs import BEAT_SCHEDULE
+from workers.beat_schedule import BEAT_SCHEDULE
 
 ELSEWHERE = ("report.", "notice.", "seal.", "archive.", "restore.")
 """What is not on the way of a task: the tests of these kill them at their points."""

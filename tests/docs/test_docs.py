@@ -25,7 +25,7 @@ from docs_pages import (
 )
 
 from billing.core.usage_event import DeadReason
-from workers.beat_jobs import BEAT_SCHEDULE
+from workers.beat_schedule import BEAT_SCHEDULE
 
 PAGES = pages()
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

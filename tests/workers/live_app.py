@@ -18,7 +18,7 @@ from celery.exceptions import Ignore, Reject
 
 from billing.settings import Settings
 from workers.app import make_app
-from workers.billing_header import usage
+from workers.current_usage import usage
 from workers.task import MeteredTask
 
 

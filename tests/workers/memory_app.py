@@ -3,51 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from celery import Celery
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 from billing.core.clock import SystemClock
-from billing.core.sku import (
-    DenialPolicy,
-    FailurePolicy,
-    Price,
-    Pricing,
-    Sku,
-    UnavailablePolicy,
-)
+from billing.core.sku import DenialPolicy, FailurePolicy, Pricing
 from billing.settings import Settings
-from billing.testing import MemorySystem
-from workers.billing_header import usage
+from billing.testing import MemorySystem, sku
+from workers.current_usage import usage
 from workers.metering import Metering
 from workers.task import MeteredTask
 
 CREDIT = 1_000_000
 
 
-def make_sku(sku_id: str, price: int = CREDIT, **overrides: Any) -> Sku:
-    values: dict[str, Any] = {
-        "id": sku_id,
-        "unit": "unit",
-        "pricing": Pricing.FIXED,
-        "hold_quantity": 1,
-        "failure_policy": FailurePolicy.RELEASE,
-        "denial_policy": DenialPolicy.FAIL,
-        "unavailable_policy": UnavailablePolicy.RETRY,
-        "allow_limit": 0,
-        "prices": (Price(price, datetime(2020, 1, 1, tzinfo=UTC)),),
-    }
-    return Sku(**{**values, **overrides})
-
-
 SKUS = [
-    make_sku("fixed"),
-    make_sku("extra", price=CREDIT // 4, pricing=Pricing.MEASURED),
-    make_sku("charging", failure_policy=FailurePolicy.CHARGE),
-    make_sku("measured", pricing=Pricing.MEASURED, hold_quantity=10),
-    make_sku("deferring", denial_policy=DenialPolicy.DEFER),
+    sku("fixed", price="1"),
+    sku("extra", price="0.25", pricing=Pricing.MEASURED),
+    sku("charging", price="1", failure_policy=FailurePolicy.CHARGE),
+    sku("measured", price="1", pricing=Pricing.MEASURED, hold_quantity=10),
+    sku("deferring", price="1", denial_policy=DenialPolicy.DEFER),
 ]
 
 

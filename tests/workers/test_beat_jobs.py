@@ -26,7 +26,8 @@ from billing.reconciliation.invariants import Discrepancy
 from billing.redis.keys import SHARDS, shard_of
 from billing.settings import Settings
 from workers.app import make_app
-from workers.beat_jobs import BEAT_SCHEDULE, SWEEP_LIMIT
+from workers.beat_jobs import SWEEP_LIMIT
+from workers.beat_schedule import BEAT_SCHEDULE
 
 CREDIT = 1_000_000
 AT_ONCE = 4

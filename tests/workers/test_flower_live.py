@@ -21,6 +21,7 @@ from support import eventually
 
 import workers
 from workers.errors import QuotaExceeded
+from workers.startup_checks import EX_CONFIG
 
 pytestmark = [pytest.mark.worker, pytest.mark.rabbitmq]
 
@@ -115,18 +116,37 @@ def test_metrics_and_health_are_open_to_all_and_name_no_customer(live: Live, flo
     assert "acme" not in metrics.text
 
 
-def test_flower_does_not_start_without_a_password(live: Live):
-    environment = live.environment(WEIGHBRIDGE_FLOWER_PORT=str(free_port()))
-    environment.pop("WEIGHBRIDGE_FLOWER_BASIC_AUTH", None)
-    refused = subprocess.run(
-        [sys.executable, *COMMAND],
-        env=environment,
+def refused(live: Live, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Flower where it is to end by itself."""
+    known = live.environment(WEIGHBRIDGE_FLOWER_PORT=str(free_port()))
+    known.pop("WEIGHBRIDGE_FLOWER_BASIC_AUTH", None)
+    return subprocess.run(
+        [sys.executable, *command],
+        env={**known, **environment},
         cwd=live.folder,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert refused.returncode != 0
-    assert "WEIGHBRIDGE_FLOWER_BASIC_AUTH" in refused.stderr
-    assert "set it to user:password" in refused.stderr
+
+
+@pytest.mark.parametrize("password", [None, "", "watcher", "watcher:", ":open sesame"])
+def test_flower_does_not_start_without_a_password(live: Live, password: str | None):
+    given = {} if password is None else {"WEIGHBRIDGE_FLOWER_BASIC_AUTH": password}
+    ended = refused(live, *COMMAND, **given)
+    assert ended.returncode == EX_CONFIG, ended.stderr[-2000:]
+    assert "WEIGHBRIDGE_FLOWER_BASIC_AUTH" in ended.stderr
+    assert "set it to user:password" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_flower_does_not_start_where_its_configuration_was_not_found(live: Live):
+    ended = refused(live, *COMMAND[:-1], "--conf=")
+    assert ended.returncode != 0, ended.stderr[-2000:]
+    assert "Visit me at" not in ended.stderr
+
+
+def test_the_configuration_says_where_it_is_with_a_password_or_without(live: Live):
+    told = refused(live, "-m", "workers.flowerconfig")
+    assert (told.returncode, told.stdout) == (0, f"{CONFIGURATION.resolve()}\n")

@@ -123,7 +123,7 @@ def test_usage_of_closed_hours_in_no_report_is_told_with_its_amount(beat: Beat):
         (found,) = beat.fire("check_reports")
     assert (found["customer"], found["sku"]) == ("acme", SKU)
     assert (found["unclaimed_microcredits"], found["off_by_microcredits"]) == (1_500_000, 0)
-    assert [one["event"] for one in logs] == ["usage of closed hours is in no report"]
+    assert [one["event"] for one in logs] == ["closed_usage_in_no_report"]
 
 
 @pytest.mark.parametrize("off_by", [1, -1])
@@ -141,7 +141,7 @@ def test_books_that_are_off_by_a_unit_are_told(beat: Beat, off_by: int):
     with capture_logs() as logs:
         (found,) = beat.fire("check_reports")
     assert (found["unclaimed_microcredits"], found["off_by_microcredits"]) == (0, off_by)
-    assert [one["event"] for one in logs] == ["the reports do not add up to the log"]
+    assert [one["event"] for one in logs] == ["reports_differ_from_log"]
 
 
 @pytest.mark.parametrize("key", ["nonsense", "pk_test_abc", "sk_live_abc"])

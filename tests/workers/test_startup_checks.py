@@ -11,11 +11,11 @@ import structlog
 from live import Live, Worker
 from support import eventually
 
+from billing.container import ServerFacts
 from billing.devtools.embedded_servers import LocalServers
 from billing.settings import Settings
 from workers.startup_checks import (
     EX_CONFIG,
-    ServerSetup,
     TaskSetup,
     check_serializers,
     check_servers,
@@ -44,8 +44,8 @@ def task(
 
 def servers(
     *, policy: str | None = "noeviction", revision: str | None = HEAD, database: bool = True
-) -> ServerSetup:
-    return ServerSetup(
+) -> ServerFacts:
+    return ServerFacts(
         maxmemory_policy=policy,
         schema_revision=revision,
         schema_head=HEAD,
@@ -138,7 +138,7 @@ def test_only_json_is_accepted(accepted: list[str], others: str):
     ],
 )
 def test_redis_must_keep_what_it_is_told_and_postgresql_have_the_tables(
-    setup: ServerSetup, wrong: list[str]
+    setup: ServerFacts, wrong: list[str]
 ):
     found = check_servers(setup)
 
@@ -165,7 +165,7 @@ def refused(live: Live, **environment: str) -> Worker:
         worker.stop()
     assert worker.process.returncode == EX_CONFIG, worker.text[-3000:]
     assert " ready." not in worker.text
-    assert "refusing to start" in worker.text
+    assert "worker_refused_to_start" in worker.text
     return worker
 
 
@@ -187,7 +187,7 @@ def log_a_failure() -> None:
     try:
         raise ConnectionError("no answer")  # noqa: TRY301 - its own frame is what is looked at
     except ConnectionError:
-        structlog.get_logger().exception("a hold could not be ended", shown=len(password))
+        structlog.get_logger().exception("hold_not_released", shown=len(password))
 
 
 def test_a_workers_tracebacks_show_no_variables(
@@ -262,5 +262,5 @@ def test_a_worker_does_not_start_on_a_redis_that_may_forget(live: Live, forgetfu
 @pytest.mark.rabbitmq
 def test_a_pool_without_time_limits_starts_and_says_what_that_means(live: Live):
     with live.worker(pool="threads") as worker:
-        assert "this pool enforces no time limits" in worker.text
+        assert "pool_without_time_limits" in worker.text
         assert live.task("page").apply_async(("x",), customer="acme").get(timeout=20) == "x"

@@ -10,11 +10,10 @@ from memory_app import CREDIT, Bench, make_bench
 from workers.billing_header import (
     HEADER,
     BillingHeader,
-    CustomerRequired,
     bill_to,
     current_customer,
 )
-from workers.errors import NotMetered
+from workers.errors import CustomerRequired, NotMetered
 from workers.task import MeteredTask
 
 

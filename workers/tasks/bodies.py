@@ -27,7 +27,7 @@ Result = dict[str, Any]
 
 
 class RecordUsage(Protocol):
-    """``workers.billing_header.usage.record``, as far as ingestion uses it."""
+    """``workers.current_usage.usage.record``, as far as ingestion uses it."""
 
     def __call__(
         self,

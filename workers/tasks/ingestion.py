@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
-from celery import shared_task
+from celery import current_app, current_task, shared_task
 
 from billing.core.url_guard import FetchPolicy, policy_from
-from workers.billing_header import current_settings, usage
+from billing.settings import Settings
+from workers.current_usage import usage
 from workers.task import MeteredTask
 from workers.tasks.bodies import (
     DEFAULT_MAX_PAGES,
@@ -34,7 +36,7 @@ def _fetcher(policy: FetchPolicy) -> Fetcher:
 @shared_task(base=MeteredTask, sku="page-capture", name="workers.tasks.capture_page")
 def capture_page(url: str) -> Result:
     """Fetch one page; return its title, the size and SHA-256 of its text, and its first links."""
-    return capture(url, _fetcher(policy_from(current_settings())).fetch, usage.record)
+    return capture(url, _fetcher(policy_from(_settings())).fetch, usage.record)
 
 
 @shared_task(base=MeteredTask, sku="premium-proxy-search", name="workers.tasks.proxy_search")
@@ -43,7 +45,7 @@ def proxy_search(query: str, urls: Sequence[str]) -> Result:
 
     Every request through the proxy is recorded with ``proxy_cost_micros`` of the settings.
     """
-    settings = current_settings()
+    settings = _settings()
     policy = policy_from(settings, through_proxy=True)
     cost_micros = settings.proxy_cost_micros if policy.proxy_url else 0
     return search_pages(query, urls, _fetcher(policy).fetch, usage.record, cost_micros)
@@ -66,5 +68,14 @@ def pages_to_hold(seed_url: str, query: str, max_pages: int = DEFAULT_MAX_PAGES)
 )
 def forensic_search(seed_url: str, query: str, max_pages: int = DEFAULT_MAX_PAGES) -> Result:
     """Crawl the seed's site breadth-first and return the pages that have the query's words."""
-    fetch = _fetcher(policy_from(current_settings())).fetch
+    fetch = _fetcher(policy_from(_settings())).fetch
     return examine_site(seed_url, query, max_pages, fetch, usage.record)
+
+
+def _settings() -> Settings:
+    """The settings of the app that the running task belongs to."""
+    # The task's own app: an eager one need not be the current one. Its ``metering`` is ours.
+    task: Any = current_task  # a proxy: false where no task runs
+    app: Any = task.app if task else current_app
+    settings: Settings = app.metering.settings
+    return settings

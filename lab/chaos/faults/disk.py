@@ -75,7 +75,7 @@ class SpoolFull(Fault):
 
     def hits(self) -> int:
         """Tasks that went back to their queue because their usage could be kept nowhere."""
-        return self._heard.count("usage could not be kept anywhere")
+        return self._heard.count("usage_not_stored")
 
 
 def specs() -> list[Spec]:
