@@ -23,7 +23,7 @@ def make_app(settings: Settings) -> Celery:
     endpoints = endpoints_of(settings)
     app = Celery("weighbridge", broker=endpoints.amqp_url, backend=endpoints.result_url)
     app.conf.update(configuration(settings, endpoints.amqp_url or ""))
-    app.conf.imports = ("workers.tasks.ingestion", "workers.beat_jobs")
+    app.conf.imports = (f"{__package__}.tasks.ingestion", f"{__package__}.beat_jobs")
     Metering(app, settings)
     return app
 

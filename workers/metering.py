@@ -51,7 +51,7 @@ class Metering:
         self._container: Container | None = None
         app.metering = self  # type: ignore[attr-defined]  # where a task finds it
         if app.events_cls == Celery.events_cls:
-            app.events_cls = "workers.monitoring_events:UnconfirmedEvents"
+            app.events_cls = f"{__package__}.monitoring_events:UnconfirmedEvents"
             app.steps["consumer"].add(FlushEventsStep)
         app.steps["worker"].add(StartupCheckStep)
         app.steps["worker"].add(RelayStep)

@@ -74,7 +74,7 @@ class UnconfirmedDispatcher(EventDispatcher):
 class UnconfirmedEvents(Events):
     """``app.events`` of a metered app."""
 
-    dispatcher_cls = "workers.monitoring_events:UnconfirmedDispatcher"
+    dispatcher_cls = f"{__name__}:UnconfirmedDispatcher"
 
 
 class FlushEventsStep(bootsteps.StartStopStep):

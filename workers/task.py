@@ -50,7 +50,7 @@ class MeteredTask(Task[Any, Any]):
 
     abstract = True
     acks_late = True
-    Request = "workers.worker_request:MeteredRequest"
+    Request = f"{__package__}.worker_request:MeteredRequest"
     sku: ClassVar[str] = ""
     hold_quantity: ClassVar[int | Callable[..., int] | None] = None
     show_arguments: ClassVar[bool] = False

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from uuid import UUID
 
 from alembic import op
-from billing.postgres.partitions import ensure_partitions
 
 revision = "0001"
 down_revision = None
@@ -270,15 +271,40 @@ $$
 """
 
 
+def _lowest_id(number: int) -> UUID:
+    """The lowest UUIDv7 of a month, counted from year 0: its first millisecond, then zeros."""
+    start = datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC)
+    return UUID(int=int(start.timestamp()) * 1000 << 80)
+
+
+def _partitions(now: datetime) -> Iterator[str]:
+    """The log's first months, from three before this one to three after it.
+
+    Later ones are made by ``billing.postgres.partitions``. A migration imports nothing of ours: it
+    must do the same in every release.
+    """
+    this_month = now.year * 12 + now.month - 1
+    for number in range(this_month - 3, this_month + 4):
+        month = datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC)
+        name = f"usage_events_{month:%Y_%m}"
+        lowest, end = _lowest_id(number), _lowest_id(number + 1)
+        bounds = f"FROM ('{lowest}') TO ('{end}')"
+        yield f"CREATE TABLE {name} PARTITION OF usage_events FOR VALUES {bounds}"
+        # Row triggers come from the log; a statement trigger is each table's own.
+        yield (
+            f"CREATE TRIGGER {name}_no_truncate BEFORE TRUNCATE ON {name} "
+            "FOR EACH STATEMENT EXECUTE FUNCTION weighbridge_refuse_change()"
+        )
+
+
 def upgrade() -> None:
     """Make everything; partitions from three months back to three ahead."""
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.execute(_ROLES)
     op.execute("ALTER TABLE alembic_version OWNER TO weighbridge_owner")
     op.execute("SET LOCAL ROLE weighbridge_owner")
-    for script in (_CATALOGUE, _LOG, _DERIVED, _GRANTS):
+    for script in (_CATALOGUE, _LOG, _DERIVED, _GRANTS, *_partitions(datetime.now(UTC))):
         op.execute(script)
-    ensure_partitions(op.get_bind(), datetime.now(UTC))
     op.execute("RESET ROLE")
 
 

@@ -52,7 +52,7 @@ def session_of(context: typer.Context) -> Session:
     """The session of this run."""
     found = context.find_object(Session)
     if found is None:
-        raise RuntimeError("commands are run through billing.cli.main")
+        raise RuntimeError(f"commands are run through {__package__}.main")
     return found
 
 

@@ -21,6 +21,7 @@ import structlog
 from billing.core.errors import WeighbridgeError
 from billing.core.usage_event import InvalidEvent, UsageEvent
 from billing.core.usage_event_json import from_wire
+from billing.redis import keys as redis_keys
 from billing.redis.keys import RedisKeys
 
 _log = structlog.get_logger(__name__)
@@ -265,4 +266,4 @@ def _bad(stream: str) -> str:
 
 
 def _lua(verb: str) -> str:
-    return files("billing.redis").joinpath(f"lua/{verb}.lua").read_text()
+    return files(redis_keys.__package__).joinpath(f"lua/{verb}.lua").read_text()
