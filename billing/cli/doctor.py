@@ -10,7 +10,7 @@ from rich.text import Text
 
 from billing.cli.context import Json, container_of
 from billing.cli.output import Column, print_json, print_table, say
-from billing.health.doctor_probe import examine
+from billing.health.doctor import examine
 from billing.health.rules import HealthFinding, Level, worst
 
 _STYLES: Final = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}

@@ -15,7 +15,7 @@ from billing.cli.context import container_of
 from billing.cli.logs import configure_logs
 from billing.cli.output import say
 from billing.cli.services import Rate, reporting, until_signalled
-from billing.health.doctor_probe import queue_depth
+from billing.health.doctor import queue_depth
 from billing.usage_log.log_writer import BatchResult
 
 _log = structlog.get_logger(__name__)

@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
-from billing.cli.cause_help import words_of_parked, words_of_stop
 from billing.cli.context import Json, container_of
 from billing.cli.logs import configure_logs
 from billing.cli.output import print_json, say
 from billing.cli.services import Rate, reporting
 from billing.container import Container
+from billing.health.cause_help import words_of_parked, words_of_stop
 from billing.providers.port import VERDICTS, ProviderVerdict
 from billing.reporting.read_back import Reading
 from billing.reporting.sender import Advance

@@ -11,7 +11,7 @@ from billing.cli.context import Json, container_of
 from billing.cli.output import print_json
 from billing.cli.report_status_tables import print_status
 from billing.cli.report_tables import carry_document
-from billing.health.report_standing import ReportStatus, status_of
+from billing.health.report_status import ReportStatus, status_of
 
 
 def status(

@@ -7,12 +7,12 @@ from typing import Final
 
 from rich.text import Text
 
-from billing.cli.cause_help import words_of_parked
 from billing.cli.output import Cell, Column, over, print_facts, print_table, say
 from billing.cli.report_tables import hour_text
 from billing.core.credits import format_credits
-from billing.health.doctor_reporting import HARMLESS, span_text
-from billing.health.report_standing import ReportedTotals, ReportStatus
+from billing.health.cause_help import words_of_parked
+from billing.health.report_rules import HARMLESS, span_text
+from billing.health.report_status import ReportedTotals, ReportStatus
 from billing.health.rules import HealthFinding, Level
 from billing.reporting.report_store import Sums
 from billing.reporting.usage_report import ReportState

@@ -7,9 +7,9 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Final
 
-from billing.cli.cause_help import words_of_parked
 from billing.cli.output import Cell, Column, over, print_facts, print_table, say
 from billing.core.credits import format_credits
+from billing.health.cause_help import words_of_parked
 from billing.providers.port import ProviderCause
 from billing.reporting.listing import CarryRow, ReportHistory, ReportRow
 from billing.reporting.usage_report import AT_REST, MAX_HOUR_VALUE, TAKEN, ReportState

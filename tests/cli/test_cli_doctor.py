@@ -14,7 +14,7 @@ from billing.container import Container
 from billing.core.clock import to_ms
 from billing.core.reservation import HoldRequest
 from billing.core.usage_event import UsageEvent
-from billing.health.doctor_probe import _place, queue_depth
+from billing.health.doctor import _place, queue_depth
 from billing.postgres import migrations
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
@@ -103,7 +103,7 @@ def _rabbitmq_answers(container: Container) -> bool:
 
 
 def checks_of(container: Container) -> list[Any]:
-    from billing.health.doctor_probe import examine  # noqa: PLC0415 - only here
+    from billing.health.doctor import examine  # noqa: PLC0415 - only here
 
     return examine(container)
 

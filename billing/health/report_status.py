@@ -9,8 +9,8 @@ from typing import Final
 
 from billing.container import Container
 from billing.core.periods import Period, month_of
-from billing.health.doctor_reporting import HARMLESS
-from billing.health.doctor_reporting_probe import examine_reporting
+from billing.health.report_facts import examine_reporting
+from billing.health.report_rules import HARMLESS
 from billing.health.rules import HealthFinding, Level
 from billing.reporting.closed_periods import ClosedPeriod
 from billing.reporting.listing import CarryRow, NeedsAttention, ReportCount

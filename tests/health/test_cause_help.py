@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from billing.cli.cause_help import (
+from billing.health.cause_help import (
     PARKED,
     UNANSWERED,
     cause_in,

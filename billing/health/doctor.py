@@ -22,9 +22,9 @@ from billing.core.errors import QuotaUnavailable
 from billing.core.periods import month_of, next_month
 from billing.health import rules
 from billing.health.doctor_cluster import examine_cluster
-from billing.health.doctor_keeping import examine_keeping, examine_node
 from billing.health.doctor_replica import examine_replica
-from billing.health.doctor_reporting_probe import examine_reporting
+from billing.health.facts import examine_keeping, examine_node
+from billing.health.report_facts import examine_reporting
 from billing.health.rules import HealthFinding, Level
 from billing.postgres import migrations
 from billing.postgres.partitions import existing_partitions, partition_name

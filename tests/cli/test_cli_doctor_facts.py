@@ -15,7 +15,7 @@ from billing.archive import catalog as records
 from billing.archive.catalog import ArchiveState
 from billing.container import Container
 from billing.core.periods import month_of
-from billing.health.doctor_keeping import (
+from billing.health.facts import (
     ARCHIVED_WITHIN,
     LEFT_SECONDS,
     SEALED_WITHIN_SECONDS,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
-from billing.cli.cause_help import words_of_parked
+from billing.health.cause_help import words_of_parked
 from billing.health.rules import HealthFinding, Level, fine
 from billing.reporting.usage_report import AT_REST, ParkedBy
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from support import NOW
 
-from billing.health import doctor_reporting as rules
+from billing.health import report_rules as rules
 from billing.health.rules import HealthFinding, Level
 
 

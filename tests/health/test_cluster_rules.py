@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from billing.health.doctor import _place
 from billing.health.doctor_cluster import verdict
-from billing.health.doctor_probe import _place
 from billing.health.rules import Level
 from billing.redis.cluster import Member
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from billing.container import Container
 from billing.core.errors import ConfigurationError
-from billing.health import doctor_reporting as rules
+from billing.health import report_rules as rules
 from billing.health.rules import HealthFinding
 
 # Each is answered from a partial index.
