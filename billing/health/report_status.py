@@ -1,4 +1,4 @@
-"""Where usage is between the log and the provider: what ``billing report status`` gathers."""
+"""Where usage is between the log and the provider, for ``billing report status``."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from billing.container import Container
 from billing.core.periods import Period, month_of
-from billing.health.report_facts import examine_reporting
+from billing.health.facts import HealthSources
+from billing.health.finding import HealthFinding, Level
+from billing.health.report_facts import ReportFacts, report_facts, report_findings
 from billing.health.report_rules import HARMLESS
-from billing.health.rules import HealthFinding, Level
 from billing.reporting.closed_periods import ClosedPeriod
-from billing.reporting.listing import CarryRow, NeedsAttention, ReportCount
-from billing.reporting.report_store import Sums
+from billing.reporting.listing import CarryRow, ReportCount
+from billing.reporting.report_store import ReportStore, Sums
 from billing.reporting.setup import MeterState, meter_line
 from billing.reporting.usage_report import ReportState
 
-SEALS_OF: Final = timedelta(days=45)
-_CARRIES: Final = 10_000
-_SEALED: Final = 1000
+CLOSED_WITHIN: Final = timedelta(days=45)
+_MOST_CARRIES: Final = 10_000
+_MOST_CLOSED: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class ReportedTotals:
 
     @property
     def wrong(self) -> list[Sums]:
-        """What does not add up."""
+        """Sums that do not add up."""
         return [each for each in self.sums if each.off_by]
 
 
@@ -40,23 +40,28 @@ class ReportedTotals:
 class ReportStatus:
     """Where usage is.
 
-    ``since``: since when the report waits that waits longest for its answer or confirmation.
-    ``oldest_open``: the hour of the oldest report without its answer. ``blocked``: meters that are
-    not as they have to be, and why; None where the provider was not asked. ``owed``: former
-    providers with reports that have no answer, and whether they can be asked for it.
+    Attributes:
+        provider: The present provider's name.
+        facts: Where reports to it are.
+        findings: What the doctor says of them.
+        counts: Hours by the state of their last report.
+        blocked: Meters that are not as they have to be, and why; None: the provider was not asked.
+        owed: Former providers with reports that have no answer: whether they can be asked for it.
+        closed: Periods that the provider has made final lately.
+        carries: Carry lines of this month.
+        months: The sums of this month and the one before.
+        now: The time.
     """
 
     provider: str
+    facts: ReportFacts
     findings: Sequence[HealthFinding]
     counts: Mapping[ReportState, ReportCount]
-    since: datetime | None
-    oldest_open: datetime | None
-    parked: Sequence[NeedsAttention]
     blocked: Mapping[str, str] | None
     owed: Mapping[str, bool]
-    seals: Sequence[ClosedPeriod]
+    closed: Sequence[ClosedPeriod]
     carries: Sequence[CarryRow]
-    books: Sequence[ReportedTotals]
+    months: Sequence[ReportedTotals]
     now: datetime
 
     @property
@@ -64,42 +69,39 @@ class ReportStatus:
         """Whether something does not go on by itself."""
         return (
             any(each.level is Level.FAIL for each in self.findings)
-            or any(each.cause not in HARMLESS for each in self.parked)
+            or any(each.cause not in HARMLESS for each in self.facts.parked)
             or bool(self.blocked)
             or not all(self.owed.values())
-            or any(each.wrong for each in self.books)
+            or any(each.wrong for each in self.months)
         )
 
 
-def status_of(container: Container, *, check: bool) -> ReportStatus:
+def report_status(sources: HealthSources, *, check: bool) -> ReportStatus:
     """Gather everything; asks the provider only with ``check``.
 
     Raises:
         ProviderUnavailable: With ``check``, it did not answer.
         ConfigurationError: With ``check``, it cannot be asked as the settings are.
     """
-    name = container.settings.provider_name
-    now = container.clock.now()
-    reports = container.reporting.reports
-    month = month_of(now)
-    with container.engine.connect() as connection:
-        findings = list(examine_reporting(container, connection))
-    seals = reports.seals.list(name, _SEALED)
-    usable = {each.name for each in container.reporting.former()}
+    name, now = sources.settings.provider_name, sources.clock.now()
+    reports, month = ReportStore(sources.engine), month_of(now)
+    facts = report_facts(sources)
+    closed = reports.seals.list(name, _MOST_CLOSED)
+    usable = {each.name for each in sources.reporting.former()}
     return ReportStatus(
         provider=name,
-        findings=findings,
+        facts=facts,
+        findings=list(report_findings(sources, facts)),
         counts=reports.counts(name),
-        since=reports.oldest_unconfirmed(name),
-        oldest_open=reports.oldest_open(name),
-        parked=reports.parked_by_cause(name),
-        blocked=_blocked(container) if check else None,
+        blocked=_blocked(sources) if check else None,
         owed={each: each in usable for each in reports.open_elsewhere(name)},
-        seals=[
-            each for each in seals if each.settled_at is None or each.noticed_at >= now - SEALS_OF
+        closed=[
+            each
+            for each in closed
+            if each.settled_at is None or each.noticed_at >= now - CLOSED_WITHIN
         ],
-        carries=reports.carries(period=month, limit=_CARRIES),
-        books=[
+        carries=reports.carries(period=month, limit=_MOST_CARRIES),
+        months=[
             ReportedTotals(month=each.label, sums=reports.sums(each))
             for each in (month, _before(month))
         ],
@@ -111,9 +113,11 @@ def _before(month: Period) -> Period:
     return month_of(month.start - timedelta(days=1))
 
 
-def _blocked(container: Container) -> dict[str, str]:
-    checks = container.reporting.provider.ensure_meters(container.reporting.meters(), dry_run=True)
-    lines = [meter_line(each) for each in checks]
+def _blocked(sources: HealthSources) -> dict[str, str]:
+    parts = sources.reporting
+    lines = [
+        meter_line(each) for each in parts.provider.ensure_meters(parts.meters(), dry_run=True)
+    ]
     return {
         line.meter.name: "; ".join(line.differences) or "not there: billing stripe setup"
         for line in lines
