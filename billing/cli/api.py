@@ -35,7 +35,7 @@ def api(context: typer.Context) -> None:
         with until_signalled() as stop, server:
             _say_what_is_served(container, server.url)
             server.wait(stop)
-            _log.info("api stopping")
+            _log.info("api_stopping")
     finally:
         uvicorn.removeHandler(handler)
     say("api: stopped; what was under way has ended")
@@ -44,16 +44,16 @@ def api(context: typer.Context) -> None:
 def _say_what_is_served(container: Container, url: str) -> None:
     secrets = webhook_secrets(container)
     mode = "live" if container.reporting.bills_live else "test"
-    _log.info("api started", url=url, serves=SERVES, webhook_secrets=len(secrets), mode=mode)
+    _log.info("api_started", url=url, serves=SERVES, webhook_secrets=len(secrets), mode=mode)
     if not secrets:
         _log.warning(
-            "webhooks are not taken",
+            "webhooks_refused",
             reason="STRIPE_WEBHOOK_SECRET is not set: Stripe gets 503, and delivers again",
         )
     try:
         _ = container.reporting.stripe
     except ConfigurationError as error:
         _log.warning(
-            "stripe cannot be asked",
+            "stripe_unavailable",
             reason=f"{error}. Webhooks that need it get 503, and are delivered again",
         )

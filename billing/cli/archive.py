@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from billing.archive.catalog import Archive
 from billing.cli.context import Json, container_of
-from billing.cli.output import Column, print_json, print_table, say
+from billing.cli.output import (
+    Column,
+    credits_column,
+    document_of,
+    moment,
+    number,
+    print_json,
+    print_table,
+    say,
+)
 from billing.cli.services import reporting
 from billing.container import Container
-from billing.core.credits import format_credits
 from billing.core.periods import Period, month_labelled
 
 _Despite = Annotated[
     bool,
     typer.Option("--despite-findings", help="Although the month is not what was sealed."),
 ]
+_CREDITS: Final = credits_column("credits", "amount_microcredits")
+_COLUMNS: Final = (
+    moment("month", "month.label"),
+    moment("state", "state"),
+    number("rows", lambda one: one.totals.events if one.totals else None),
+    number("credits", lambda one: _CREDITS.of(one.totals) if one.totals else None),
+    number("MB", lambda one: f"{one.rows_file.size / 1e6:.1f}" if one.rows_file else None),
+    Column("file", lambda one: one.rows_file.name if one.rows_file else None),
+)
 
 
 def archive(
@@ -81,56 +98,29 @@ def _archive(container: Container, month: Period, despite_findings: bool) -> Arc
         return archiver.archive(month, container.clock.now(), despite_findings=despite_findings)
 
 
-def archive_document(archive: Archive) -> dict[str, object]:
+def archive_document(archive: Archive) -> dict[str, Any]:
     """An archive for machines."""
     files = {"rows": archive.rows_file, "seals": archive.seals_file}
-    return {
-        "month": archive.month.label,
-        "state": archive.state.value,
-        "files": {
-            name: {"name": file.name, "bytes": file.size, "sha256": file.sha256.hex()}
+    return document_of(
+        archive,
+        "month=month.label state",
+        files={
+            name: document_of(file, "name bytes=size sha256")
             for name, file in files.items()
-            if file is not None
+            if file
         },
-        "rows": archive.totals.events if archive.totals else None,
-        "amount_microcredits": archive.totals.amount_microcredits if archive.totals else None,
-        "seals_root": archive.seals_root,
-        "head": {"number": archive.head_number, "hash": archive.head_hash},
-        "begun_at": archive.begun_at,
-        "verified_at": archive.verified_at,
-        "dropped_at": archive.dropped_at,
-        "restored_at": archive.restored_at,
-    }
+        rows=archive.totals.events if archive.totals else None,
+        amount_microcredits=archive.totals.amount_microcredits if archive.totals else None,
+        seals_root=archive.seals_root,
+        head={"number": archive.head_number, "hash": archive.head_hash},
+        **document_of(archive, "begun_at verified_at dropped_at restored_at"),
+    )
 
 
 def _print(archives: list[Archive], json: bool, *, empty: str) -> None:
     if json:
         print_json([archive_document(each) for each in archives])
-        return
-    if not archives:
+    elif archives:
+        print_table("Archives", _COLUMNS, archives)
+    else:
         say(empty)
-        return
-    print_table(
-        "Archives",
-        [
-            Column("month", whole=True),
-            Column("state", whole=True),
-            Column("rows", numeric=True),
-            Column("credits", numeric=True),
-            Column("MB", numeric=True),
-            Column("file"),
-        ],
-        [_cells(each) for each in archives],
-    )
-
-
-def _cells(archive: Archive) -> tuple[Any, ...]:
-    file, totals = archive.rows_file, archive.totals
-    return (
-        archive.month.label,
-        archive.state.value,
-        totals.events if totals else None,
-        format_credits(totals.amount_microcredits) if totals else None,
-        f"{file.size / 1e6:.1f}" if file else None,
-        file.name if file else None,
-    )

@@ -1,19 +1,40 @@
-"""``billing customers``: who is billed."""
+"""``billing customers``: the customers who are billed, their budgets, their ids at Stripe."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from billing.cli.balance import balance_document, balance_facts, balance_of
 from billing.cli.context import CustomerId, Json, container_of, sync
-from billing.cli.links import link, link_cell
-from billing.cli.output import Column, print_facts, print_json, print_table, say
+from billing.cli.credits import balance_document, balance_facts, balance_of
+from billing.cli.output import (
+    Cell,
+    Column,
+    credits_column,
+    document_of,
+    instant,
+    number,
+    print_facts,
+    print_json,
+    print_table,
+    say,
+    show,
+    show_table,
+)
+from billing.container import Container
 from billing.core.credits import format_credits, parse_credits
-from billing.core.customer import Budget, Customer
+from billing.core.customer import Customer
 
 app = typer.Typer(no_args_is_help=True, help="Who is billed: add, list, suspend, budget, link.")
+
+
+def customer_document(customer: Customer) -> dict[str, Any]:
+    """A customer for machines."""
+    return document_of(
+        customer,
+        "customer=id name status time_zone stripe_customer_id stripe_deleted_at created_at",
+    )
 
 
 @app.command()
@@ -31,63 +52,64 @@ def add(
 ) -> None:
     """Take a customer in. The same again changes nothing."""
     added = container_of(context).customers.add(customer, name, time_zone, stripe_customer_id)
-    if json:
-        print_json(customer_document(added))
-    else:
-        say(f"customer {added.id} ({added.name}) is there; months begin in {added.time_zone}")
+    said = f"customer {added.id} ({added.name}) is there; months begin in {added.time_zone}"
+    show(json, customer_document(added), lambda: say(said))
 
 
 @app.command("list")
 def list_(context: typer.Context, json: Json = False) -> None:
     """List every customer."""
-    found = container_of(context).customers.list()
-    if json:
-        print_json([customer_document(each) for each in found])
-        return
-    print_table(
+    show_table(
+        json,
         "Customers",
-        [Column(name) for name in ("customer", "name", "status", "time zone", "Stripe", "since")],
-        [(c.id, c.name, c.status.value, c.time_zone, link_cell(c), c.created_at) for c in found],
+        [
+            Column("customer", "id"),
+            Column("name"),
+            Column("status"),
+            Column("time zone", "time_zone"),
+            Column("Stripe", _link_cell),
+            Column("since", "created_at"),
+        ],
+        container_of(context).customers.list(),
+        document=customer_document,
         empty="none; add one with: billing customers add ID NAME",
     )
 
 
-@app.command()
-def show(context: typer.Context, customer: CustomerId, json: Json = False) -> None:
+@app.command("show")
+def show_(context: typer.Context, customer: CustomerId, json: Json = False) -> None:
     """Show a customer with balance and budgets."""
     container = container_of(context)
     found = container.customers.get(customer)
     budgets = container.customers.budgets(customer)
     balance = balance_of(container, customer)
     if json:
-        document = customer_document(found)
-        document["budgets"] = [budget_document(each) for each in budgets]
-        document["balance"] = balance_document(balance)
-        print_json(document)
+        more = {"budgets": budgets, "balance": balance_document(balance)}
+        print_json(customer_document(found) | more)
         return
     print_facts(
         f"Customer {found.id}",
         [
             ("name", found.name),
-            ("status", found.status.value),
+            ("status", found.status),
             ("time zone", found.time_zone),
-            ("Stripe customer", link_cell(found)),
+            ("Stripe customer", _link_cell(found)),
             ("since (UTC)", found.created_at),
             *balance_facts(balance),
         ],
     )
-    spent = balance.account.spent if balance.account else {}
+    spent = balance.spent
     print_table(
         "Monthly budgets (credits)",
-        [Column("SKU"), Column("limit", numeric=True), Column("spent or held", numeric=True)],
         [
-            (
-                _sku_name(each.sku),
-                format_credits(each.limit_microcredits),
-                format_credits(spent[each.sku]) if each.sku in spent else None,
-            )
-            for each in budgets
+            Column("SKU", lambda one: _sku_name(one.sku)),
+            credits_column("limit", "limit_microcredits"),
+            number(
+                "spent or held",
+                lambda one: format_credits(spent[one.sku]) if one.sku in spent else None,
+            ),
         ],
+        budgets,
         empty="none",
     )
 
@@ -108,10 +130,8 @@ def _set_status(context: typer.Context, customer: str, status: str, *, json: boo
     container = container_of(context)
     changed = container.customers.set_status(customer, status)
     sync(container, customer)
-    if json:
-        print_json(customer_document(changed))
-    else:
-        say(f"customer {changed.id} is {changed.status.value}")
+    said = f"customer {changed.id} is {changed.status}"
+    show(json, customer_document(changed), lambda: say(said))
 
 
 @app.command()
@@ -130,7 +150,7 @@ def budget(
     budget = container.customers.set_budget(customer, sku, microcredits)
     sync(container, customer)
     if json:
-        print_json(budget_document(budget) if budget else None)
+        print_json(budget)
     elif budget is None:
         say(f"customer {customer} has no budget for {_sku_name(sku)}")
     else:
@@ -138,29 +158,61 @@ def budget(
         say(f"customer {customer} may spend {limited} credits a month on {_sku_name(sku)}")
 
 
-app.command()(link)
+@app.command()
+def link(
+    context: typer.Context,
+    customer: CustomerId,
+    stripe_id: Annotated[
+        str | None, typer.Argument(help="Who this is at Stripe: cus_...", metavar="[STRIPE_ID]")
+    ] = None,
+    unlink: Annotated[
+        bool, typer.Option("--unlink", help="This customer is nobody at Stripe any more.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Whether to ask Stripe if there is such one.")
+    ] = True,
+    json: Json = False,
+) -> None:
+    """Say who a customer is at Stripe. What Stripe has accepted before stays where it is."""
+    if unlink == (stripe_id is not None):
+        raise typer.BadParameter("give the id of a customer at Stripe, or --unlink; not both")
+    container = container_of(context)
+    former = container.customers.get(customer).stripe_customer_id
+    has_key = container.settings.stripe_api_key is not None
+    is_checked = stripe_id is not None and check and has_key
+    if stripe_id is not None and is_checked:
+        _check_at_stripe(container, customer, stripe_id)
+    after = container.customers.link_stripe(customer, stripe_id)
+    if json:
+        keys = "customer=id stripe_customer_id stripe_deleted_at"
+        print_json(document_of(after, keys, former=former))
+    elif unlink:
+        say(f"customer {customer} is nobody at Stripe; what is used adds up in the log")
+        say("and is parked (unmapped_customer); billing stripe setup would link them again")
+    else:
+        unchecked = " (not checked)" if has_key else " (not checked: no STRIPE_API_KEY)"
+        _say_linked(after, former, "" if is_checked else unchecked)
 
 
-def customer_document(customer: Customer) -> dict[str, object]:
-    """A customer for machines."""
-    return {
-        "customer": customer.id,
-        "name": customer.name,
-        "status": customer.status.value,
-        "time_zone": customer.time_zone,
-        "stripe_customer_id": customer.stripe_customer_id,
-        "stripe_deleted_at": customer.stripe_deleted_at,
-        "created_at": customer.created_at,
-    }
+def _check_at_stripe(container: Container, customer: str, stripe_id: str) -> None:
+    # Needs the package stripe, which no other command on customers does.
+    from billing.providers.stripe.customers import check_for  # noqa: PLC0415
+
+    check_for(customer, container.reporting.stripe_customer(stripe_id))
 
 
-def budget_document(budget: Budget) -> dict[str, object]:
-    """A budget for machines."""
-    return {
-        "customer": budget.customer,
-        "sku": budget.sku,
-        "limit_microcredits": budget.limit_microcredits,
-    }
+def _say_linked(customer: Customer, former: str | None, unchecked: str) -> None:
+    say(f"customer {customer.id} is {customer.stripe_customer_id} at Stripe{unchecked}")
+    if former not in (None, customer.stripe_customer_id):
+        say(f"what was accepted for {former} stays with {former}")
+    say("what was parked for want of a customer goes out with the next billing report run")
+
+
+def _link_cell(customer: Customer) -> Cell:
+    if customer.stripe_deleted_at is not None:
+        gone = f"deleted {instant(customer.stripe_deleted_at)}"
+        return f"{customer.stripe_customer_id}, {gone}" if customer.stripe_customer_id else gone
+    return customer.stripe_customer_id
 
 
 def _sku_name(sku: str) -> str:

@@ -1,21 +1,45 @@
-"""``billing dead``: what could not be billed, and replaying it after repair."""
+"""``billing dead``: messages that could not be billed, and replaying them after repair."""
 
 from __future__ import annotations
 
 import json as json_text
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
 from billing.cli.context import Json, container_of, sync
-from billing.cli.output import Column, over, print_facts, print_json, print_table, say
+from billing.cli.output import (
+    Column,
+    document_of,
+    moment,
+    number,
+    over,
+    print_facts,
+    print_json,
+    say,
+    show_table,
+)
 from billing.core.errors import InvalidValue
 from billing.core.usage_event import DeadReason
-from billing.usage_log.dead_letters import DeadLetter, ReplayOutcome, ReplayResult
+from billing.usage_log.dead_letters import DeadLetter, ReplayOutcome
 
 app = typer.Typer(no_args_is_help=True, help="Dead letters: what could not be billed, and why.")
 
 _Reason = Annotated[DeadReason | None, typer.Option(help="Only those of this reason.")]
+
+
+def _reason_and_task(letter: DeadLetter) -> Any:  # noqa: ANN401 - a cell
+    return over(letter.reason + (" (replayed)" if letter.replayed_at else ""), letter.task_id)
+
+
+_COLUMNS: Final = (
+    number("#", "id"),
+    Column("reason and task", _reason_and_task),
+    Column("customer", "customer_id"),
+    number("seen", "times_seen"),
+    moment("last seen (UTC)", "last_seen_at"),
+    Column("detail"),
+)
 
 
 @app.command("list")
@@ -31,35 +55,10 @@ def list_(
     """List dead letters, the latest seen first."""
     letters = container_of(context).dead_letters
     found = letters.list(reason, limit=limit, include_replayed=replayed)
-    if json:
-        print_json([letter_document(each) for each in found])
-        return
-    print_table(
-        "Dead letters",
-        [
-            Column("#", numeric=True),
-            Column("reason and task"),
-            Column("customer"),
-            Column("seen", numeric=True),
-            Column("last seen (UTC)", whole=True),
-            Column("detail"),
-        ],
-        [
-            (
-                each.id,
-                over(each.reason.value + (" (replayed)" if each.replayed_at else ""), each.task_id),
-                each.customer_id,
-                each.times_seen,
-                each.last_seen_at,
-                each.detail,
-            )
-            for each in found
-        ],
-        empty="none open",
-    )
+    show_table(json, "Dead letters", _COLUMNS, found, document=letter_document, empty="none open")
     counts = letters.counts()
-    if sum(counts.values()) > len(found):
-        say("open: " + ", ".join(f"{each.value} {count:,}" for each, count in counts.items()))
+    if not json and sum(counts.values()) > len(found):
+        say("open: " + ", ".join(f"{each} {count:,}" for each, count in counts.items()))
 
 
 @app.command()
@@ -72,12 +71,12 @@ def show(
     found = container_of(context).dead_letters.show(letter)
     body = (found.body or b"").decode("utf-8", "backslashreplace")
     if json:
-        print_json({**letter_document(found), "body": body})
+        print_json(letter_document(found) | {"body": body})
         return
     print_facts(
         f"Dead letter {found.id}",
         [
-            ("reason", found.reason.value),
+            ("reason", found.reason),
             ("detail", found.detail),
             ("customer", found.customer_id),
             ("task", found.task_id),
@@ -110,53 +109,28 @@ def replay(
     results = container.dead_letters.replay(which, container.writer)
     for customer in sorted(set[str]().union(*(each.late_customers for each in results))):
         sync(container, customer)
-    if json:
-        print_json([_result_document(each) for each in results])
-    else:
-        print_table(
-            "Replay",
-            [Column("#", numeric=True), Column("outcome"), Column("reason"), Column("detail")],
-            [
-                (
-                    each.id,
-                    each.outcome.value,
-                    each.reason.value if each.reason else None,
-                    each.detail,
-                )
-                for each in results
-            ],
-            empty="none open of that reason",
-        )
+    show_table(
+        json,
+        "Replay",
+        [number("#", "id"), Column("outcome"), Column("reason"), Column("detail")],
+        results,
+        document=lambda result: document_of(result, "id outcome reason detail"),
+        empty="none open of that reason",
+    )
     if any(each.outcome in _UNDONE for each in results):
         raise typer.Exit(1)
 
 
-_UNDONE = frozenset({ReplayOutcome.STILL_DEAD, ReplayOutcome.NOT_FOUND})
+_UNDONE: Final = frozenset({ReplayOutcome.STILL_DEAD, ReplayOutcome.NOT_FOUND})
 
 
-def letter_document(letter: DeadLetter) -> dict[str, object]:
+def letter_document(letter: DeadLetter) -> dict[str, Any]:
     """A dead letter for machines, without its body."""
-    return {
-        "id": letter.id,
-        "reason": letter.reason.value,
-        "detail": letter.detail,
-        "event_id": letter.event_id,
-        "customer": letter.customer_id,
-        "task_id": letter.task_id,
-        "times_seen": letter.times_seen,
-        "first_seen_at": letter.first_seen_at,
-        "last_seen_at": letter.last_seen_at,
-        "replayed_at": letter.replayed_at,
-    }
-
-
-def _result_document(result: ReplayResult) -> dict[str, object]:
-    return {
-        "id": result.id,
-        "outcome": result.outcome.value,
-        "reason": result.reason.value if result.reason else None,
-        "detail": result.detail,
-    }
+    return document_of(
+        letter,
+        "id reason detail event_id customer=customer_id task_id times_seen first_seen_at "
+        "last_seen_at replayed_at",
+    )
 
 
 def _unique(letters: list[int]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Final
 
 import typer
@@ -10,8 +9,8 @@ from rich.text import Text
 
 from billing.cli.context import Json, container_of
 from billing.cli.output import Column, print_json, print_table, say
-from billing.health.doctor_probe import examine
-from billing.health.rules import HealthFinding, Level, worst
+from billing.health.doctor import examine
+from billing.health.finding import HealthFinding, Level, worst
 
 _STYLES: Final = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 
@@ -24,25 +23,19 @@ def doctor(context: typer.Context, json: Json = False) -> None:
     findings = examine(container_of(context))
     level = worst(findings)
     if json:
-        print_json({"level": level.value, "checks": [asdict(each) for each in findings]})
+        print_json({"level": level, "checks": findings})
     else:
-        _print(findings, level)
+        _print(findings)
     if level is Level.FAIL:
         raise typer.Exit(1)
 
 
-def _print(findings: list[HealthFinding], level: Level) -> None:
-    print_table(
-        "Doctor",
-        [Column("check"), Column("verdict"), Column("found")],
-        [
-            (each.check, Text(each.level.value, style=_STYLES[each.level]), each.found)
-            for each in findings
-        ],
-    )
-    for each in findings:
-        if each.level is not Level.OK:
-            say(f"{each.level.value}: {each.check}: {each.meaning}", style=_STYLES[each.level])
-            say(f"  remedy: {each.remedy}")
-    if level is Level.OK:
+def _print(findings: list[HealthFinding]) -> None:
+    verdict = Column("verdict", lambda one: Text(one.level, style=_STYLES[one.level]))
+    print_table("Doctor", [Column("check"), verdict, Column("found")], findings)
+    faults = [each for each in findings if each.level is not Level.OK]
+    for each in faults:
+        say(f"{each.level}: {each.check}: {each.meaning}", style=_STYLES[each.level])
+        say(f"  remedy: {each.remedy}")
+    if not faults:
         say("all is well", style="green")

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from rich.text import Text
 from typer.core import TyperGroup
 
-from billing.cli.cause_help import message_of_unavailable
 from billing.cli.output import err, printable
 from billing.core.errors import PublishFailed, QuotaUnavailable, WeighbridgeError
+from billing.health.cause_help import message_of_unavailable
 from billing.providers.port import ProviderUnavailable
 from billing.transport.outbox import OutboxUnavailable
 

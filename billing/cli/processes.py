@@ -1,4 +1,4 @@
-"""``billing consumer`` and ``billing relay``: the parts that run for ever."""
+"""``billing consumer`` and ``billing relay``: the parts that run until they are stopped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from billing.cli.context import container_of
 from billing.cli.logs import configure_logs
 from billing.cli.output import say
 from billing.cli.services import Rate, reporting, until_signalled
-from billing.health.doctor_probe import queue_depth
+from billing.transport.queue_depth import queue_depth
 from billing.usage_log.log_writer import BatchResult
 
 _log = structlog.get_logger(__name__)
@@ -37,18 +37,18 @@ def consumer(context: typer.Context, drain: _Drain = False) -> None:
         rate.add(result.inserted + result.duplicates + sum(result.dead.values()))
 
     def figures() -> dict[str, object]:
-        depth = queue_depth(container)
+        depth = queue_depth(container.endpoints.amqp_url or "", container.settings.usage_queue)
         return {
             "events_per_second": round(rate.per_second(), 1),
             "events": rate.total,
-            "queue_lag": "unknown" if depth is None else depth,
+            "queue_lag": "unknown" if depth is None else depth.ready,
         }
 
-    running = container.consumer(on_batch=count)
+    usage_consumer = container.consumer(on_batch=count)
     spare_collections()
     with quick_turns(), until_signalled() as stop, reporting("consumer", figures):
-        _log.info("consumer started", queue=container.settings.usage_queue)
-        consumed = running.run(stop, idle_exit=drain)
+        _log.info("consumer_started", queue=container.settings.usage_queue)
+        consumed = usage_consumer.run(stop, idle_exit=drain)
     dead = sum(consumed.dead.values())
     say(
         f"consumed: {consumed.inserted:,} logged, {consumed.duplicates:,} duplicates, "
@@ -85,10 +85,10 @@ def relay(context: typer.Context, drain: _Drain = False) -> None:
     """Take usage from the outbox and this node's spool to RabbitMQ, until stopped."""
     container = container_of(context)
     configure_logs(container.settings.log_level)
-    running = container.relay()
+    outbox_relay = container.relay()
 
     def figures() -> dict[str, object]:
-        lag = running.lag()
+        lag = outbox_relay.lag()
         return {
             "outbox_events": lag.outbox_events,
             "oldest_seconds": round(lag.oldest_seconds, 1),
@@ -97,12 +97,12 @@ def relay(context: typer.Context, drain: _Drain = False) -> None:
         }
 
     with until_signalled() as stop, reporting("relay", figures):
-        _log.info("relay started", exchange=container.settings.usage_exchange)
+        _log.info("relay_started", exchange=container.settings.usage_exchange)
         if not drain:
-            running.run(stop)
+            outbox_relay.run(stop)
             return
         confirmed = 0
         # Another relay may have leased some shards; then it drains those.
-        while not stop.is_set() and (now := running.run_once()):
+        while not stop.is_set() and (now := outbox_relay.run_once()):
             confirmed += now
     say(f"relayed: {confirmed:,} events confirmed; {container.outbox.length():,} still wait")

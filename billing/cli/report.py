@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Final
 
 import typer
 
+from billing.cli import output
 from billing.cli.context import Json, container_of
-from billing.cli.output import Column, print_json, print_table, say
+from billing.cli.output import Column, document_of, number, print_table, say, show_table
 from billing.cli.report_run import run
 from billing.cli.report_status import status
-from billing.cli.report_tables import (
-    carry_document,
-    print_history,
-    print_reports,
-    report_document,
-    why_not_sent,
-)
+from billing.cli.report_tables import REPORTS, print_history, why_not_sent
 from billing.container import Container
 from billing.core.errors import AlreadyExists, NotFound
 from billing.reporting.listing import ReportRow
@@ -57,10 +52,9 @@ def list_(
         states=states, customer=customer, sku=sku, cause=cause, provider=provider, limit=limit,
         only_latest=not revisions,
     )  # fmt: skip
-    if json:
-        print_json([report_document(row) for row in found])
-    else:
-        print_reports("Reports", found, limit=limit)
+    show_table(json, "Reports", REPORTS, found)
+    if len(found) == limit and not json:
+        say(f"the newest {limit:,} hours; more with --limit")
 
 
 def _check_names(container: Container, customer: str | None, sku: str | None) -> None:
@@ -74,21 +68,13 @@ def _check_names(container: Container, customer: str | None, sku: str | None) ->
 def show(context: typer.Context, report: _Id, json: Json = False) -> None:
     """Show a report: the complete request, its answer, its hour's revisions and carry lines."""
     history = container_of(context).reporting.reports.show(report)
-    if json:
-        print_json(
-            {
-                **report_document(history.report),
-                "revisions": [report_document(row) for row in history.revisions],
-                "carries": [carry_document(row) for row in history.carries],
-            }
-        )
-    else:
-        print_history(history)
+    more = {"revisions": history.revisions, "carries": history.carries}
+    output.show(json, document_of(history.report) | more, lambda: print_history(history))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Retried:
-    """What became of a parked report that somebody wanted sent again; ``detail`` says why not."""
+class RetriedReport:
+    """A parked report that somebody wanted sent again; ``detail`` says why it is not."""
 
     id: int
     retried: bool
@@ -115,27 +101,24 @@ def retry(
         results = [_retry(container, each) for each in dict.fromkeys(reports)]
     else:
         results = _retry_all(container, cause or "")
-    if json:
-        print_json([asdict(each) for each in results])
-    else:
-        _print_retried(results)
+    output.show(json, results, lambda: _print_retried(results))
     if not all(each.retried for each in results):
         raise typer.Exit(1)
 
 
-def _retry(container: Container, report: int) -> Retried:
+def _retry(container: Container, report: int) -> RetriedReport:
     if container.reporting.reports.retry(report, now=container.clock.now()):
-        return Retried(id=report, retried=True, detail="")
+        return RetriedReport(id=report, retried=True, detail="")
     try:
         row = container.reporting.reports.show(report).report
     except NotFound:
-        return Retried(id=report, retried=False, detail="there is no such report")
-    return Retried(id=report, retried=False, detail=why_not_sent(row))
+        return RetriedReport(id=report, retried=False, detail="there is no such report")
+    return RetriedReport(id=report, retried=False, detail=why_not_sent(row))
 
 
-def _retry_all(container: Container, cause: str) -> list[Retried]:
+def _retry_all(container: Container, cause: str) -> list[RetriedReport]:
     """Page by page: what is sent again is parked no longer, so that the next page comes up."""
-    results: dict[int, Retried] = {}
+    results: dict[int, RetriedReport] = {}
     while True:
         limit = _AT_ONCE + sum(not each.retried for each in results.values())
         page = container.reporting.reports.list(
@@ -147,10 +130,10 @@ def _retry_all(container: Container, cause: str) -> list[Retried]:
         results |= {row.id: _retry(container, row.id) for row in rows}
 
 
-def _print_retried(results: Sequence[Retried]) -> None:
+def _print_retried(results: Sequence[RetriedReport]) -> None:
     print_table(
         "Whether the next billing report run sends it again",
-        [Column("#", numeric=True), Column("retried"), Column("detail")],
+        [number("#"), Column("retried"), Column("detail")],
         [(str(r.id), "yes" if r.retried else "no", r.detail) for r in results[:_SHOWN]],
         empty="none is parked for that cause",
     )
@@ -172,10 +155,10 @@ def park(
     if not container.reporting.reports.park(report, reason):
         now = container.reporting.reports.show(report).report
         raise AlreadyExists(
-            f"report {report} is {now.state.value}: only one that is pending or unknown can be "
+            f"report {report} is {now.state}: only one that is pending or unknown can be "
             "held back; while it is being sent, wait for its answer"
         )
-    _told(container, before, json=json)
+    _print_change(container, before, json=json)
 
 
 @app.command()
@@ -197,7 +180,7 @@ def unpark(
     before = reports.show(report).report
     if not reports.unpark(report, arrived=arrived, now=container.clock.now()):
         raise AlreadyExists(f"report {report} stays as it is: {_why_not_unparked(before, arrived)}")
-    _told(container, before, json=json)
+    _print_change(container, before, json=json)
 
 
 def _why_not_unparked(row: ReportRow, arrived: bool | None) -> str:
@@ -206,10 +189,8 @@ def _why_not_unparked(row: ReportRow, arrived: bool | None) -> str:
     return why_not_sent(row)
 
 
-def _told(container: Container, before: ReportRow, *, json: bool) -> None:
+def _print_change(container: Container, before: ReportRow, *, json: bool) -> None:
     after = container.reporting.reports.show(before.id).report
-    if json:
-        print_json(report_document(after))
-    else:
-        said = f" ({after.cause})" if after.state is ReportState.PARKED else ""
-        say(f"report {after.id} was {before.state.value} and is {after.state.value}{said}")
+    cause = f" ({after.cause})" if after.state is ReportState.PARKED else ""
+    said = f"report {after.id} was {before.state} and is {after.state}{cause}"
+    output.show(json, after, lambda: say(said))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Annotated
 
 import typer
 
-from billing.cli.cause_help import words_of_parked, words_of_stop
 from billing.cli.context import Json, container_of
 from billing.cli.logs import configure_logs
-from billing.cli.output import print_json, say
+from billing.cli.output import say, show
 from billing.cli.services import Rate, reporting
 from billing.container import Container
+from billing.health.cause_help import help_for_parked, help_for_stop
 from billing.providers.port import VERDICTS, ProviderVerdict
 from billing.reporting.read_back import Reading
 from billing.reporting.sender import Advance
@@ -24,8 +24,8 @@ from billing.reporting.usage_report import ReportState
 
 
 @dataclass(slots=True)
-class Run:
-    """What a run has done so far; read by the thread that shows it."""
+class ReportRun:
+    """Results of a run so far; read by the thread that shows them."""
 
     advance: Advance = field(default_factory=Advance)
     readings: list[Reading] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Run:
     counted: int = 0
 
     def figures(self) -> dict[str, object]:
-        """What is shown while it runs."""
+        """Figures to show while it runs."""
         became = Counter(self.advance.became)
         sent = sum(became.values())
         self.rate.add(sent - self.counted)
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def stopped(self) -> dict[str, str]:
-        """Why providers stopped us, by what was being done."""
+        """Reasons why providers stopped us, by what was being done."""
         found = dict(self.advance.stopped)
         for reading in self.readings:
             if reading.stopped:
@@ -78,20 +78,17 @@ def run(
     """
     container = container_of(context)
     configure_logs(container.settings.log_level)
-    done = Run()
+    done = ReportRun()
     with reporting("report", done.figures):
         _run(container, done, up_to_now=up_to_now, confirm=confirm, seconds=seconds)
     name = container.settings.provider_name
-    if json:
-        print_json(_document(name, done))
-    else:
-        _print(name, done)
+    show(json, _document(name, done), lambda: _print(name, done))
     if done.stopped or done.advance.blocked:
         raise typer.Exit(1)
 
 
 def _run(
-    container: Container, done: Run, *, up_to_now: bool, confirm: bool, seconds: int | None
+    container: Container, done: ReportRun, *, up_to_now: bool, confirm: bool, seconds: int | None
 ) -> None:
     until = None if seconds is None else container.clock.now() + timedelta(seconds=seconds)
     container.reporting.reporter().advance(until=until, up_to_now=up_to_now, into=done.advance)
@@ -101,26 +98,26 @@ def _run(
         done.readings.append(reader.confirm(until=until))
 
 
-def _document(provider: str, done: Run) -> dict[str, object]:
+def _document(provider: str, done: ReportRun) -> dict[str, object]:
     advance = done.advance
     return {
         "provider": provider,
         "planned": advance.planned,
         "left_behind": advance.left_behind,
         "sent": sum(advance.became.values()),
-        "became": {state.value: n for state, n in sorted(advance.became.items())},
-        "causes": {cause.value: n for cause, n in sorted(advance.causes.items())},
+        "became": dict(sorted(advance.became.items())),
+        "causes": dict(sorted(advance.causes.items())),
         "stopped": done.stopped,
         "blocked": advance.blocked,
-        "billed_otherwise": [asdict(each) for each in advance.differed],
-        "read_back": [asdict(each) for each in done.readings],
+        "billed_otherwise": advance.differed,
+        "read_back": done.readings,
     }
 
 
-def _print(provider: str, done: Run) -> None:
+def _print(provider: str, done: ReportRun) -> None:
     advance = done.advance
     sent = sum(advance.became.values())
-    became = ", ".join(f"{n:,} {state.value}" for state, n in sorted(advance.became.items()))
+    became = ", ".join(f"{n:,} {state}" for state, n in sorted(advance.became.items()))
     say(f"reported to {provider}: {advance.planned:,} planned, {sent:,} sent" + _listed(became))
     if advance.left_behind:
         say(f"{advance.left_behind:,} were left behind by a reporter that died; sent again")
@@ -128,9 +125,9 @@ def _print(provider: str, done: Run) -> None:
         _print_reading(reading)
     for cause, n in sorted(advance.causes.items()):
         if VERDICTS[cause] is ProviderVerdict.REFUSED:
-            words = words_of_parked(cause.value)
-            say(f"parked, {cause.value} ({n:,}): {words.meaning}", style="yellow")
-            say(f"  remedy: {words.remedy}")
+            help_ = help_for_parked(cause)
+            say(f"parked, {cause} ({n:,}): {help_.meaning}", style="yellow")
+            say(f"  remedy: {help_.remedy}")
     _print_differed(advance.differed)
     _print_stops(done.stopped)
     _print_blocked(advance.blocked)
@@ -166,10 +163,10 @@ def _print_differed(differed: Sequence[Difference]) -> None:
 
 def _print_stops(stopped: Mapping[str, str]) -> None:
     for where, why in stopped.items():
-        words = words_of_stop(why)
+        help_ = help_for_stop(why)
         say(f"stopped ({where}): {why}", style="red")
-        say(f"  {words.meaning}")
-        say(f"  remedy: {words.remedy}")
+        say(f"  {help_.meaning}")
+        say(f"  remedy: {help_.remedy}")
 
 
 def _print_blocked(blocked: Mapping[str, str]) -> None:

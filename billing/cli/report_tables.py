@@ -1,30 +1,26 @@
-"""Reports as ``billing report`` shows them: tables for people, documents for machines."""
+"""Reports in tables, as ``billing report list``, ``show`` and ``status`` print them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Final
 
-from billing.cli.cause_help import words_of_parked
-from billing.cli.output import Cell, Column, over, print_facts, print_table, say
+from billing.cli.output import (
+    Cell,
+    Column,
+    credits_column,
+    moment,
+    number,
+    over,
+    print_facts,
+    print_table,
+    say,
+)
 from billing.core.credits import format_credits
+from billing.health.cause_help import help_for_parked
 from billing.providers.port import ProviderCause
-from billing.reporting.listing import CarryRow, ReportHistory, ReportRow
+from billing.reporting.listing import ReportHistory, ReportRow
 from billing.reporting.usage_report import AT_REST, MAX_HOUR_VALUE, TAKEN, ReportState
-
-
-def report_document(row: ReportRow) -> dict[str, object]:
-    """A report for machines: every column of it."""
-    document: dict[str, object] = {each.name: getattr(row, each.name) for each in fields(row)}
-    return document | {"state": row.state.value}
-
-
-def carry_document(row: CarryRow) -> dict[str, object]:
-    """A carry line for machines."""
-    document: dict[str, object] = {each.name: getattr(row, each.name) for each in fields(row)}
-    return document | {"reason": row.reason.value}
 
 
 def hour_text(hour: datetime) -> str:
@@ -32,86 +28,69 @@ def hour_text(hour: datetime) -> str:
     return hour.astimezone(UTC).strftime("%Y-%m-%d %H:00")
 
 
+def hour_column(name: str, value: str) -> Column:
+    """A column of hours."""
+    return moment(name, lambda row: hour_text(getattr(row, value)))
+
+
 def amount_of(row: ReportRow) -> int:
-    """What a report is about in microcredits: what was taken, or what is open or parked."""
+    """The microcredits a report is about: those taken, or those open or parked."""
     return row.held_microcredits if row.state in TAKEN else row.amount_microcredits
-
-
-def print_reports(title: str, rows: Sequence[ReportRow], *, limit: int) -> None:
-    """A list of reports."""
-    print_table(
-        title,
-        [
-            Column("#", numeric=True),
-            Column("customer and SKU"),
-            Column("hour (UTC)", whole=True),
-            Column("rev", numeric=True),
-            Column("state and cause"),
-            Column("credits", numeric=True),
-            Column("figure", numeric=True),
-        ],
-        [
-            (
-                str(row.id),
-                over(row.customer, row.sku),
-                hour_text(row.hour),
-                row.revision,
-                over(state_text(row), _cause(row)),
-                format_credits(amount_of(row)),
-                row.value,
-            )
-            for row in rows
-        ],
-        empty="none",
-    )
-    if len(rows) == limit:
-        say(f"the newest {limit:,} hours; more with --limit")
 
 
 def state_text(row: ReportRow) -> str:
     """The state of a report for people."""
-    return f"{row.state.value}, doubtful" if row.doubtful else row.state.value
+    return f"{row.state}, doubtful" if row.doubtful else row.state
 
 
-def _cause(row: ReportRow) -> str:
-    """Why, where that says more than the state does."""
-    return "" if row.cause == ProviderCause.TAKEN else row.cause
+def _state_and_cause(row: ReportRow) -> Cell:
+    """The state and, where that says more than the state does, its cause."""
+    return over(state_text(row), "" if row.cause == ProviderCause.TAKEN else row.cause)
+
+
+REPORTS: Final = (
+    number("#", lambda row: str(row.id)),
+    Column("customer and SKU", lambda row: over(row.customer, row.sku)),
+    hour_column("hour (UTC)", "hour"),
+    number("rev", "revision"),
+    Column("state and cause", _state_and_cause),
+    number("credits", lambda row: format_credits(amount_of(row))),
+    number("figure", "value"),
+)
+_REVISIONS: Final = (
+    number("#", lambda row: str(row.id)),
+    number("rev", "revision"),
+    Column("provider and meter", lambda row: over(row.provider, row.meter)),
+    Column("state and cause", _state_and_cause),
+    credits_column("total", "total_microcredits"),
+    number("figure", "value"),
+    moment("answered (UTC)", "answered_at"),
+)
+_CARRIES: Final = (
+    Column("customer and SKU", lambda line: over(line.customer, line.sku)),
+    hour_column("out of (UTC)", "from_hour"),
+    hour_column("into (UTC)", "to_hour"),
+    credits_column("credits", "amount_microcredits"),
+    moment("reason", "reason"),
+    Column("note"),
+)
 
 
 def print_history(history: ReportHistory) -> None:
-    """A report with the complete request, its answer, and what else is known of its hour."""
+    """Print a report: the complete request, its answer, its hour's revisions and carry lines."""
     row = history.report
     print_facts(f"Report {row.id}", _facts(row))
     if row.state is ReportState.PARKED and row.latest:
-        words = words_of_parked(row.cause)
-        say(f"{row.cause}: {words.meaning}")
-        say(f"  remedy: {words.remedy}")
+        help_ = help_for_parked(row.cause)
+        say(f"{row.cause}: {help_.meaning}")
+        say(f"  remedy: {help_.remedy}")
     print_table(
         f"Revisions of {row.customer}, {row.sku}, {hour_text(row.hour)}",
-        [
-            Column("#", numeric=True),
-            Column("rev", numeric=True),
-            Column("provider and meter"),
-            Column("state and cause"),
-            Column("total", numeric=True),
-            Column("figure", numeric=True),
-            Column("answered (UTC)", whole=True),
-        ],
-        [
-            (
-                str(one.id),
-                one.revision,
-                over(one.provider, one.meter),
-                over(state_text(one), _cause(one)),
-                format_credits(one.total_microcredits),
-                one.value,
-                one.answered_at,
-            )
-            for one in history.revisions
-        ],
+        _REVISIONS,
+        history.revisions,
     )
     if history.carries:
-        print_carries("Carried out of this hour, or into it", history.carries)
+        print_table("Carried out of this hour, or into it", _CARRIES, history.carries)
 
 
 def _facts(row: ReportRow) -> list[tuple[str, Cell]]:
@@ -144,38 +123,11 @@ def _facts(row: ReportRow) -> list[tuple[str, Cell]]:
 _TO_BE_SENT: Final = frozenset({ReportState.PENDING, ReportState.UNKNOWN})
 
 
-def print_carries(title: str, carries: Sequence[CarryRow]) -> None:
-    """Carry lines."""
-    print_table(
-        title,
-        [
-            Column("customer and SKU"),
-            Column("out of (UTC)", whole=True),
-            Column("into (UTC)", whole=True),
-            Column("credits", numeric=True),
-            Column("reason", whole=True),
-            Column("note"),
-        ],
-        [
-            (
-                over(line.customer, line.sku),
-                hour_text(line.from_hour),
-                hour_text(line.to_hour),
-                format_credits(line.amount_microcredits),
-                line.reason.value,
-                line.note,
-            )
-            for line in carries
-        ],
-        empty="none",
-    )
-
-
 def why_not_sent(row: ReportRow) -> str:
-    """Why a report cannot be sent again as it is, as far as can be told. Pure."""
+    """The reason why a report cannot be sent again as it is. Pure."""
     obstacles = (
         (not row.latest, "a later revision stands for its hour"),
-        (row.state is not ReportState.PARKED, f"it is {row.state.value}, not parked"),
+        (row.state is not ReportState.PARKED, f"it is {row.state}, not parked"),
         (row.customer_ref is None, "link the customer; then it is sent by itself"),
         (row.cause in AT_REST, "it comes to nothing"),
         (row.held_microcredits < 0, "it is below zero; later hours make up for it"),

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import typer
 
-from billing.audit.seal_chain import ANCHOR_HEAD, anchor_line
+from billing.audit.seal_chain import ANCHOR_HEAD, Seal, anchor_line
 from billing.audit.sealer import SealingResult
 from billing.cli.context import Json, container_of
-from billing.cli.output import print_json, say
-from billing.cli.verify import seal_document
+from billing.cli.output import document_of, print_json, say
 from billing.core.errors import InvalidValue
 from billing.core.periods import month_labelled
 
 app = typer.Typer(no_args_is_help=True, help="Seals: what makes tampering with the log evident.")
 
 
+def seal_document(seal: Seal | None) -> dict[str, Any] | None:
+    """A seal for machines."""
+    return document_of(seal, "number hash hour sealed_at rows adopted") if seal else None
+
+
 @app.command()
 def now(context: typer.Context, json: Json = False) -> None:
     """Seal every hour that is over; beat does this by itself."""
-    _print_run(container_of(context).seal(), json)
+    _print(container_of(context).seal(), json)
 
 
 @app.command()
@@ -52,7 +56,7 @@ def adopt(
     that somebody has found to be right. Their seals say that they were adopted.
     """
     container = container_of(context)
-    _print_run(container.audit.adopt(month_labelled(month), container.clock.now()), json)
+    _print(container.audit.adopt(month_labelled(month), container.clock.now()), json)
 
 
 def proof(
@@ -67,10 +71,10 @@ def proof(
     print_json(container_of(context).audit.prover.proof(identifier))
 
 
-def _print_run(run: SealingResult, json: bool) -> None:
+def _print(result: SealingResult, json: bool) -> None:
     if json:
-        print_json({"seals": run.seals, "rows": run.rows, "head": seal_document(run.head)})
+        print_json(document_of(result, "seals rows", head=seal_document(result.head)))
         return
-    say(f"{run.rows:,} rows sealed under {run.seals:,} seals")
-    if run.head is not None:
-        say(f"newest seal: {run.head.number}, {run.head.hash.hex()}")
+    say(f"{result.rows:,} rows sealed under {result.seals:,} seals")
+    if result.head is not None:
+        say(f"newest seal: {result.head.number}, {result.head.hash.hex()}")

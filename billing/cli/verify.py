@@ -1,12 +1,11 @@
-"""``billing verify``: whether the log is what was logged, row by row, and its seals one chain."""
+"""``billing verify``: the log against its seals, row by row, and the chain of the seals."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -14,7 +13,8 @@ from billing.audit.seal_chain import Seal, anchor_line, parse_anchor
 from billing.audit.verification_report import VerifyFinding
 from billing.audit.verifier import Checked
 from billing.cli.context import Json, container_of
-from billing.cli.output import instant, print_json, say
+from billing.cli.output import document_of, instant, print_json, say, show
+from billing.cli.seals import seal_document
 from billing.cli.services import reporting
 from billing.container import Container
 from billing.core.errors import InvalidValue
@@ -83,25 +83,6 @@ def _anchor(path: Path | None) -> dict[int, bytes] | None:
         raise InvalidValue("anchor", str(path), remedy) from None
 
 
-def finding_document(finding: VerifyFinding) -> dict[str, object]:
-    """A finding for machines."""
-    return {**asdict(finding), "kind": finding.kind.value}
-
-
-def seal_document(seal: Seal | None) -> dict[str, object] | None:
-    """A seal for machines."""
-    if seal is None:
-        return None
-    return {
-        "number": seal.number,
-        "hash": seal.hash.hex(),
-        "hour": seal.hour,
-        "sealed_at": seal.sealed_at,
-        "rows": seal.rows,
-        "adopted": seal.adopted,
-    }
-
-
 def _document(
     months: list[Period],
     checked: Checked,
@@ -109,25 +90,20 @@ def _document(
     findings: list[VerifyFinding],
     *,
     anchored: bool,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     return {
         "ok": not findings,
         "months": [month.label for month in months],
-        "rows": checked.rows,
-        "rows_without_a_seal_yet": checked.waiting,
-        "hours": checked.hours,
-        "seals": checked.seals,
+        **document_of(checked, "rows rows_without_a_seal_yet=waiting hours seals"),
         "anchored": anchored,
         "head": seal_document(head),
-        "findings": [finding_document(each) for each in findings],
+        "findings": findings,
     }
 
 
 def _print_head(head: Seal | None, json: bool) -> None:
-    if json:
-        print_json(seal_document(head))
-    else:
-        say(anchor_line(head.number, head.hash) if head else "nothing is sealed yet")
+    line = anchor_line(head.number, head.hash) if head else "nothing is sealed yet"
+    show(json, seal_document(head), lambda: say(line))
 
 
 def _print(
@@ -146,15 +122,15 @@ def _print(
     if head is not None:
         say(f"newest seal: {head.number}, {head.hash.hex()}")
     if findings:
-        counts = Counter(finding.kind.value for finding in findings)
-        told = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
-        say(f"NOT as it was logged: {told}", style="bold red")
+        counts = Counter(finding.kind for finding in findings)
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
+        say(f"NOT as it was logged: {kinds}", style="bold red")
     else:
         say("every row is the one that was logged", style="bold")
 
 
 def _print_finding(finding: VerifyFinding) -> None:
-    what = [finding.kind.value]
+    what: list[str] = [finding.kind]
     if finding.event_id is not None:
         what.append(str(finding.event_id))
     if finding.hour is not None:

@@ -303,7 +303,7 @@ def _command(name: str, folder: Path) -> tuple[list[str], str]:
     if name.startswith("consumer"):
         return ["-m", "lab.chaos.consumer"], "consumer started"
     if name == RELAY_B:
-        return ["-m", "billing.cli", "relay"], "relay started"
+        return ["-m", "billing.cli", "relay"], "relay_started"
     celery = ["-m", "celery", "-A", "lab.chaos.celery_app"]
     if name.startswith("beat"):
         return [*celery, "beat", "-l", "INFO", "-s", str(folder / name)], "starting"

@@ -61,7 +61,7 @@ def consumer() -> Program:
     return Program(
         name="consumer",
         arguments=[str(program), "consumer"],
-        ready=lambda log: "consumer started" in log,
+        ready=lambda log: "consumer_started" in log,
     )
 
 

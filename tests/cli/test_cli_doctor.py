@@ -14,8 +14,10 @@ from billing.container import Container
 from billing.core.clock import to_ms
 from billing.core.reservation import HoldRequest
 from billing.core.usage_event import UsageEvent
-from billing.health.doctor_probe import _place, queue_depth
+from billing.health.doctor import examine
+from billing.health.facts import redis_place
 from billing.postgres import migrations
+from billing.transport.queue_depth import NO_QUEUE, QueueDepth, queue_depth
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 
@@ -103,8 +105,6 @@ def _rabbitmq_answers(container: Container) -> bool:
 
 
 def checks_of(container: Container) -> list[Any]:
-    from billing.health.doctor_probe import examine  # noqa: PLC0415 - only here
-
     return examine(container)
 
 
@@ -167,14 +167,13 @@ def test_events_that_wait_unread_are_told(billing: Billing, container: Container
     found = checks(billing, code=1)["Usage queue"]
     assert found["level"] == "fail"
     assert "1 waiting, 0 consumers" in found["found"]
-    assert queue_depth(container) == 1
+    url, queue = container.endpoints.amqp_url or "", container.settings.usage_queue
+    assert queue_depth(url, queue) == QueueDepth(ready=1, consumers=0)
+    assert queue_depth(url, f"{queue}.of-nobody") == NO_QUEUE
 
 
-def test_the_depth_of_a_queue_that_cannot_be_asked_is_unknown(
-    billing: Billing, container: Container
-):
-    assert billing.environment
-    assert queue_depth(container) is None
+def test_the_depth_of_a_queue_that_cannot_be_asked_is_unknown():
+    assert queue_depth("amqp://nobody:secret@127.0.0.1:1//", "usage.log") is None
 
 
 @pytest.mark.parametrize(
@@ -190,4 +189,4 @@ def test_the_depth_of_a_queue_that_cannot_be_asked_is_unknown(
     ],
 )
 def test_a_redis_database_is_known_however_its_url_is_written(url: str, place: str):
-    assert _place(url) == place
+    assert redis_place(url) == place

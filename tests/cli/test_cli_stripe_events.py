@@ -28,7 +28,7 @@ def tell(billing: Billing, container: Container, at_stripe: AtStripe, customer: 
     return str(event["id"])
 
 
-@pytest.mark.usefixtures("system")
+@pytest.mark.usefixtures("container")
 def test_nothing_told_is_said(billing: Billing):
     assert "Events told by Stripe: none" in billing.table("stripe", "events")
     assert billing.json("stripe", "events") == []
@@ -73,7 +73,7 @@ def test_a_retry_tells_redis_of_the_new_balance(
     assert view.granted_microcredits == 600_000_000
 
 
-@pytest.mark.usefixtures("system")
+@pytest.mark.usefixtures("container")
 def test_an_event_that_was_never_told_is_said_so(billing: Billing):
     message = billing.error("stripe", "events", "retry", "evt_none")
     assert "no event 'evt_none': see billing stripe events" in message

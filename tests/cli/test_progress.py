@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from billing.cli.progress import shown
-from billing.cli.report_run import Run
+from billing.cli.report_run import ReportRun
 from billing.providers.port import ProviderCause
 from billing.reporting.read_back import Reading
 from billing.reporting.usage_report import ReportState
@@ -36,7 +36,7 @@ def test_what_fails_in_the_middle_fails_here():
 
 
 def test_a_run_shows_how_far_it_is():
-    run = Run()
+    run = ReportRun()
     assert run.figures() == {
         "planned": 0, "accepted": 0, "unknown": 0, "parked": 0, "confirmed": 0, "per_second": 0.0,
     }  # fmt: skip
@@ -52,6 +52,6 @@ def test_a_run_shows_how_far_it_is():
 
 
 def test_whoever_stopped_the_run_is_named_once():
-    run = Run(readings=[Reading(stopped="no answer"), Reading()])
+    run = ReportRun(readings=[Reading(stopped="no answer"), Reading()])
     run.advance.stopped["stripe"] = "key_refused: no"
     assert run.stopped == {"stripe": "key_refused: no", "reading back": "no answer"}

@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 from support import NOW
 
-from billing.health import doctor_reporting as rules
-from billing.health.rules import HealthFinding, Level
+from billing.health import report_rules as rules
+from billing.health.finding import HealthFinding, Level
 
 
 def test_a_provider_that_can_be_talked_to_says_how_it_was_chosen():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from billing.health import rules
-from billing.health.rules import HealthFinding, Level
+from billing.health import rules, usage_rules
+from billing.health.finding import HealthFinding, Level, worst
 
 OK, WARN, FAIL = Level.OK, Level.WARN, Level.FAIL
 
@@ -39,7 +39,7 @@ def judged(finding: HealthFinding) -> Level:
 def test_a_server_is_new_enough_and_near_enough(
     name: str, version: str, latency_ms: float, level: Level
 ):
-    (finding,) = rules.server(name, version, latency_ms)
+    finding = rules.server(name, version, latency_ms)
     assert judged(finding) is level
     assert version in finding.found
 
@@ -145,7 +145,7 @@ def test_the_usage_queue_is_read(depth: int | None, consumers: int | None, level
     [(0, None, OK), (0, 0, OK), (1, None, WARN), (0, 3, WARN), (2, 3, WARN)],
 )
 def test_open_dead_letters_are_a_warning(open_letters: int, in_broker: int | None, level: Level):
-    assert judged(rules.dead_letters(open_letters, in_broker)) is level
+    assert judged(usage_rules.dead_letters(open_letters, in_broker)) is level
 
 
 @pytest.mark.parametrize(
@@ -162,12 +162,12 @@ def test_open_dead_letters_are_a_warning(open_letters: int, in_broker: int | Non
 def test_the_outbox_is_drained(
     length: int, oldest_seconds: float | None, unreadable: int, level: Level
 ):
-    assert judged(rules.outbox(length, oldest_seconds, unreadable)) is level
+    assert judged(usage_rules.outbox(length, oldest_seconds, unreadable)) is level
 
 
 @pytest.mark.parametrize(("overdue", "level"), [(0, OK), (1, WARN)])
 def test_holds_do_not_outlive_their_time(overdue: int, level: Level):
-    assert judged(rules.overdue_holds(overdue, 5, "12.5")) is level
+    assert judged(usage_rules.overdue_holds(overdue, 5, "12.5")) is level
 
 
 @pytest.mark.parametrize(
@@ -184,4 +184,4 @@ def test_clocks_agree(seconds: float, level: Level):
 )
 def test_the_worst_finding_decides(levels: list[Level], expected: Level):
     findings = [HealthFinding(check="c", level=level, found="f") for level in levels]
-    assert rules.worst(findings) is expected
+    assert worst(findings) is expected

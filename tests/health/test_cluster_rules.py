@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from billing.health.doctor_cluster import verdict
-from billing.health.doctor_probe import _place
-from billing.health.rules import Level
+from billing.health.facts import redis_place
+from billing.health.finding import Level
+from billing.health.rules import cluster
 from billing.redis.cluster import Member
 
 
@@ -34,10 +34,10 @@ def _node(name: str, of: str | None = None, *, failing: bool = False, slots: boo
 def test_a_primary_without_a_replica_is_a_warning_and_one_that_is_down_a_fault(
     members: list[Member], level: Level, says: str
 ):
-    finding = verdict(members)
+    finding = cluster(members)
     assert finding.level is level
     assert says in finding.found
 
 
 def test_a_cluster_is_nobody_elses_database():
-    assert _place("redis+cluster://:secret@a:1,b:2") == "a:1,b:2"
+    assert redis_place("redis+cluster://:secret@a:1,b:2") == "a:1,b:2"

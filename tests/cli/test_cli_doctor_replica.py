@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from commandline import Billing
 
-from billing.health.doctor_replica import verdict
-from billing.health.rules import Level
+from billing.health.finding import Level
+from billing.health.rules import replica
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from billing.health.rules import Level
 def test_a_late_or_missing_replica_is_a_warning_and_never_a_matter_of_money(
     is_replica: bool | None, behind_bytes: int, behind_seconds: float, level: Level, says: str
 ):
-    finding = verdict(is_replica, behind_bytes, behind_seconds, problem="gone")
+    finding = replica(is_replica, behind_bytes, behind_seconds, problem="gone")
     assert finding.level is level
     assert says in finding.found
     assert level is Level.OK or ("no money" in finding.meaning and finding.remedy)

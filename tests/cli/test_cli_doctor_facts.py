@@ -15,19 +15,19 @@ from billing.archive import catalog as records
 from billing.archive.catalog import ArchiveState
 from billing.container import Container
 from billing.core.periods import month_of
-from billing.health.doctor_keeping import (
+from billing.health.doctor import log_findings, node_findings
+from billing.health.finding import HealthFinding, Level
+from billing.health.usage_rules import (
     ARCHIVED_WITHIN,
     LEFT_SECONDS,
     SEALED_WITHIN_SECONDS,
     archives,
-    books,
-    examine_keeping,
-    examine_node,
+    discrepancies,
+    leased_runs,
+    overdue_holds,
     seals,
-    slips,
     spool,
 )
-from billing.health.rules import HealthFinding, Level, overdue_holds
 from billing.reconciliation.invariants import DiscrepancyKind
 from billing.settings import Settings
 from billing.transport.lease_wal import Slip
@@ -44,8 +44,8 @@ def judged(finding: HealthFinding) -> Level:
 @pytest.mark.parametrize(
     ("finding", "level"),
     [
-        (books({}), OK),
-        (books({DiscrepancyKind.SETTLED: 1, DiscrepancyKind.ROLLUP: 2}), WARN),
+        (discrepancies({}), OK),
+        (discrepancies({DiscrepancyKind.SETTLED: 1, DiscrepancyKind.ROLLUP: 2}), WARN),
         (seals(None, None), OK),
         (seals(7, SEALED_WITHIN_SECONDS), OK),
         (seals(7, SEALED_WITHIN_SECONDS + 1), WARN),
@@ -55,9 +55,9 @@ def judged(finding: HealthFinding) -> Level:
         (spool(0, 0.0), OK),
         (spool(1, LEFT_SECONDS), OK),
         (spool(1, LEFT_SECONDS + 1), WARN),
-        (slips(0, 0), OK),
-        (slips(1, 0), WARN),
-        (slips(1, 1), FAIL),
+        (leased_runs(0, 0), OK),
+        (leased_runs(1, 0), WARN),
+        (leased_runs(1, 1), FAIL),
         (overdue_holds(0, 3, "0", leases=1), OK),
     ],
 )
@@ -67,15 +67,14 @@ def test_the_verdicts(finding: HealthFinding, level: Level):
 
 def test_what_is_open_is_told_by_kind():
     assert (
-        books({DiscrepancyKind.SETTLED: 1, DiscrepancyKind.ROLLUP: 2}).found
+        discrepancies({DiscrepancyKind.SETTLED: 1, DiscrepancyKind.ROLLUP: 2}).found
         == "3 open: 2 rollup, 1 settled"
     )
     assert "3 open (1 leases)" in overdue_holds(0, 3, "0", leases=1).found
 
 
 def examined(container: Container) -> dict[str, HealthFinding]:
-    with container.engine.connect() as connection:
-        found = [*examine_keeping(container, connection), *examine_node(container)]
+    found = [*log_findings(container), *node_findings(container)]
     return {each.check: each for each in found}
 
 

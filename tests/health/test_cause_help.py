@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from billing.cli.cause_help import (
+from billing.health.cause_help import (
     PARKED,
     UNANSWERED,
     cause_in,
+    help_for_parked,
+    help_for_stop,
     message_of_unavailable,
-    words_of_parked,
-    words_of_stop,
 )
 from billing.providers.port import VERDICTS, ProviderCause, ProviderUnavailable, ProviderVerdict
 from billing.providers.stripe.client import StripeUnanswered
@@ -52,8 +52,8 @@ def test_the_cause_is_found_in_what_a_run_says(text: str, cause: ProviderCause |
 
 
 def test_a_cause_that_nobody_wrote_words_for_is_told_by_its_name():
-    assert "moonlight" in words_of_parked("moonlight").meaning
-    assert "no usage is lost" in words_of_stop("moonlight").meaning
+    assert "moonlight" in help_for_parked("moonlight").meaning
+    assert "no usage is lost" in help_for_stop("moonlight").meaning
 
 
 @pytest.mark.parametrize(
