@@ -43,10 +43,6 @@ class ArchiveRefusedError(WeighbridgeError):
     """A month cannot be archived or restored as things are; nothing of it was lost."""
 
 
-class ArchiveUnreadableError(WeighbridgeError):
-    """A file of an archive cannot be read."""
-
-
 _IN_FILES: Final = (ArchiveState.VERIFIED, ArchiveState.DETACHED, ArchiveState.DROPPED)
 
 

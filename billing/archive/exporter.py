@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from billing.archive import catalog as archives
+from billing.archive.archived_month import ArchivedMonth, described
 from billing.archive.catalog import (
     ARCHIVING_KEY,
     Archive,
@@ -37,7 +38,6 @@ from billing.archive.parquet_files import (
     totals_in,
     write_seals,
 )
-from billing.archive.reader import ArchivedMonth, described
 from billing.audit.merkle import root_of
 from billing.audit.month_rows import LiveMonth, MonthOfLog, rows_of, snapshots
 from billing.audit.seal_chain import Leaves

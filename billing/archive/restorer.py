@@ -13,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy.engine import Connection, Engine
 
 from billing.archive import catalog as archives
+from billing.archive.archived_month import ArchivedMonth
 from billing.archive.catalog import (
     ARCHIVING_KEY,
     Archive,
@@ -20,7 +21,6 @@ from billing.archive.catalog import (
     ArchiveState,
     ArchivingBusyError,
 )
-from billing.archive.reader import ArchivedMonth
 from billing.audit.month_rows import LiveMonth
 from billing.audit.sealer import alone, keep_leaves
 from billing.audit.verifier import Verifier

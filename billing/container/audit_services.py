@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from billing.archive.archived_usage import ArchivedUsage, ArchiveReader
+from billing.archive.archive_reader import ArchiveReader
 from billing.archive.catalog import Archive, archive_of, archives
 from billing.audit.backfill_seals import adopt
 from billing.audit.month_rows import LiveMonth, MonthOfLog, snapshots
@@ -20,10 +20,11 @@ from billing.audit.verifier import Verifier
 from billing.core.periods import Period
 from billing.postgres.partitions import existing_partitions
 from billing.settings import Settings
+from billing.usage_log.archived_usage import ArchivedUsage
 
 if TYPE_CHECKING:
+    from billing.archive.archived_month import ArchivedMonth
     from billing.archive.exporter import MonthExporter
-    from billing.archive.reader import ArchivedMonth
     from billing.archive.restorer import MonthRestorer
 
 # pyarrow takes 60 MB and a sixth of a second: only what reads or writes an archive loads it, not
@@ -59,8 +60,8 @@ class AuditServices:
         return Prover(self._engine, self.open_month)
 
     @cached_property
-    def shelf(self) -> ArchivedUsage:
-        """Lines of archived months."""
+    def archived_usage(self) -> ArchivedUsage:
+        """Rows of archived months."""
         return ArchiveReader(self._engine, self._open_archive)
 
     @cached_property
@@ -121,6 +122,6 @@ class AuditServices:
         return LiveMonth(month, snapshots(self._engine))
 
     def _open_archive(self, archive: Archive) -> ArchivedMonth:
-        from billing.archive.reader import ArchivedMonth
+        from billing.archive.archived_month import ArchivedMonth
 
         return ArchivedMonth(archive, self._settings.archive_dir, self._engine)

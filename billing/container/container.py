@@ -181,12 +181,12 @@ class Container:
     @cached_property
     def usage(self) -> UsageQueries:
         """Totals, from the rollups."""
-        return UsageQueries(self.engine, self.audit.shelf)
+        return UsageQueries(self.engine, self.audit.archived_usage)
 
     @cached_property
     def receipts(self) -> Receipts:
         """Lines, from the log."""
-        return Receipts(self.engine, self.audit.shelf)
+        return Receipts(self.engine, self.audit.archived_usage)
 
     @cached_property
     def usage_read(self) -> UsageQueries:
@@ -199,7 +199,7 @@ class Container:
     @cached_property
     def receipts_read(self) -> Receipts:
         """Lines as customers are shown them: from the replica, where there is one."""
-        return Receipts(self.read_engine, self.audit.shelf)
+        return Receipts(self.read_engine, self.audit.archived_usage)
 
     def as_of(self) -> AsOf | None:
         """As of when ``usage_read`` and ``receipts_read`` answer; None: there is no replica.

@@ -107,7 +107,7 @@ def test_days_that_begin_within_an_hour_are_right_in_an_archived_month(attic: At
     period = month_of(evening + timedelta(days=3), "Asia/Kathmandu")
 
     def asked() -> list[Any]:
-        usage = UsageQueries(attic.engine, attic.shelf)
+        usage = UsageQueries(attic.engine, attic.archived_usage)
         lines = list(attic.pages("himal", period, limit=25))
         return [[usage.by("himal", period, by) for by in By], usage.total("himal", period), lines]
 
