@@ -35,8 +35,6 @@ from billing.core.clock import Clock, SystemClock
 from billing.core.errors import QuotaUnavailable
 from billing.core.reservation import LoadOutcome, QuotaStore
 from billing.core.sku import Sku
-from billing.devtools.embedded_servers import Endpoints
-from billing.devtools.embedded_servers.lookup import endpoints_of, url_of
 from billing.metering.lease_manager import LeaseManager
 from billing.metering.lease_recovery import LeaseRecovery
 from billing.metering.meter import Meter
@@ -51,6 +49,7 @@ from billing.reconciliation.redis_restart_watch import RedisRestartWatch
 from billing.reconciliation.repair import Repair
 from billing.redis.cluster import ClusterClient, is_cluster
 from billing.redis.keys import RedisKeys
+from billing.server_urls import Endpoints, endpoints_of, url_of
 from billing.settings import Settings
 from billing.transport.cluster_outbox import ClusterOutbox
 from billing.transport.journal import Journal

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from celery import shared_task
 
-from billing.core.url_guard import FetchPolicy, policy_from
+from billing.core.url_guard import FetchPolicy
 from workers.billing_header import current_settings, usage
 from workers.task import MeteredTask
 from workers.tasks.bodies import (
@@ -23,6 +23,7 @@ from workers.tasks.bodies import (
     search_pages,
 )
 from workers.tasks.fetch import Fetcher
+from workers.tasks.fetch_policy import policy_from
 
 
 @functools.lru_cache(maxsize=8)
