@@ -9,6 +9,7 @@ from typing import Any, Final
 import structlog
 from celery import bootsteps
 
+from billing.container import ServerFacts
 from billing.core.errors import ConfigurationError, WeighbridgeError
 from billing.core.reservation import TIME_LIMIT_MARGIN_SECONDS
 from billing.settings import Settings
@@ -31,16 +32,6 @@ class TaskSetup:
     acks_late: bool
     time_limit: float | None
     soft_time_limit: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSetup:
-    """What the servers say of themselves; None where one did not answer."""
-
-    maxmemory_policy: str | None
-    schema_revision: str | None
-    schema_head: str
-    database_answers: bool
 
 
 def check_tasks(settings: Settings, tasks: Iterable[TaskSetup]) -> list[ConfigurationError]:
@@ -114,7 +105,7 @@ def check_serializers(accepted: Iterable[str]) -> list[ConfigurationError]:
     ]
 
 
-def check_servers(setup: ServerSetup) -> list[ConfigurationError]:
+def check_servers(setup: ServerFacts) -> list[ConfigurationError]:
     """Whether Redis keeps what it is told and PostgreSQL has this release's tables."""
     found: list[ConfigurationError] = []
     policy = setup.maxmemory_policy
@@ -201,4 +192,4 @@ def _problems(app: Any) -> Iterable[ConfigurationError]:
     except WeighbridgeError as error:
         log.warning("the servers could not be checked", error=str(error))
     else:
-        yield from check_servers(ServerSetup(**setup))
+        yield from check_servers(setup)

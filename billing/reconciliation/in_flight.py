@@ -7,10 +7,11 @@ in it, and neither in the outbox nor in the log, was lost on the way, once the q
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
+from kombu.exceptions import OperationalError
 from sqlalchemy.engine import Engine
 
 from billing.core.usage_event import UsageEvent
@@ -21,6 +22,27 @@ from billing.transport.outbox import RedisOutbox
 _CHUNK: Final = 1000
 _PAGE: Final = 500
 _LOGGED: Final = sa.text("SELECT id FROM usage_events WHERE id = ANY(CAST(:ids AS uuid[]))")
+_NOT_FOUND: Final = "404"
+
+
+def ready_messages(connection: Any, queue: str) -> int | None:  # noqa: ANN401 - kombu has no types
+    """Count the messages that are ready in a queue; None where the broker does not answer.
+
+    A queue that does not exist has none.
+
+    Args:
+        connection: Of kombu, not connected yet; closed here.
+        queue: Its name.
+    """
+    try:
+        with connection:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=3)
+            found = connection.channel().queue_declare(queue=queue, passive=True)
+            return int(found.message_count)
+    except connection.channel_errors as error:
+        return 0 if str(getattr(error, "code", "")) == _NOT_FOUND else None
+    except (*connection.connection_errors, OperationalError, OSError):
+        return None
 
 
 class InFlightUsage:

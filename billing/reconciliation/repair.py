@@ -105,12 +105,12 @@ class Repair:
     Args:
         engine: PostgreSQL, as the owner role.
         quota: Expires what is over time.
-        reconcile: Finds.
-        shelves: Finds what was lost on the way.
-        sync: Rebuilds accounts.
-        mend: Mends holds.
+        checks: Finds discrepancies.
+        in_flight: Finds events that were lost between outbox and log.
+        account_loader: Rebuilds accounts.
+        hold_repair: Mends holds.
         publisher: Makes a connection to publish lost events through.
-        record: Where findings are written down.
+        discrepancies: The table that findings are written to.
         clock: The time.
         wait: Waits for so many seconds; between readings.
     """
@@ -120,24 +120,24 @@ class Repair:
         engine: Engine,
         *,
         quota: QuotaStore,
-        reconcile: InvariantChecks,
-        shelves: InFlightUsage,
-        sync: AccountLoader,
-        mend: HoldRepair,
+        checks: InvariantChecks,
+        in_flight: InFlightUsage,
+        account_loader: AccountLoader,
+        hold_repair: HoldRepair,
         publisher: Callable[[], Publisher],
-        record: DiscrepancyStore,
+        discrepancies: DiscrepancyStore,
         clock: Clock,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self._engine = engine
-        self._as_logged = TamperCheck(engine, clock)
+        self._tamper_check = TamperCheck(engine, clock)
         self._quota = quota
-        self._reconcile = reconcile
-        self._shelves = shelves
-        self._sync = sync
-        self._mend = mend
+        self._checks = checks
+        self._in_flight = in_flight
+        self._account_loader = account_loader
+        self._hold_repair = hold_repair
         self._publisher = publisher
-        self._record = record
+        self._discrepancies = discrepancies
         self._clock = clock
         self._wait = wait
 
@@ -152,8 +152,8 @@ class Repair:
             QuotaUnavailable: Redis did not answer.
             OutboxUnavailable: The same.
         """
-        lost = self._standing_lost()
-        found = [*self._standing(since), *map(_lost_event, lost)]
+        lost = self._persisting_lost()
+        found = [*self._persisting(since), *map(_lost_event, lost)]
         of_customer = Counter[str]()
         for event in lost:
             of_customer[event.customer] += event.amount_microcredits
@@ -173,7 +173,7 @@ class Repair:
                 # Where another one is at it, this one only tells.
                 if alone:
                     findings = self._repaired(findings, lost, since)
-        self._record.write(findings, self._clock.now())
+        self._discrepancies.write(findings, self._clock.now())
         for finding in findings:
             _tell(finding)
         return findings
@@ -182,7 +182,9 @@ class Repair:
         """As it is, but that a rollup is not made to agree with a log that was tampered with."""
         if finding.remedy is not Remedy.ROLL_UP or not finding.discrepancy.bucket:
             return finding
-        told = self._as_logged.tampered(parse_instant(finding.discrepancy.bucket[0], field="hour"))
+        told = self._tamper_check.tampered(
+            parse_instant(finding.discrepancy.bucket[0], field="hour")
+        )
         if not told:
             return finding
         return replace(
@@ -198,22 +200,22 @@ class Repair:
         with self._engine.begin() as connection:
             yield bool(connection.execute(_TRY_LOCK, {"key": _ONE_AT_A_TIME}).scalar_one())
 
-    def _standing(self, since: datetime) -> list[Discrepancy]:
-        first = self._reconcile.run(since)
+    def _persisting(self, since: datetime) -> list[Discrepancy]:
+        first = self._checks.run(since)
         if not first:
             return []
         self._wait(READ_AGAIN.total_seconds())
-        before = set(map(_standing_name, first))
-        return [each for each in self._reconcile.run(since) if _standing_name(each) in before]
+        before = set(map(_identity_with_amount, first))
+        return [each for each in self._checks.run(since) if _identity_with_amount(each) in before]
 
-    def _standing_lost(self) -> list[UsageEvent]:
-        first = self._shelves.missing()
+    def _persisting_lost(self) -> list[UsageEvent]:
+        first = self._in_flight.missing()
         if not first:
             return []
         self._wait(READ_AGAIN.total_seconds())
-        again = {event.id for event in self._shelves.missing()}
+        again = {event.id for event in self._in_flight.missing()}
         # A row that somebody removed was charged and rolled up once: logged anew it would be twice.
-        return self._as_logged.never_logged([event for event in first if event.id in again])
+        return self._tamper_check.never_logged([event for event in first if event.id in again])
 
     def _repaired(
         self, findings: Sequence[RecordedDiscrepancy], lost: Sequence[UsageEvent], since: datetime
@@ -224,7 +226,7 @@ class Repair:
             self._publish_again(lost)
         mend_for = _customers(findings, Remedy.MEND_HOLDS)
         for customer in mend_for:
-            mended = self._mend.mend(customer)
+            mended = self._hold_repair.mend(customer)
             note = ", ".join(map(_told, mended)) or "no hold was wrong"
             notes |= {f.discrepancy: note for f in findings if _is(f, Remedy.MEND_HOLDS, customer)}
         if mend_for:
@@ -239,7 +241,7 @@ class Repair:
             self._sync_grants(customer)
         for customer in _customers(findings, Remedy.REBUILD):
             waits |= self._rebuild(customer, findings, since, notes)
-        again = [*self._standing(since), *map(_lost_event, self._shelves.missing())]
+        again = [*self._persisting(since), *map(_lost_event, self._in_flight.missing())]
         left = {_name(each) for each in again}
         return [self._judged(finding, notes, waits, left) for finding in findings]
 
@@ -247,7 +249,7 @@ class Repair:
         publisher = self._publisher()
         publisher.publish(lost)
         deadline = time.monotonic() + LOGGED_WITHIN.total_seconds()
-        while self._shelves.missing() or self._shelves.depth() != 0:
+        while self._in_flight.missing() or self._in_flight.depth() != 0:
             if time.monotonic() > deadline:
                 # Published and confirmed, so not lost; whether it was logged, the next run tells.
                 return
@@ -262,20 +264,20 @@ class Repair:
     ) -> set[Discrepancy]:
         """Rebuild an account; returns the discrepancies whose repair has to wait."""
         # What lost events had caused has gone with them.
-        standing = set(self._reconcile.books_of(customer, since))
+        standing = set(self._checks.books_of(customer, since))
         found = (each.discrepancy for each in findings if _is(each, Remedy.REBUILD, customer))
         own = [each for each in found if each in standing]
         if not own:
             return set()
         way = OnTheWay(
-            in_outbox=sum(1 for _ in self._shelves.waiting(customer)),
-            in_queue=self._shelves.depth(),
+            in_outbox=sum(1 for _ in self._in_flight.waiting(customer)),
+            in_queue=self._in_flight.depth(),
         )
         waiting = {each for each in own if must_wait(each, way)}
         if waiting:
             notes |= {each: f"usage is on its way ({way.told()})" for each in waiting}
             return waiting
-        outcome = self._sync.rebuild(customer, force=True)
+        outcome = self._account_loader.rebuild(customer, force=True)
         notes |= dict.fromkeys(own, f"account rebuilt: {outcome.value}")
         return set()
 
@@ -310,7 +312,7 @@ class Repair:
     def _sync_grants(self, customer: str) -> None:
         with self._engine.begin() as connection:
             connection.execute(_SYNC_GRANTS, {"customer": customer})
-        self._sync.sync(customer)
+        self._account_loader.sync(customer)
 
     def _judged(
         self,
@@ -345,7 +347,7 @@ def _follows(finding: RecordedDiscrepancy, waits: set[Discrepancy]) -> bool:
     return discrepancy.kind is DiscrepancyKind.AVAILABLE and discrepancy.customer in owners
 
 
-def _standing_name(discrepancy: Discrepancy) -> tuple[object, ...]:
+def _identity_with_amount(discrepancy: Discrepancy) -> tuple[object, ...]:
     """What has to be the same in two readings for a fault to stand.
 
     Lines and their rollup commit together, so a rollup that differs is a fault whatever is written

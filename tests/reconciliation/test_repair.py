@@ -62,14 +62,14 @@ class Bench:
         self.repair = Repair(
             self.container.engine,
             quota=self.container.quota,
-            reconcile=self.container.invariant_checks,
-            shelves=InFlightUsage(
+            checks=self.container.invariant_checks,
+            in_flight=InFlightUsage(
                 self.container.engine, self.outbox, self.journal, lambda: self.depth
             ),
-            sync=self.container.account_loader,
-            mend=HoldRepair(self.client, self.keys),
+            account_loader=self.container.account_loader,
+            hold_repair=HoldRepair(self.client, self.keys),
             publisher=lambda: _Logs(self.container),
-            record=self.record,
+            discrepancies=self.record,
             clock=self.container.clock,
             wait=lambda _: self.between_readings(),
         )

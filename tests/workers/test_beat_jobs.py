@@ -314,15 +314,15 @@ class FirstReading:
     """A reconcile that, after its first reading, lets something happen."""
 
     def __init__(self, container: Container, then: Callable[[], object]) -> None:
-        self._reconcile = container.invariant_checks
+        self._checks = container.invariant_checks
         self._then = then
         self.readings: list[list[Discrepancy]] = []
-        container.__dict__["reconcile"] = self
+        container.__dict__["invariant_checks"] = self
         # Made from it when it is first needed.
         container.__dict__.pop("repair", None)
 
     def run(self, since: datetime) -> list[Discrepancy]:
-        self.readings.append(self._reconcile.run(since))
+        self.readings.append(self._checks.run(since))
         if len(self.readings) == 1:
             self._then()
         return self.readings[-1]

@@ -11,11 +11,11 @@ import structlog
 from live import Live, Worker
 from support import eventually
 
+from billing.container import ServerFacts
 from billing.devtools.embedded_servers import LocalServers
 from billing.settings import Settings
 from workers.startup_checks import (
     EX_CONFIG,
-    ServerSetup,
     TaskSetup,
     check_serializers,
     check_servers,
@@ -44,8 +44,8 @@ def task(
 
 def servers(
     *, policy: str | None = "noeviction", revision: str | None = HEAD, database: bool = True
-) -> ServerSetup:
-    return ServerSetup(
+) -> ServerFacts:
+    return ServerFacts(
         maxmemory_policy=policy,
         schema_revision=revision,
         schema_head=HEAD,
@@ -138,7 +138,7 @@ def test_only_json_is_accepted(accepted: list[str], others: str):
     ],
 )
 def test_redis_must_keep_what_it_is_told_and_postgresql_have_the_tables(
-    setup: ServerSetup, wrong: list[str]
+    setup: ServerFacts, wrong: list[str]
 ):
     found = check_servers(setup)
 
