@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -24,6 +23,7 @@ from billing.core.event_ids import lowest_id
 from billing.core.periods import month_of
 from billing.core.reservation import QuotaStore
 from billing.core.usage_event import UsageEvent
+from billing.postgres.locks import AdvisoryLock, try_lock
 from billing.postgres.partition_detaching import is_attached
 from billing.quota.account_loader import AccountLoader
 from billing.quota.hold_repair import HoldRepair, RepairedHolds, Wrong
@@ -57,8 +57,6 @@ SWEPT_AT_ONCE: Final = 500
 _NOT_AS_LOGGED: Final = "its lines are not those that were logged, see billing verify: {}"
 _LEAVING: Final = "its month is being archived: the log has not got all of its lines"
 
-_TRY_LOCK: Final = sa.text("SELECT pg_try_advisory_xact_lock(:key)")
-_ONE_AT_A_TIME: Final = 0x57656967_72657061
 _LOCK_BUCKET: Final = sa.text(
     """
     INSERT INTO usage_hourly AS kept (customer_id, hour, sku_id, outcome, reason, events, quantity,
@@ -169,9 +167,9 @@ class Repair:
             for each in found
         ]
         if repair and findings:
-            with self._alone() as alone:
-                # Where another one is at it, this one only tells.
-                if alone:
+            with self._engine.begin() as guard:
+                # While another process repairs, this one only reports.
+                if try_lock(guard, AdvisoryLock.REPAIR):
                     findings = self._repaired(findings, lost, since)
         self._discrepancies.write(findings, self._clock.now())
         for finding in findings:
@@ -193,12 +191,6 @@ class Repair:
             remedy=Remedy.BY_HAND,
             note=_NOT_AS_LOGGED.format(named(told)),
         )
-
-    @contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """Whether no other repair is under way; none begins until the block is left."""
-        with self._engine.begin() as connection:
-            yield bool(connection.execute(_TRY_LOCK, {"key": _ONE_AT_A_TIME}).scalar_one())
 
     def _persisting(self, since: datetime) -> list[Discrepancy]:
         first = self._checks.run(since)

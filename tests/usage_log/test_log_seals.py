@@ -23,10 +23,8 @@ from billing.audit.month_rows import rows_of
 from billing.audit.seal_chain import GENESIS, breaks_of
 from billing.audit.sealer import (
     LAG,
-    SEALING_KEY,
     Sealer,
     SealingBusyError,
-    alone,
     read_seals,
     sealed_leaves,
 )
@@ -34,6 +32,7 @@ from billing.audit.verifier import Checked
 from billing.core.periods import hour_floor
 from billing.core.row_hash import COLUMNS, canonical, leaf_of, row_of
 from billing.postgres.engines import reader_engine, writer_engine
+from billing.postgres.locks import AdvisoryLock, session_lock
 from billing.postgres.schema import usage_events
 from billing.usage_log.log_writer import LogWriter
 
@@ -189,7 +188,7 @@ def test_a_batch_larger_than_a_seal_is_sealed_whole(bench: Bench):
 
 def test_only_one_seals_at_a_time(bench: Bench):
     bench.log_some(3)
-    with alone(bench.engine, SEALING_KEY) as mine:
+    with session_lock(bench.engine, AdvisoryLock.SEALING) as mine:
         assert mine
         with pytest.raises(SealingBusyError):
             bench.seal()

@@ -15,11 +15,11 @@ from celery.beat import Scheduler
 from celery.schedules import crontab
 from support import add_customer, add_sku, make_event
 
-from billing.audit.sealer import SEALING_KEY, alone
 from billing.container import Container
 from billing.core.reservation import HoldRequest, HoldState, ReserveOutcome
 from billing.core.usage_event import Outcome
 from billing.metering.usage_recorder import TaskFacts
+from billing.postgres.locks import AdvisoryLock, session_lock
 from billing.postgres.partitions import existing_partitions
 from billing.postgres.schema import usage_hourly
 from billing.reconciliation.invariants import Discrepancy
@@ -407,7 +407,7 @@ def test_jobs_at_once_make_one_chain(bench: Bench):
 def test_a_job_that_finds_another_one_sealing_leaves_it_to_that(bench: Bench):
     log_an_hour_that_is_over(bench, "one")
 
-    with alone(bench.container.engine, SEALING_KEY) as mine:
+    with session_lock(bench.container.engine, AdvisoryLock.SEALING) as mine:
         assert mine
         assert bench.fire("seal_log") == {"seals": 0, "rows": 0, "head": None}
 
