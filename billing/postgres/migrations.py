@@ -32,20 +32,6 @@ def upgrade(url: str, revision: str = "head", *, scripts: Path | None = None) ->
     command.upgrade(_config(url, scripts), revision)
 
 
-def downgrade(url: str, revision: str, *, scripts: Path | None = None) -> None:
-    """Take the database back to ``revision`` (``base``: nothing of ours but the roles).
-
-    Args:
-        url: As of ``upgrade``.
-        revision: A revision or ``base``.
-        scripts: As of ``upgrade``.
-
-    Raises:
-        ConfigurationError: There is no folder of migrations.
-    """
-    command.downgrade(_config(url, scripts), revision)
-
-
 def current(url: str) -> str | None:
     """The revision that the database is at; None where it was never migrated."""
     engine = sa.create_engine(sqlalchemy_url(url), poolclass=sa.NullPool)
@@ -68,11 +54,6 @@ def head(*, scripts: Path | None = None) -> str:
             "migrations", "the folder has no revision", "use the folder alembic/ of this release"
         )
     return newest
-
-
-def is_current(url: str, *, scripts: Path | None = None) -> bool:
-    """Whether the database is at ``head``; a worker's start-up check."""
-    return current(url) == head(scripts=scripts)
 
 
 def scripts_folder(given: Path | None = None) -> Path:

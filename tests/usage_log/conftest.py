@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from archiving import Attic
 from consuming import Count, Publish, waiting
+from log_totals import totals_from_log, totals_from_rollups
 from sealing import Bench
 from support import add_customer, add_sku, eventually
 
@@ -20,7 +21,6 @@ from billing.postgres.engines import writer_engine
 from billing.settings import Settings
 from billing.transport import topology
 from billing.usage_log.log_writer import LogWriter
-from billing.usage_log.totals import totals_from_log, totals_from_rollups
 
 MAX_AGE = timedelta(days=90)
 MAX_AHEAD = timedelta(seconds=300)

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 from archiving import LONG_AFTER, MAX_AGE, Attic, by_id
+from databases import downgrade
+from log_totals import totals_from_log, totals_from_rollups
 from support import add_customer
 
 from billing.archive.catalog import (
@@ -32,7 +34,6 @@ from billing.postgres.engines import writer_engine
 from billing.postgres.partitions import ensure_partitions
 from billing.usage_log.dead_letters import DeadLetters, ReplayOutcome
 from billing.usage_log.log_writer import LogWriter
-from billing.usage_log.totals import totals_from_log, totals_from_rollups
 from billing.usage_log.usage_queries import By, UsageQueries
 
 
@@ -277,10 +278,10 @@ def test_the_schema_is_not_taken_back_while_months_are_in_archives(attic: Attic,
     attic.fill()
     attic.archive()
     with pytest.raises(sa.exc.DBAPIError, match="would be forgotten") as caught:
-        migrations.downgrade(database_url, "0004")
+        downgrade(database_url, "0004")
     assert isinstance(caught.value.orig, psycopg.errors.ObjectNotInPrerequisiteState)
     attic.restore()
-    migrations.downgrade(database_url, "0004")
+    downgrade(database_url, "0004")
     assert migrations.current(database_url) == "0004"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from databases import reader_engine
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -31,7 +32,7 @@ from billing.audit.sealer import (
 from billing.audit.verifier import Checked
 from billing.core.periods import hour_floor
 from billing.core.row_hash import COLUMNS, canonical, leaf_of, row_of
-from billing.postgres.engines import reader_engine, writer_engine
+from billing.postgres.engines import writer_engine
 from billing.postgres.locks import AdvisoryLock, session_lock
 from billing.postgres.schema import usage_events
 from billing.usage_log.log_writer import LogWriter
