@@ -1,4 +1,4 @@
-"""The schema's version: upgrade, downgrade, and where a database stands.
+"""The schema's version: upgrading it, and the revision of a database.
 
 The scripts are in ``alembic/``: beside the ``billing`` package in a checkout, inside it where it
 was installed from a wheel.
@@ -33,7 +33,7 @@ def upgrade(url: str, revision: str = "head", *, scripts: Path | None = None) ->
 
 
 def current(url: str) -> str | None:
-    """The revision that the database is at; None where it was never migrated."""
+    """Read the database's revision; None where it was never migrated."""
     engine = sa.create_engine(sqlalchemy_url(url), poolclass=sa.NullPool)
     try:
         with engine.connect() as connection:
@@ -43,7 +43,7 @@ def current(url: str) -> str | None:
 
 
 def head(*, scripts: Path | None = None) -> str:
-    """The newest revision there is a script for.
+    """Read the newest revision that has a script.
 
     Raises:
         ConfigurationError: There is no folder of migrations, or none in it.
@@ -57,14 +57,14 @@ def head(*, scripts: Path | None = None) -> str:
 
 
 def scripts_folder(given: Path | None = None) -> Path:
-    """The folder of migrations: the one given, else in or beside the package, else where we are.
+    """Find the folder of migrations: the one given, else the one in or beside the package.
 
     Raises:
         ConfigurationError: None of them has an ``env.py``.
     """
     package = Path(__file__).resolve().parents[1]
     # In the package where it was installed from a wheel, beside it in a checkout.
-    found = [package / "alembic", package.parent / "alembic", Path.cwd() / "alembic"]
+    found = [package / "alembic", package.parent / "alembic"]
     candidates = [given] if given is not None else found
     for folder in candidates:
         if (folder / "env.py").is_file() and (folder / "versions").is_dir():

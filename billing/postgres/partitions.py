@@ -147,10 +147,7 @@ def _months(now: datetime, back: int, ahead: int) -> list[Period]:
 
 
 def _archived(connection: Connection) -> set[str]:
-    """Partitions that months read from archives had."""
-    # The first migration comes here before there is such a table.
-    if not is_there(connection, "log_archives"):
-        return set()
+    """The partitions that archived months had."""
     months = connection.execute(_ARCHIVED).scalars()
     return {f"{PARENT}_{month:%Y_%m}" for month in months}
 
