@@ -423,7 +423,7 @@ def test_a_log_older_than_sealing_is_adopted_once_and_found_right_afterwards(ben
     bench.log_some(3, hour=bench.hour - 2 * HOUR)
     bench.tamper("TRUNCATE log_manifests")
     bench.log_some(2, task_name="logged since")
-    month = month_of(bench.now)
+    month = month_of(bench.hour)
     assert len(bench.verify()) == 12
     run = adopt(bench.engine, month, bench.now, most_rows=4)
     assert (run.seals, run.rows) == (4, 12)
