@@ -380,7 +380,7 @@ def test_a_rollup_whose_month_leaves_the_log_is_not_summed_up(bench: Bench) -> N
     with bench.container.engine.begin() as connection:
         connection.execute(sa.update(usage_hourly).values(quantity=c.quantity + 7))
         before = connection.execute(sa.select(usage_hourly).order_by(*usage_hourly.c)).all()
-    month = month_of(NOW)
+    month = month_of(bench.container.clock.now())
 
     def leave() -> None:
         bench.between_readings = lambda: None
