@@ -29,8 +29,8 @@ from billing.reconciliation.in_flight import InFlightUsage
 from billing.reconciliation.invariants import Discrepancy, DiscrepancyKind
 from billing.reconciliation.remedies import (
     DiscrepancyCause,
-    OnTheWay,
     Remedy,
+    UnloggedUsage,
     cause_of,
     must_wait,
     remedy_of,
@@ -370,7 +370,7 @@ def test_the_cause_follows_from_the_figures(
 def test_only_a_repair_that_gives_credits_back_waits_for_what_is_on_its_way(
     found: int, in_outbox: int, in_queue: int | None, waits: bool
 ) -> None:
-    way = OnTheWay(in_outbox=in_outbox, in_queue=in_queue)
+    way = UnloggedUsage(in_outbox=in_outbox, in_queue=in_queue)
     assert must_wait(discrepancy(DiscrepancyKind.SETTLED, found=found), way) is waits
     assert not must_wait(discrepancy(DiscrepancyKind.ROLLUP, found=found), way)
 
