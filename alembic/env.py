@@ -7,12 +7,10 @@ from sqlalchemy.engine import Connection
 
 from alembic import context
 from billing.postgres.engines import sqlalchemy_url
+from billing.postgres.locks import AdvisoryLock, lock
 from billing.postgres.partitions import is_partition_name
 from billing.postgres.schema import metadata
 from billing.settings import Settings
-
-# Any constant does, as long as nothing else in the database locks the same one.
-_ONE_AT_A_TIME = 0x57656967_6D696772
 
 
 def _include_object(
@@ -32,7 +30,7 @@ def _migrate(connection: Connection) -> None:
         compare_server_default=True,
     )
     with context.begin_transaction():
-        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ONE_AT_A_TIME})
+        lock(connection, AdvisoryLock.MIGRATION)
         context.run_migrations()
 
 

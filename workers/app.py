@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from celery import Celery
 
-from billing.container import endpoints_of
+from billing.server_urls import endpoints_of
 from billing.settings import Settings
 from workers.beat_schedule import BEAT_SCHEDULE
 from workers.metering import Metering

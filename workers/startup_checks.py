@@ -108,7 +108,7 @@ def check_serializers(accepted: Iterable[str]) -> list[ConfigurationError]:
 def check_servers(facts: ServerFacts) -> list[ConfigurationError]:
     """Check that Redis evicts nothing and that PostgreSQL has this release's tables."""
     found: list[ConfigurationError] = []
-    policy = facts["maxmemory_policy"]
+    policy = facts.maxmemory_policy
     if policy is not None and policy != "noeviction":
         found.append(
             ConfigurationError(
@@ -118,8 +118,8 @@ def check_servers(facts: ServerFacts) -> list[ConfigurationError]:
                 "set maxmemory-policy noeviction on the Redis of WEIGHBRIDGE_REDIS_URL",
             )
         )
-    revision, head = facts["schema_revision"], facts["schema_head"]
-    if facts["database_answers"] and revision != head:
+    revision, head = facts.schema_revision, facts.schema_head
+    if facts.database_answers and revision != head:
         found.append(
             ConfigurationError(
                 "DATABASE_URL",

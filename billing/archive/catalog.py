@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 
 from billing.core.errors import WeighbridgeError
 from billing.core.periods import Period, month_of
+from billing.postgres.locks import AdvisoryLock, session_lock
 from billing.postgres.schema import log_archives
 from billing.usage_log.totals import Totals
-
-ARCHIVING_KEY: Final = 0x57656967_61726368
 
 
 class ArchiveState(StrEnum):
@@ -41,10 +42,6 @@ class ArchivingBusyError(WeighbridgeError):
 
 class ArchiveRefusedError(WeighbridgeError):
     """A month cannot be archived or restored as things are; nothing of it was lost."""
-
-
-class ArchiveUnreadableError(WeighbridgeError):
-    """A file of an archive cannot be read."""
 
 
 _IN_FILES: Final = (ArchiveState.VERIFIED, ArchiveState.DETACHED, ArchiveState.DROPPED)
@@ -137,6 +134,19 @@ def record(connection: Connection, month: Period, state: ArchiveState, **values:
         .where(log_archives.c.month == month.start.date())
         .values(state=state.value, **values)
     )
+
+
+@contextmanager
+def archiving_lock(engine: Engine) -> Iterator[None]:
+    """Exclude every other process that archives or restores, while the block runs.
+
+    Raises:
+        ArchivingBusyError: There is one.
+    """
+    with session_lock(engine, AdvisoryLock.ARCHIVING) as held:
+        if not held:
+            raise ArchivingBusyError
+        yield
 
 
 def month_starting(day: date) -> Period:

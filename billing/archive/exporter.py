@@ -22,13 +22,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from billing.archive import catalog as archives
+from billing.archive.archived_month import ArchivedMonth, described
 from billing.archive.catalog import (
-    ARCHIVING_KEY,
     Archive,
     ArchiveFile,
     ArchiveRefusedError,
     ArchiveState,
-    ArchivingBusyError,
+    archiving_lock,
 )
 from billing.archive.parquet_files import (
     RowsFile,
@@ -37,11 +37,10 @@ from billing.archive.parquet_files import (
     totals_in,
     write_seals,
 )
-from billing.archive.reader import ArchivedMonth, described
 from billing.audit.merkle import root_of
 from billing.audit.month_rows import LiveMonth, MonthOfLog, rows_of, snapshots
 from billing.audit.seal_chain import Leaves
-from billing.audit.sealer import Sealer, alone, newest_seal, read_seals, sealed_leaves
+from billing.audit.sealer import Sealer, newest_seal, read_seals, sealed_leaves
 from billing.audit.verifier import Checked, Verifier
 from billing.core.errors import InvalidValue, NotFound, WeighbridgeError
 from billing.core.failpoints import reach
@@ -153,7 +152,7 @@ class MonthExporter:
             ArchivingBusyError: Another process is at it.
         """
         self.check_age(month, now)
-        with self._alone():
+        with archiving_lock(self._engine):
             while True:
                 archive = self._load(month)
                 state = archive.state if archive else None
@@ -326,13 +325,6 @@ class MonthExporter:
 
     def _path(self, file: ArchiveFile | None) -> Path:
         return self._folder / (file.name if file else "")
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with alone(self._engine, ARCHIVING_KEY) as mine:
-            if not mine:
-                raise ArchivingBusyError
-            yield
 
 
 def _sealed(connection: Connection, month: Period) -> Iterator[SealedLeaves]:

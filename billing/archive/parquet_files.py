@@ -1,7 +1,7 @@
 """Archives as Parquet files: their columns, writing them, reading rows back exactly.
 
-This and ``billing.archive.reader`` are the only modules that load pyarrow (60 MB of memory):
-whoever needs no archive does not import them.
+This and ``billing.archive.archived_month`` are the only modules that load pyarrow (60 MB);
+the container imports them when an archive is needed.
 """
 
 from __future__ import annotations

@@ -13,16 +13,15 @@ from typing import Any, Final
 from sqlalchemy.engine import Connection, Engine
 
 from billing.archive import catalog as archives
+from billing.archive.archived_month import ArchivedMonth
 from billing.archive.catalog import (
-    ARCHIVING_KEY,
     Archive,
     ArchiveRefusedError,
     ArchiveState,
-    ArchivingBusyError,
+    archiving_lock,
 )
-from billing.archive.reader import ArchivedMonth
 from billing.audit.month_rows import LiveMonth
-from billing.audit.sealer import alone, keep_leaves
+from billing.audit.sealer import keep_leaves
 from billing.audit.verifier import Verifier
 from billing.core.errors import NotFound
 from billing.core.failpoints import reach
@@ -65,9 +64,7 @@ class MonthRestorer:
             ArchiveUnreadableError: They cannot be read.
             ArchivingBusyError: Another process is at it.
         """
-        with alone(self._engine, ARCHIVING_KEY) as mine:
-            if not mine:
-                raise ArchivingBusyError
+        with archiving_lock(self._engine):
             archive = self._load(month)
             if archive.state is ArchiveState.RESTORED:
                 return archive

@@ -17,15 +17,14 @@ from billing.audit.row_diff import Record, unlisted
 from billing.audit.seal_chain import Leaves, next_seal
 from billing.audit.sealer import (
     MOST_ROWS,
-    SEALING_KEY,
     SealingBusyError,
     SealingResult,
-    alone,
     keep,
     newest_seal,
 )
 from billing.audit.verifier import usable
 from billing.core.periods import Period
+from billing.postgres.locks import AdvisoryLock, session_lock
 
 
 def adopt(
@@ -45,8 +44,8 @@ def adopt(
         SealingBusyError: Another process is sealing.
     """
     seals = rows = 0
-    with alone(engine, SEALING_KEY) as mine:
-        if not mine:
+    with session_lock(engine, AdvisoryLock.SEALING) as held:
+        if not held:
             raise SealingBusyError
         for hour in LiveMonth(month, snapshots(engine)).hours():
             records = unlisted(hour.rows, usable(hour.lists))

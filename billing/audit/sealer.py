@@ -8,12 +8,10 @@ anywhere, the next run goes on with the manifests that are left.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-import psycopg
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
@@ -21,6 +19,7 @@ from billing.audit.seal_chain import Leaves, Seal, gathered, next_seal
 from billing.core.errors import WeighbridgeError
 from billing.core.failpoints import reach
 from billing.core.periods import Period, hour_floor
+from billing.postgres.locks import AdvisoryLock, session_lock
 from billing.postgres.schema import log_seal_leaves, log_seals
 
 LAG: Final = timedelta(minutes=15)
@@ -29,8 +28,6 @@ LAG: Final = timedelta(minutes=15)
 MOST_ROWS: Final = 131_072
 """The most rows under one seal: 6 MiB of ids and leaves, about 50 MiB while they are sorted."""
 
-PATIENCE_MS: Final = 2_000
-SEALING_KEY: Final = 0x57656967_7365616C
 
 _HOURS: Final = sa.text(
     "SELECT DISTINCT hour FROM log_manifests WHERE hour < :before AND id <= :upto ORDER BY hour"
@@ -72,46 +69,6 @@ class SealingResult:
     head: Seal | None
 
 
-@contextmanager
-def alone(engine: Engine, key: int, *, patience_ms: int = PATIENCE_MS) -> Iterator[bool]:
-    """Whether this process alone has the lock ``key`` while the block runs.
-
-    Args:
-        engine: Any.
-        key: Which lock.
-        patience_ms: The longest wait for it; at least 1. The lock of a process that was killed is
-            free when PostgreSQL notices, a moment later.
-    """
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        mine = _take(connection, key, patience_ms)
-        try:
-            yield mine
-        finally:
-            if mine:
-                _give_back(connection, key)
-
-
-def _take(connection: Connection, key: int, patience_ms: int) -> bool:
-    connection.execute(sa.text(f"SET lock_timeout = {patience_ms:d}"))
-    try:
-        connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": key})
-    except sa.exc.OperationalError as error:
-        if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
-            raise
-        return False
-    finally:
-        connection.execute(sa.text("RESET lock_timeout"))
-    return True
-
-
-def _give_back(connection: Connection, key: int) -> None:
-    try:
-        connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
-    except sa.exc.SQLAlchemyError:
-        # The connection is gone, and the lock with it.
-        connection.invalidate()
-
-
 class Sealer:
     """Seals what is due.
 
@@ -137,8 +94,8 @@ class Sealer:
         Raises:
             SealingBusyError: Another process is at it.
         """
-        with alone(self._engine, SEALING_KEY) as mine:
-            if not mine:
+        with session_lock(self._engine, AdvisoryLock.SEALING) as held:
+            if not held:
                 raise SealingBusyError
             return self._seal(now)
 

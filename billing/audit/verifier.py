@@ -11,7 +11,6 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from billing.archive.catalog import ArchiveUnreadableError
 from billing.audit import verification_report as findings
 from billing.audit.month_rows import Hour, MonthOfLog, snapshots
 from billing.audit.row_diff import Differences, LoggedRow, compare
@@ -20,6 +19,7 @@ from billing.audit.sealer import LAG, read_seals
 from billing.audit.verification_report import FindingKind, Gap, VerifyFinding
 from billing.core.errors import NotFound
 from billing.core.periods import Period, hour_floor, month_of
+from billing.usage_log.archived_usage import ArchiveUnreadableError
 from billing.usage_log.totals import totals_of
 
 OVERDUE: Final = timedelta(hours=2)

@@ -14,7 +14,6 @@ from sqlalchemy.dialects.postgresql import insert
 from billing.core.clock import format_instant, from_ms, to_ms
 from billing.core.credits import check_microcredits, format_credits
 from billing.core.errors import AlreadyExists, InvalidValue, NotFound
-from billing.core.rating import rate
 from billing.core.sku import (
     AdmissionPolicy,
     DenialPolicy,
@@ -24,6 +23,7 @@ from billing.core.sku import (
     Sku,
     UnavailablePolicy,
     check_sku_id,
+    rate,
 )
 from billing.postgres.schema import prices, skus
 

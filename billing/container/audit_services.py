@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import sqlalchemy as sa
 
-from billing.archive.archived_usage import ArchivedUsage, ArchiveReader
+from billing.archive.archive_reader import ArchiveReader
 from billing.archive.catalog import Archive, archive_of, archives
 from billing.audit.backfill_seals import adopt
 from billing.audit.month_rows import LiveMonth, MonthOfLog, snapshots
@@ -17,25 +17,50 @@ from billing.audit.proofs import Prover
 from billing.audit.seal_chain import Seal
 from billing.audit.sealer import Sealer, SealingResult, newest_seal, read_seals
 from billing.audit.verifier import Verifier
+from billing.core.errors import ConfigurationError
 from billing.core.periods import Period
 from billing.postgres.partitions import existing_partitions
 from billing.settings import Settings
+from billing.usage_log.archived_usage import ArchivedUsage
 
 if TYPE_CHECKING:
+    from billing.archive.archived_month import ArchivedMonth
     from billing.archive.exporter import MonthExporter
-    from billing.archive.reader import ArchivedMonth
     from billing.archive.restorer import MonthRestorer
 
-# pyarrow takes 60 MB and a sixth of a second: only what reads or writes an archive loads it, not
-# every worker and every command.
-# ruff: noqa: PLC0415
+
+class ArchiveClasses(NamedTuple):
+    """The classes that read and write archives."""
+
+    month: type[ArchivedMonth]
+    exporter: type[MonthExporter]
+    restorer: type[MonthRestorer]
+
+
+def load_archive_classes() -> ArchiveClasses:
+    """Import what needs pyarrow: 60 MB and a sixth of a second, for archives only.
+
+    Raises:
+        ConfigurationError: pyarrow is not installed.
+    """
+    try:
+        from billing.archive.archived_month import ArchivedMonth  # noqa: PLC0415 - as said above
+        from billing.archive.exporter import MonthExporter  # noqa: PLC0415
+        from billing.archive.restorer import MonthRestorer  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "pyarrow":
+            raise
+        raise ConfigurationError(
+            "archive", "pyarrow is not installed", 'install it: pip install "weighbridge[archive]"'
+        ) from error
+    return ArchiveClasses(ArchivedMonth, MonthExporter, MonthRestorer)
 
 
 class AuditServices:
-    """What keeps the log as it was written. Nothing connects before it is used.
+    """The log's seals and archives. Nothing connects before it is used.
 
     Args:
-        settings: Where archives are, and how old an event may be.
+        settings: The folder of archives, and how old an event may be.
         engine: PostgreSQL, as the owner role.
     """
 
@@ -45,30 +70,28 @@ class AuditServices:
 
     @cached_property
     def sealer(self) -> Sealer:
-        """Seals what is due."""
+        """Sealer of hours that are over."""
         return Sealer(self._engine)
 
     @cached_property
     def verifier(self) -> Verifier:
-        """Checks the log against its seals."""
+        """Checks of the log against its seals."""
         return Verifier(self._engine, self.open_month)
 
     @cached_property
     def prover(self) -> Prover:
-        """Proves that a line is under a seal."""
+        """Proofs that a line is under a seal."""
         return Prover(self._engine, self.open_month)
 
     @cached_property
-    def shelf(self) -> ArchivedUsage:
-        """Lines of archived months."""
+    def archived_usage(self) -> ArchivedUsage:
+        """Rows of archived months."""
         return ArchiveReader(self._engine, self._open_archive)
 
     @cached_property
     def archiver(self) -> MonthExporter:
-        """Takes months out of the database."""
-        from billing.archive.exporter import MonthExporter
-
-        return MonthExporter(
+        """Export of months out of the database."""
+        return load_archive_classes().exporter(
             self._engine,
             self._settings.archive_dir,
             sealer=self.sealer,
@@ -77,13 +100,11 @@ class AuditServices:
 
     @cached_property
     def restorer(self) -> MonthRestorer:
-        """Brings them back."""
-        from billing.archive.restorer import MonthRestorer
-
-        return MonthRestorer(self._engine, self._settings.archive_dir)
+        """Restoring of archived months."""
+        return load_archive_classes().restorer(self._engine, self._settings.archive_dir)
 
     def adopt(self, month: Period, now: datetime) -> SealingResult:
-        """Seal what no application said it logged; see ``billing.audit.backfill_seals``."""
+        """Seal rows that no application said it logged; see ``billing.audit.backfill_seals``."""
         return adopt(self._engine, month, now)
 
     def archives(self) -> list[Archive]:
@@ -113,7 +134,7 @@ class AuditServices:
             yield from read_seals(connection, after=after)
 
     def open_month(self, month: Period) -> MonthOfLog:
-        """Where a UTC month's rows are read: the database, or its archive."""
+        """Open a UTC month's rows where they are: in the database, or in its archive."""
         with self._engine.connect() as connection:
             archive = archive_of(connection, month)
         if archive is not None and archive.in_files:
@@ -121,6 +142,4 @@ class AuditServices:
         return LiveMonth(month, snapshots(self._engine))
 
     def _open_archive(self, archive: Archive) -> ArchivedMonth:
-        from billing.archive.reader import ArchivedMonth
-
-        return ArchivedMonth(archive, self._settings.archive_dir, self._engine)
+        return load_archive_classes().month(archive, self._settings.archive_dir, self._engine)

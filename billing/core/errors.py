@@ -68,7 +68,7 @@ class PublishFailed(WeighbridgeError):  # noqa: N818 - as above
 
 
 class DenialReason(StrEnum):
-    """Why an admission was refused. ``transient`` ones may be admitted by waiting alone."""
+    """The reason of a refused admission."""
 
     INSUFFICIENT_CREDITS = "insufficient_credits"
     BUDGET_EXCEEDED = "budget_exceeded"
@@ -79,8 +79,3 @@ class DenialReason(StrEnum):
     """The task was revoked before it started: its release came before its hold."""
     QUOTA_UNAVAILABLE = "quota_unavailable"
     """Redis, or PostgreSQL behind a missing balance, did not answer; the SKU's policy denies."""
-
-    @property
-    def transient(self) -> bool:
-        """True where waiting alone, without anybody changing an account, may admit the task."""
-        return self is DenialReason.QUOTA_UNAVAILABLE

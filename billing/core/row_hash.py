@@ -128,7 +128,7 @@ def canonical(row: Mapping[str, Any]) -> bytes:
 
 
 def leaf_of(row: Mapping[str, Any]) -> bytes:
-    """The leaf of a row: what ``billing.audit.merkle.leaf_hash`` makes of its canonical form."""
+    """Hash a row into its leaf of the Merkle tree: SHA-256 of 0x00 and the canonical form."""
     return leaf_at(instant_of(row[_LOGGED_AT]), unlogged_of(row))
 
 

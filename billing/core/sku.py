@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
+from billing.core.credits import MAX_MICROCREDITS, check_microcredits
 from billing.core.errors import InvalidValue, NotFound
 
 _SKU_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
@@ -120,3 +121,23 @@ def check_sku_id(text: object) -> str:
     if not isinstance(text, str) or not _SKU_ID.fullmatch(text):
         raise InvalidValue("sku", text, "use a-z, 0-9, '.', '_' and '-', at most 64 of them")
     return text
+
+
+def rate(quantity: int, unit_price_microcredits: int) -> int:
+    """Price ``quantity`` units, in microcredits.
+
+    Raises:
+        InvalidValue: Either is not an integer of zero or more, or the product passes
+            ``MAX_MICROCREDITS``.
+    """
+    check_microcredits(quantity, field="quantity")
+    check_microcredits(unit_price_microcredits, field="unit_price_microcredits")
+    amount = quantity * unit_price_microcredits
+    if amount > MAX_MICROCREDITS:
+        raise InvalidValue(
+            "quantity",
+            quantity,
+            f"at {unit_price_microcredits} microcredits a unit this passes 2^53 microcredits; "
+            "record it as several tasks",
+        )
+    return amount

@@ -1,4 +1,4 @@
-"""Where ingestion tasks may go: a guard against server-side request forgery. Pure.
+"""A guard against server-side request forgery: where ingestion tasks may go. Pure.
 
 A customer names a URL and our worker, inside our network, goes there. So two things are judged: the
 URL's form (``check_url``) and each address that its name resolves to (``check_addresses``). The
@@ -15,16 +15,14 @@ from typing import Final
 
 import httpx
 
-from billing.core.errors import ConfigurationError
-from billing.settings import Settings
-from workers.tasks.errors import RefusedError
+from billing.core.errors import WeighbridgeError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MAX_URL_CHARACTERS: Final = 4_096
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-_MAX_PORT: Final = 65_535
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+MAX_PORT: Final = 65_535
 _MAX_NAME: Final = 253
 _LABEL: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
 _NUMERIC_LABEL: Final = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
@@ -39,9 +37,17 @@ _NOT_PUBLIC_V6: Final = (ipaddress.IPv6Network("3fff::/20"),)  # documentation (
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
 
 
+class UrlRefused(WeighbridgeError):  # noqa: N818 - a verdict, not a fault
+    """The guard does not let anybody go there. ``reason`` names no address inside the network."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchPolicy:
-    """What a fetch may do.
+    """The limits of a fetch.
 
     ``ports`` None means any. ``timeout_seconds`` is for the whole fetch, redirects included, and
     ``max_bytes`` for the body, counted both as sent and as decompressed. ``allow_networks`` may be
@@ -49,7 +55,7 @@ class FetchPolicy:
     """
 
     allow_networks: tuple[Network, ...] = ()
-    ports: frozenset[int] | None = frozenset(_DEFAULT_PORTS.values())
+    ports: frozenset[int] | None = frozenset(DEFAULT_PORTS.values())
     timeout_seconds: float = 20.0
     max_bytes: int = 5_000_000
     max_redirects: int = 5
@@ -69,72 +75,50 @@ class Target:
     literal: Address | None
 
 
-def policy_from(settings: Settings, *, through_proxy: bool = False) -> FetchPolicy:
-    """The policy that the settings ask for.
-
-    Args:
-        settings: The fields ``fetch_*`` and ``proxy_url``.
-        through_proxy: Whether to go through ``proxy_url``, where it is set.
-
-    Raises:
-        ConfigurationError: A network, port or proxy cannot be read.
-    """
-    proxy = settings.proxy_url.get_secret_value() if settings.proxy_url and through_proxy else None
-    if proxy is not None:
-        _check_proxy(proxy)
-    return FetchPolicy(
-        allow_networks=_networks(settings.fetch_allow_networks),
-        ports=_ports(settings.fetch_ports),
-        timeout_seconds=float(settings.fetch_timeout_seconds),
-        max_bytes=settings.fetch_max_bytes,
-        proxy_url=proxy,
-    )
-
-
 def check_url(text: str, policy: FetchPolicy) -> Target:
-    """The target of ``text``, if its form allows it to be fetched at all.
+    """Parse ``text`` into a target, if its form allows it to be fetched at all.
 
     One parser (httpx's) reads the URL here and for the request, so the two cannot disagree about
     which part is the host.
 
     Raises:
-        RefusedError: Not http or https, credentials in it, a port that is not allowed, or a host
+        UrlRefused: Not http or https, credentials in it, a port that is not allowed, or a host
             that is neither a plain name nor an address in its usual spelling.
     """
     if len(text) > MAX_URL_CHARACTERS:
-        raise RefusedError(text, f"it has more than {MAX_URL_CHARACTERS} characters")
+        raise UrlRefused(f"it has more than {MAX_URL_CHARACTERS} characters")
     try:
         url = httpx.URL(text).copy_with(fragment=None)
         host = url.raw_host.decode("ascii").removesuffix(".")
     except (httpx.InvalidURL, ValueError):  # UnicodeError is a ValueError
-        raise RefusedError(text, "it is not a URL") from None
-    if url.scheme not in _DEFAULT_PORTS:
-        raise RefusedError(text, "only http and https are fetched")
+        raise UrlRefused("it is not a URL") from None
+    if url.scheme not in DEFAULT_PORTS:
+        raise UrlRefused("only http and https are fetched")
     if url.userinfo:
-        raise RefusedError(text, "it has a user name or password in it")
-    port = url.port if url.port is not None else _DEFAULT_PORTS[url.scheme]
-    if not 0 < port <= _MAX_PORT or (policy.ports is not None and port not in policy.ports):
-        raise RefusedError(text, f"port {port} is not one of those that may be fetched from")
+        raise UrlRefused("it has a user name or password in it")
+    port = url.port if url.port is not None else DEFAULT_PORTS[url.scheme]
+    if not 0 < port <= MAX_PORT or (policy.ports is not None and port not in policy.ports):
+        raise UrlRefused(f"port {port} is not one of those that may be fetched from")
     literal = _literal(host)
     if literal is None and not _is_plain_name(host):
-        raise RefusedError(text, "its host is neither a plain name nor a plain address")
+        raise UrlRefused("its host is neither a plain name nor a plain address")
     return Target(url if literal else url.copy_with(host=host), host, port, literal)
 
 
-def check_addresses(target: Target, answers: Sequence[str], policy: FetchPolicy) -> tuple[str, ...]:
+def check_addresses(answers: Sequence[str], policy: FetchPolicy) -> tuple[str, ...]:
     """The addresses to connect to, in the order given, if every one of them may be fetched from.
 
     One bad answer refuses all: a name that leads both outside and inside is an attack or a mistake.
 
     Raises:
-        RefusedError: There is no answer, or one that is not public and not in an allowed network.
+        UrlRefused: There is no answer, or one that is not public and not in an allowed network.
     """
     if not answers:
-        raise RefusedError(str(target.url), "its name has no address")
+        raise UrlRefused("its name has no address")
     for answer in answers:
         address = _literal(answer)
         if address is None or not may_connect(address, policy.allow_networks):
-            raise RefusedError(str(target.url), "it leads to an address that is not public")
+            raise UrlRefused("it leads to an address that is not public")
     return tuple(dict.fromkeys(answers))
 
 
@@ -181,40 +165,3 @@ def _is_plain_name(host: str) -> bool:
         and all(_LABEL.fullmatch(label) for label in labels)
         and not _NUMERIC_LABEL.fullmatch(labels[-1])
     )
-
-
-def _networks(text: str) -> tuple[Network, ...]:
-    try:
-        return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise ConfigurationError(
-            "WEIGHBRIDGE_FETCH_ALLOW_NETWORKS",
-            str(error),
-            "write networks as 10.1.0.0/16,fd00:1::/64",
-        ) from None
-
-
-def _ports(text: str) -> frozenset[int] | None:
-    if text.strip() == "*":
-        return None
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(
-        part.isdecimal() and part.isascii() and 0 < int(part) <= _MAX_PORT for part in parts
-    ):
-        raise ConfigurationError(
-            "WEIGHBRIDGE_FETCH_PORTS", f"{text!r:.80} is not a list of ports", "write 80,443 or *"
-        )
-    return frozenset(int(part) for part in parts)
-
-
-def _check_proxy(text: str) -> None:
-    try:
-        url = httpx.URL(text)
-    except (httpx.InvalidURL, ValueError):
-        url = httpx.URL("")
-    if url.scheme not in _DEFAULT_PORTS or not url.host:
-        raise ConfigurationError(
-            "WEIGHBRIDGE_PROXY_URL",
-            "it is not the URL of an HTTP proxy",  # not shown: it may hold a password
-            "write http://user:password@proxy.example:8080",
-        )

@@ -20,7 +20,6 @@ from billing.core.credit_lease import LeasedAdmission
 from billing.core.errors import DenialReason, NotFound, QuotaUnavailable
 from billing.core.event_ids import event_id
 from billing.core.failpoints import reach
-from billing.core.rating import rate
 from billing.core.reservation import (
     TIME_LIMIT_MARGIN_SECONDS,
     HoldRequest,
@@ -34,7 +33,7 @@ from billing.core.reservation import (
     Settlement,
     SettleOutcome,
 )
-from billing.core.sku import AdmissionPolicy, FailurePolicy, Sku
+from billing.core.sku import AdmissionPolicy, FailurePolicy, Sku, rate
 from billing.core.usage_event import Outcome, UsageEvent, failed_line, usage_line
 from billing.metering.fallback import Fallback, Publishes
 from billing.metering.lease_flusher import Keeps

@@ -13,8 +13,7 @@ from billing.core.credit_lease import LeasedAdmission
 from billing.core.credits import check_microcredits
 from billing.core.errors import DenialReason, InvalidValue, NotFound
 from billing.core.event_ids import event_id
-from billing.core.rating import rate
-from billing.core.sku import Pricing, Sku, check_sku_id
+from billing.core.sku import Pricing, Sku, check_sku_id, rate
 from billing.core.usage_event import (
     Outcome,
     UsageEvent,

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Dialect, Engine
 
 from billing.core.errors import InvalidValue
-from billing.postgres.schema import READER_ROLE, WRITER_ROLE
+from billing.postgres.schema import WRITER_ROLE
 
 _DRIVER: Final = "postgresql+psycopg"
 _REPLICA_CONNECT_SECONDS: Final = 3
@@ -63,16 +63,6 @@ def writer_engine(url: str, *, pool_size: int = 2) -> Engine:
         pool_size: The most connections kept.
     """
     return _engine(url, WRITER_ROLE, pool_size)
-
-
-def reader_engine(url: str, *, pool_size: int = 5) -> Engine:
-    """An engine whose connections may only read.
-
-    Args:
-        url: As ``sqlalchemy_url`` takes it; its login is a member of the reader role.
-        pool_size: The most connections kept.
-    """
-    return _engine(url, READER_ROLE, pool_size)
 
 
 def replica_engine(

@@ -1,4 +1,4 @@
-"""The schema's version: upgrade, downgrade, and where a database stands.
+"""The schema's version: upgrading it, and the revision of a database.
 
 The scripts are in ``alembic/``: beside the ``billing`` package in a checkout, inside it where it
 was installed from a wheel.
@@ -32,22 +32,8 @@ def upgrade(url: str, revision: str = "head", *, scripts: Path | None = None) ->
     command.upgrade(_config(url, scripts), revision)
 
 
-def downgrade(url: str, revision: str, *, scripts: Path | None = None) -> None:
-    """Take the database back to ``revision`` (``base``: nothing of ours but the roles).
-
-    Args:
-        url: As of ``upgrade``.
-        revision: A revision or ``base``.
-        scripts: As of ``upgrade``.
-
-    Raises:
-        ConfigurationError: There is no folder of migrations.
-    """
-    command.downgrade(_config(url, scripts), revision)
-
-
 def current(url: str) -> str | None:
-    """The revision that the database is at; None where it was never migrated."""
+    """Read the database's revision; None where it was never migrated."""
     engine = sa.create_engine(sqlalchemy_url(url), poolclass=sa.NullPool)
     try:
         with engine.connect() as connection:
@@ -57,7 +43,7 @@ def current(url: str) -> str | None:
 
 
 def head(*, scripts: Path | None = None) -> str:
-    """The newest revision there is a script for.
+    """Read the newest revision that has a script.
 
     Raises:
         ConfigurationError: There is no folder of migrations, or none in it.
@@ -70,20 +56,15 @@ def head(*, scripts: Path | None = None) -> str:
     return newest
 
 
-def is_current(url: str, *, scripts: Path | None = None) -> bool:
-    """Whether the database is at ``head``; a worker's start-up check."""
-    return current(url) == head(scripts=scripts)
-
-
 def scripts_folder(given: Path | None = None) -> Path:
-    """The folder of migrations: the one given, else in or beside the package, else where we are.
+    """Find the folder of migrations: the one given, else the one in or beside the package.
 
     Raises:
         ConfigurationError: None of them has an ``env.py``.
     """
     package = Path(__file__).resolve().parents[1]
     # In the package where it was installed from a wheel, beside it in a checkout.
-    found = [package / "alembic", package.parent / "alembic", Path.cwd() / "alembic"]
+    found = [package / "alembic", package.parent / "alembic"]
     candidates = [given] if given is not None else found
     for folder in candidates:
         if (folder / "env.py").is_file() and (folder / "versions").is_dir():

@@ -22,11 +22,11 @@ from sqlalchemy.engine import Connection
 from billing.core.clock import from_ms
 from billing.core.event_ids import lowest_id
 from billing.core.periods import Period, month_of, next_month
+from billing.postgres.locks import AdvisoryLock, lock
 from billing.postgres.schema import OWNER_ROLE
 
 PARENT: Final = "usage_events"
 _NAME: Final = re.compile(rf"{PARENT}_(\d{{4}})_(\d{{2}})", re.ASCII)
-_ADVISORY_KEY: Final = 0x57656967_70617274
 _REFUSE: Final = "FOR EACH STATEMENT EXECUTE FUNCTION weighbridge_refuse_change()"
 
 _EXISTING: Final = sa.text(
@@ -121,7 +121,7 @@ def ensure_partitions(
     if back_months < 0 or ahead_months < 0:
         raise ValueError("back_months and ahead_months are zero or more")
     connection.execute(sa.text(f"SET LOCAL lock_timeout = {lock_timeout_ms:d}"))
-    connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_KEY})
+    lock(connection, AdvisoryLock.PARTITIONS)
     before = connection.execute(sa.text("SELECT current_setting('role')")).scalar_one()
     connection.execute(sa.text(f"SET LOCAL ROLE {OWNER_ROLE}"))
     there = {partition.name for partition in existing_partitions(connection)}
@@ -147,10 +147,7 @@ def _months(now: datetime, back: int, ahead: int) -> list[Period]:
 
 
 def _archived(connection: Connection) -> set[str]:
-    """Partitions that months read from archives had."""
-    # The first migration comes here before there is such a table.
-    if not is_there(connection, "log_archives"):
-        return set()
+    """The partitions that archived months had."""
     months = connection.execute(_ARCHIVED).scalars()
     return {f"{PARENT}_{month:%Y_%m}" for month in months}
 

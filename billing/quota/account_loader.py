@@ -14,10 +14,9 @@ from billing.core.customer import check_customer_id, unknown_customer
 from billing.core.errors import InvalidValue, NotFound, QuotaUnavailable
 from billing.core.reservation import AccountView, LoadOutcome, QuotaStore
 from billing.postgres import schema as tables
+from billing.postgres.locks import AdvisoryLockClass, lock_name
 from billing.quota.account_state import current_state, rebuild
 
-_LOCK_CLASS: Final = 0x77B
-"""First half of the advisory lock's key, so that ours meet no other program's."""
 _LOCK_SECONDS: Final = 5
 _TIMES_UNANSWERED: Final = 3
 """Customers in a row that could not be told, after which the server is taken to be away."""
@@ -87,10 +86,7 @@ class AccountLoader:
         try:
             with _answering(customer), self._engine.begin() as guard:
                 guard.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'"))
-                guard.execute(
-                    sa.text("SELECT pg_advisory_xact_lock(:class, hashtext(:customer))"),
-                    {"class": _LOCK_CLASS, "customer": customer},
-                )
+                lock_name(guard, AdvisoryLockClass.ACCOUNT_LOADING, customer)
                 yield
         finally:
             self._threads.release()

@@ -1,4 +1,4 @@
-"""Reads the three sides and compares them. Changes nothing."""
+"""Reads PostgreSQL and Redis and compares them. Changes nothing."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ Buckets = dict[tuple[str, ...], tuple[int, ...]]
 """By (customer, hour, SKU, outcome, reason): events, quantity, amount, shortfall, cost."""
 
 SWEEP_GRACE = timedelta(seconds=90)
-"""A hold is overdue when it outlived its time by this: beat sweeps every 30 seconds."""
+"""Time after its expiry at which a hold is overdue: beat sweeps every 30 seconds."""
 
 
 HOUR_MS = 3_600_000
-# The first 48 bits of an id are its milliseconds; grouped in PostgreSQL, so that what comes over is
-# as much as there are buckets, not lines.
+# The first 48 bits of an id are its milliseconds. PostgreSQL groups them: buckets are few.
 _SUMS_OF_THE_LOG = sa.text(
     """
     SELECT customer_id,
@@ -45,7 +44,7 @@ _SUMS_OF_THE_LOG = sa.text(
 
 
 class InvariantChecks:
-    """Checks every invariant.
+    """The checks of every invariant.
 
     Args:
         engine: PostgreSQL; only read.
@@ -63,7 +62,7 @@ class InvariantChecks:
 
         Months that were archived count by their rollups: their lines are not in the log any more.
 
-        Meaningful when drained: what is between outbox and log shows as a difference that the next
+        Meaningful when drained: usage between outbox and log shows as a difference that the next
         run no longer finds.
 
         Raises:
@@ -73,14 +72,14 @@ class InvariantChecks:
         with self._engine.connect() as connection:
             # One snapshot, or a row logged between two sums would look like a fault.
             connection.execution_options(isolation_level="REPEATABLE READ")
-            found = compare(self._books(connection, holds, hour_floor(since)))
+            found = compare(self._balances(connection, holds, hour_floor(since)))
             found += compare_rollups(*self._buckets(connection, since))
             found += self._duplicates(connection, since)
             found += self._denied_but_ran(connection, since)
         return found + self._overdue(holds)
 
-    def books_of(self, customer: str, since: datetime) -> list[Discrepancy]:
-        """What of one customer's totals does not agree now; as ``run``, for a closer look.
+    def of_customer(self, customer: str, since: datetime) -> list[Discrepancy]:
+        """Compare one customer's totals now; as ``run``, for a closer look.
 
         Raises:
             QuotaUnavailable: Redis did not answer.
@@ -88,16 +87,16 @@ class InvariantChecks:
         holds = self._quota.open_holds(customer)
         with self._engine.connect() as connection:
             connection.execution_options(isolation_level="REPEATABLE READ")
-            return compare(self._books(connection, holds, hour_floor(since), customer))
+            return compare(self._balances(connection, holds, hour_floor(since), customer))
 
-    def _books(
+    def _balances(
         self,
         connection: sa.Connection,
         holds: list[HoldView],
         start: datetime,
         only: str | None = None,
     ) -> list[CustomerBalances]:
-        """The totals of all time, of one customer or of all.
+        """Read the totals of all time, of one customer or of all.
 
         Those of the log before ``start`` and of archived months are its rollups', which were
         compared in their own time: summing every line of every month would cost more each hour.
@@ -128,12 +127,12 @@ class InvariantChecks:
         )
         rolled = sums(h.customer_id, h.amount_microcredits)
         fenced = sums(f.customer_id, f.granted_microcredits)
-        books = []
+        balances = []
         everybody = sa.select(customers.c.id).order_by("id")
         chosen = everybody if only is None else everybody.where(customers.c.id == only)
         for customer in connection.execute(chosen).scalars():
             account = self._quota.account(customer)
-            books.append(
+            balances.append(
                 CustomerBalances(
                     customer=customer,
                     granted=granted.get(customer, 0),
@@ -146,7 +145,7 @@ class InvariantChecks:
                     open_holds=held.get(customer, 0),
                 )
             )
-        return books
+        return balances
 
     def _buckets(self, connection: sa.Connection, since: datetime) -> tuple[Buckets, Buckets]:
         start = hour_floor(since)
@@ -164,7 +163,7 @@ class InvariantChecks:
             for row in connection.execute(sa.select(usage_hourly).where(h.hour >= start))
         }  # fmt: skip
         archived = _archived(connection)
-        return _but_of(archived, logged), _but_of(archived, rolled)
+        return _without_archived(archived, logged), _without_archived(archived, rolled)
 
     def _duplicates(self, connection: sa.Connection, since: datetime) -> list[Discrepancy]:
         e = usage_events.c
@@ -230,7 +229,7 @@ def _sums(
 
 
 def _archived(connection: sa.Connection) -> list[Period]:
-    """The UTC months whose lines are in files."""
+    """Read the UTC months whose lines are in files."""
     return [each.month for each in archives(connection) if each.in_files]
 
 
@@ -242,8 +241,8 @@ def _hours_of(hour: sa.Column[datetime], month: Period) -> sa.ColumnElement[bool
     return sa.and_(hour >= month.start, hour < month.end)
 
 
-def _but_of(archived: list[Period], buckets: Buckets) -> Buckets:
-    """Without those of archived months."""
+def _without_archived(archived: list[Period], buckets: Buckets) -> Buckets:
+    """Leave out the buckets of archived months."""
     if not archived:
         return buckets
     spans = [(format_instant(each.start), format_instant(each.end)) for each in archived]

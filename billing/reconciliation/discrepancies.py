@@ -1,4 +1,4 @@
-"""Discrepancies as rows: one for as long as it lasts, with its cause and what was done about it."""
+"""The table of discrepancies: one row for as long as each lasts, with its cause and repair."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from billing.reconciliation.remedies import DiscrepancyCause, Remedy
 
 
 class DiscrepancyState(StrEnum):
-    """Where a discrepancy stands."""
+    """The state of a discrepancy."""
 
     FOUND = "found"
     """Nothing was tried: repairs were not asked for, or a person has to decide."""
@@ -31,7 +31,7 @@ class DiscrepancyState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedDiscrepancy:
-    """A discrepancy with what is known of it and what became of it."""
+    """A discrepancy with its cause, its remedy and its state."""
 
     discrepancy: Discrepancy
     cause: DiscrepancyCause
@@ -40,7 +40,7 @@ class RecordedDiscrepancy:
     note: str = ""
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-friendly."""
+        """Convert to values that JSON can hold."""
         return {
             **self.discrepancy.as_dict(),
             "cause": self.cause.value,
@@ -70,7 +70,7 @@ class DiscrepancyRow:
     ended_at: datetime | None
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-friendly but for its instants."""
+        """Convert to values that JSON can hold, but for the instants."""
         return asdict(self)
 
 
@@ -127,17 +127,17 @@ class DiscrepancyStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def write(self, findings: Iterable[RecordedDiscrepancy], now: datetime) -> None:
-        """Note a complete run: what it found, and that what it did not find is gone."""
+    def write(self, records: Iterable[RecordedDiscrepancy], now: datetime) -> None:
+        """Record a complete run: its discrepancies, and that open ones it did not find are gone."""
         with self._engine.begin() as connection:
             seen = [
-                connection.execute(_WRITE, _parameters(finding, now)).scalar_one()
-                for finding in findings
+                connection.execute(_WRITE, _parameters(record, now)).scalar_one()
+                for record in records
             ]
             connection.execute(_GONE, {"seen": seen, "now": now})
 
     def list(self, *, ended: bool = False, limit: int = 100) -> Sequence[DiscrepancyRow]:
-        """Newest first; those that have ended only if asked for."""
+        """List discrepancies, newest first; ended ones only if asked for."""
         with self._engine.connect() as connection:
             rows = connection.execute(_LIST, {"ended": ended, "limit": limit}).all()
         return [
@@ -153,33 +153,33 @@ class DiscrepancyStore:
         ]  # fmt: skip
 
     def open(self) -> dict[DiscrepancyKind, int]:
-        """How many there are now, by kind: a metric."""
+        """Count the open ones by kind, for a metric."""
         with self._engine.connect() as connection:
             return {DiscrepancyKind(kind): count for kind, count in connection.execute(_OPEN)}
 
     def ever(self) -> dict[DiscrepancyKind, int]:
-        """How many there ever were, by kind: a metric that only grows."""
+        """Count all that ever were by kind, for a metric that only grows."""
         with self._engine.connect() as connection:
             return {DiscrepancyKind(kind): count for kind, count in connection.execute(_EVER)}
 
     def oldest_open(self) -> datetime | None:
-        """When the oldest open one was first seen; None where none is open."""
+        """Find the instant at which the oldest open one was first seen; None where none is open."""
         with self._engine.connect() as connection:
             first: datetime | None = connection.execute(_OLDEST).scalar_one()
         return first
 
 
-def _parameters(finding: RecordedDiscrepancy, now: datetime) -> dict[str, object]:
-    discrepancy = finding.discrepancy
+def _parameters(record: RecordedDiscrepancy, now: datetime) -> dict[str, object]:
+    discrepancy = record.discrepancy
     return {
         "kind": discrepancy.kind.value,
         "customer": discrepancy.customer,
         "expected": discrepancy.expected,
         "found": discrepancy.found,
         "detail": discrepancy.detail,
-        "cause": finding.cause.value,
-        "remedy": finding.remedy.value,
-        "state": finding.state.value,
-        "note": finding.note[:1000],
+        "cause": record.cause.value,
+        "remedy": record.remedy.value,
+        "state": record.state.value,
+        "note": record.note[:1000],
         "now": now,
     }

@@ -1,4 +1,4 @@
-"""Outbox, journal and spool against the log: usage that was charged and is nowhere any more.
+"""Usage between outbox and log, and usage that was lost there: charged and nowhere any more.
 
 The node's journal has a second copy of what went into the outbox during the last minutes. What is
 in it, and neither in the outbox nor in the log, was lost on the way, once the queue is empty.
@@ -24,7 +24,7 @@ _LOGGED: Final = sa.text("SELECT id FROM usage_events WHERE id = ANY(CAST(:ids A
 
 
 class InFlightUsage:
-    """What of this node and of the outbox has not reached the log.
+    """Events of this node and of the outbox that have not reached the log.
 
     Args:
         engine: Any that may read the log.
@@ -46,7 +46,7 @@ class InFlightUsage:
         self.depth = depth
 
     def waiting(self, customer: str | None = None) -> Iterator[UsageEvent]:
-        """Events in the outbox, of one customer or of all.
+        """Read the events in the outbox, of one customer or of all.
 
         Raises:
             OutboxUnavailable: Redis did not answer.
@@ -57,11 +57,11 @@ class InFlightUsage:
                     yield entry.event
 
     def missing(self) -> list[UsageEvent]:
-        """Events of this node's journal that are neither in the outbox nor in the log.
+        """Find events of this node's journal that are neither in the outbox nor in the log.
 
-        While anything is in the usage queue nothing is told: it may be just there. The order is
-        journal, queue, outbox, log, which is that of the way: what moves on meanwhile is found
-        further on.
+        Empty while anything is in the usage queue: the event may be just there. Events move from
+        journal and outbox over the queue to the log, and are looked for in that order, so that one
+        that moves on meanwhile is found further on.
 
         Raises:
             OutboxUnavailable: Redis did not answer.

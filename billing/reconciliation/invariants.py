@@ -1,4 +1,4 @@
-"""The invariants, pure: what must agree once the way of every task is finished."""
+"""The invariants: sums that must agree once every task's usage is logged. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class DiscrepancyKind(StrEnum):
-    """What does not agree. Each says in its text what it means for money."""
+    """Kinds of disagreement, each with what it means for money."""
 
     AVAILABLE = "available"
     """granted - settled - held is not what can be taken: a customer stops too early or late."""
@@ -32,7 +32,7 @@ class DiscrepancyKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Discrepancy:
-    """One thing that does not agree. ``expected`` is what PostgreSQL says.
+    """One disagreement. ``expected`` is the figure of PostgreSQL.
 
     ``bucket`` names a rollup: hour, SKU, outcome and reason; empty for anything else.
     """
@@ -51,7 +51,7 @@ class Discrepancy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CustomerBalances:
-    """One customer as each of the three sides has it, in microcredits.
+    """One customer's sums in grants, log, rollups and quota store, in microcredits.
 
     ``granted`` is the sum of grants, ``fenced`` what the fence row says of it; ``logged`` and
     ``rolled_up`` are the sums of the log and of its rollups. The last four are the quota store's,
@@ -70,42 +70,52 @@ class CustomerBalances:
     """The sum of the customer's open holds, each looked up by itself."""
 
 
-def compare(books: Iterable[CustomerBalances]) -> list[Discrepancy]:
-    """Everything that does not agree, customer by customer. Empty when all is well and drained."""
+def compare(balances: Iterable[CustomerBalances]) -> list[Discrepancy]:
+    """Compare every customer's sums; empty when all is well and drained."""
     found: list[Discrepancy] = []
-    for book in books:
-        found += _of_one(book)
+    for each in balances:
+        found += _of_customer(each)
     return found
 
 
-def _of_one(book: CustomerBalances) -> list[Discrepancy]:
+def _of_customer(sums: CustomerBalances) -> list[Discrepancy]:
     checks: list[tuple[DiscrepancyKind, int, int, str]] = [
-        (DiscrepancyKind.GRANTED, book.granted, book.fenced, "sum of grants against the fence"),
-        (DiscrepancyKind.ROLLUP, book.logged, book.rolled_up, "log against rollups"),
+        (
+            DiscrepancyKind.GRANTED,
+            sums.granted,
+            sums.fenced,
+            "sum of grants against the fence",
+        ),
+        (DiscrepancyKind.ROLLUP, sums.logged, sums.rolled_up, "log against rollups"),
     ]
     if (
-        book.account_granted is not None
-        and book.account_settled is not None
-        and book.account_held is not None
+        sums.account_granted is not None
+        and sums.account_settled is not None
+        and sums.account_held is not None
     ):
-        available = book.account_granted - book.account_settled - book.account_held
+        available = sums.account_granted - sums.account_settled - sums.account_held
         checks += [
             (
                 DiscrepancyKind.GRANTED,
-                book.granted,
-                book.account_granted,
+                sums.granted,
+                sums.account_granted,
                 "sum of grants against Redis",
             ),
-            (DiscrepancyKind.SETTLED, book.logged, book.account_settled, "log against Redis"),
+            (
+                DiscrepancyKind.SETTLED,
+                sums.logged,
+                sums.account_settled,
+                "log against Redis",
+            ),
             (
                 DiscrepancyKind.AVAILABLE,
-                book.open_holds,
-                book.account_held,
+                sums.open_holds,
+                sums.account_held,
                 "open holds against what is held",
             ),
             (
                 DiscrepancyKind.AVAILABLE,
-                book.granted - book.logged - book.open_holds,
+                sums.granted - sums.logged - sums.open_holds,
                 available,
                 "granted - settled - held against Redis",
             ),
@@ -113,7 +123,7 @@ def _of_one(book: CustomerBalances) -> list[Discrepancy]:
         ]
     return [
         Discrepancy(
-            kind=kind, customer=book.customer, expected=expected, found=actual, detail=detail
+            kind=kind, customer=sums.customer, expected=expected, found=actual, detail=detail
         )
         for kind, expected, actual, detail in checks
         if expected != actual
@@ -124,7 +134,7 @@ def compare_rollups(
     logged: Mapping[tuple[str, ...], tuple[int, ...]],
     rolled_up: Mapping[tuple[str, ...], tuple[int, ...]],
 ) -> list[Discrepancy]:
-    """Rollups against sums of the log, bucket by bucket.
+    """Compare rollups with sums of the log, bucket by bucket.
 
     Args:
         logged: By (customer, hour, SKU, outcome, reason): events, quantity, amount, shortfall,

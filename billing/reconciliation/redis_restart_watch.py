@@ -1,4 +1,4 @@
-"""When the books are to be checked out of turn: Redis restarted, was replaced, or lost its data.
+"""A watch for restarts of Redis, after which balances are checked out of turn.
 
 A Redis that comes back may have forgotten its newest settlements (``appendfsync everysec``, a
 replica that was late). Their events are in the log, or come there with the journals; the balances
@@ -16,17 +16,17 @@ from typing import Final
 from billing.core.clock import Clock, format_instant, parse_instant
 from billing.core.errors import InvalidValue
 
-WHILE: Final = timedelta(seconds=90)
-"""So long after a new life of Redis was first seen, every asking is answered by yes: the journals
-are published again within seconds, and what they bring has to be logged first."""
+CHECK_FOR: Final = timedelta(seconds=90)
+"""Keep requesting balance checks for this long after Redis restarts: journals are republished
+within seconds and must reach the log before a check means anything."""
 
 
 class RedisRestartWatch:
-    """Remembers, for one node, which life of Redis's data it saw last, and since when.
+    """Remembers, for one node, which generation of Redis's data it saw last, and since when.
 
     Args:
-        generation: Names this life (``billing.transport.outbox.Outbox.generation``).
-        file: Where it is remembered.
+        generation: Names the present one (``billing.transport.outbox.Outbox.generation``).
+        file: Keeps it.
         clock: The time.
     """
 
@@ -36,23 +36,23 @@ class RedisRestartWatch:
         self._clock = clock
 
     def is_due(self) -> bool:
-        """Whether the books are to be checked now; no reason for a node that never asked before.
+        """Decide whether balances are to be checked now; never at a node's first call.
 
         Raises:
-            OutboxUnavailable: Redis does not answer, so it cannot be said.
-            OSError: It cannot be remembered on this node's disk.
+            OutboxUnavailable: Redis does not answer.
+            OSError: This node's disk cannot keep the generation.
         """
         now = self._clock.now()
         generation = self._generation()
         remembered = self._remembered()
         if remembered is None:
-            self._remember(generation, now - WHILE)
+            self._remember(generation, now - CHECK_FOR)
             return False
         known, since = remembered
         if known != generation:
             self._remember(generation, now)
             return True
-        return now - since < WHILE
+        return now - since < CHECK_FOR
 
     def _remembered(self) -> tuple[str, datetime] | None:
         try:

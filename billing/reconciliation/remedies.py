@@ -1,4 +1,4 @@
-"""What is to be done about a discrepancy, and what probably caused it. Pure."""
+"""The remedy of a discrepancy, and its probable cause. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from billing.reconciliation.invariants import Discrepancy, DiscrepancyKind
 
 
 class Remedy(StrEnum):
-    """How it is put right; PostgreSQL is what Redis and the rollups are repaired from."""
+    """The way to repair it; Redis and the rollups are repaired from PostgreSQL."""
 
     SYNC_GRANTS = "sync_grants"
     """The fence gets the sum of the grants, and Redis the fence."""
@@ -28,7 +28,7 @@ class Remedy(StrEnum):
 
 
 class DiscrepancyCause(StrEnum):
-    """What probably happened, where that can be known."""
+    """The probable cause, where that can be known."""
 
     UNKNOWN = ""
     EVENT_LOST = "event_lost"
@@ -60,16 +60,16 @@ assert set(_REMEDIES) == set(DiscrepancyKind)  # noqa: S101 - a relation between
 
 
 def remedy_of(discrepancy: Discrepancy) -> Remedy:
-    """What puts it right."""
+    """Look up the remedy of a kind."""
     return _REMEDIES[discrepancy.kind]
 
 
 def cause_of(discrepancy: Discrepancy, lost_microcredits: int) -> DiscrepancyCause:
-    """What probably caused it.
+    """Guess the cause.
 
     Args:
-        discrepancy: What does not agree.
-        lost_microcredits: What the customer's lost events come to, as far as they are known.
+        discrepancy: The difference.
+        lost_microcredits: Sum of the customer's lost events, as far as they are known.
     """
     match discrepancy.kind:
         case DiscrepancyKind.LOST_EVENT:
@@ -92,7 +92,7 @@ def cause_of(discrepancy: Discrepancy, lost_microcredits: int) -> DiscrepancyCau
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnTheWay:
+class UnloggedUsage:
     """Usage of a customer that is charged and not logged yet.
 
     ``in_outbox`` counts the customer's events; ``in_queue`` the messages of everybody in RabbitMQ,
@@ -102,18 +102,17 @@ class OnTheWay:
     in_outbox: int
     in_queue: int | None
 
-    def told(self) -> str:
-        """For people."""
+    def __str__(self) -> str:
         queue = "an unknown number" if self.in_queue is None else str(self.in_queue)
         return f"{self.in_outbox} in the outbox, {queue} in the queue"
 
 
-def must_wait(discrepancy: Discrepancy, way: OnTheWay) -> bool:
+def must_wait(discrepancy: Discrepancy, unlogged: UnloggedUsage) -> bool:
     """Whether a repair now could give out credits twice.
 
-    A rebuilt account begins from the log. What Redis has counted and the log has not got yet would
-    be available again until it arrives; so where Redis is ahead, nothing may be on its way. Where
-    Redis is behind, a rebuild only takes credits away, and that is never too early.
+    A rebuilt account begins from the log. Usage that Redis has counted and the log has not got yet
+    would be available again until it arrives; so where Redis is ahead, nothing may be unlogged.
+    Where Redis is behind, a rebuild only takes credits away, and that is never too early.
     """
     ahead = discrepancy.kind is DiscrepancyKind.SETTLED and discrepancy.found > discrepancy.expected
-    return ahead and (way.in_outbox > 0 or way.in_queue != 0)
+    return ahead and (unlogged.in_outbox > 0 or unlogged.in_queue != 0)

@@ -1,7 +1,7 @@
-"""Whether the log is what was logged: nothing is repaired from lines that somebody tampered with.
+"""A check that rows are as they were logged: nothing is repaired from tampered lines.
 
 The rollups of an hour whose rows were changed, removed or added behind the application's back may
-well be what is right, and a row that was removed was counted once already.
+well be right, and a row that was removed was counted once already.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TamperCheck:
         self._verifier = Verifier(engine, lambda period: LiveMonth(period, snapshots(engine)))
 
     def tampered(self, hour: datetime) -> list[VerifyFinding]:
-        """What of an hour is not as it was logged; nothing of a month that leaves the log."""
+        """Find the rows of an hour that are not as logged; none of a month that leaves the log."""
         period = Period("hour", hour, hour + timedelta(hours=1))
         found = [
             each
@@ -44,7 +44,7 @@ class TamperCheck:
         return found if found and self._is_here(hour) else []
 
     def never_logged(self, events: Sequence[UsageEvent]) -> list[UsageEvent]:
-        """Those of the events that no batch has logged; the others were removed since."""
+        """Keep the events that no batch has logged; the others were logged and removed since."""
         removed = {
             finding.event_id
             for hour in {_hour_of(event) for event in events}
@@ -66,5 +66,5 @@ def _hour_of(event: UsageEvent) -> datetime:
 
 
 def named(findings: Sequence[VerifyFinding]) -> str:
-    """The first of them, for people."""
+    """Name the first three findings, for people."""
     return ", ".join(f"{each.kind.value} {each.event_id or ''}".strip() for each in findings[:3])

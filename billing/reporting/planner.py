@@ -17,6 +17,7 @@ import orjson
 from sqlalchemy.engine import Connection, Engine, Row
 
 from billing.core.periods import hour_floor
+from billing.postgres.locks import AdvisoryLock, try_lock
 from billing.reporting import report_queries as queries
 from billing.reporting.adjustments import (
     AdjustmentTerms,
@@ -55,7 +56,6 @@ _Key = tuple[str, str, datetime]
 """Customer, SKU and hour."""
 
 # Any constant does, as long as nothing else in the database locks the same one.
-_ONE_PASS_AT_A_TIME: Final = 0x57656967_72657074
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Pass:
         written = 0
         provider = self._destination.provider
         with self._engine.begin() as reading:
-            if not reading.execute(queries.TRY_LOCK, {"key": _ONE_PASS_AT_A_TIME}).scalar_one():
+            if not try_lock(reading, AdvisoryLock.REPORT_PLANNING):
                 return 0
             reading.execute(queries.READ_WHOLE)
             self._metered = dict(self._known_skus(reading))

@@ -6,8 +6,6 @@ from typing import Final
 
 import sqlalchemy as sa
 
-TRY_LOCK: Final = sa.text("SELECT pg_try_advisory_xact_lock(:key)")
-
 # A comparison is read to its end: a plan that is quick with its first rows would be slow.
 READ_WHOLE: Final = sa.text("SET LOCAL cursor_tuple_fraction = 1")
 

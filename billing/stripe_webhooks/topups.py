@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from billing.catalog.grants import grant_on
 from billing.core.credits import format_credits
 from billing.core.errors import AlreadyExists, InvalidValue
+from billing.postgres.locks import AdvisoryLockClass, lock_name
 from billing.postgres.schema import customers, grants
 from billing.stripe_webhooks.checkout import Checkout, NotYet, credits_bought
 from billing.stripe_webhooks.event_store import EventOutcome, WebhookAlarm
@@ -19,10 +20,6 @@ NOT_GIVEN: Final = WebhookAlarm(
     "credits were paid for and could not be given",
     "put right what the detail says, then: billing stripe events retry ID",
 )
-
-_LOCK_CLASS: Final = 0x77C
-"""First half of the advisory lock's key, so that ours meet no other program's."""
-_LOCK: Final = sa.text("SELECT pg_advisory_xact_lock(:class, hashtext(:reference))")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +87,7 @@ def _given_before(connection: sa.Connection, reference: str) -> str | None:
     A grant is once per customer and reference. Two events tell of one checkout, and who is linked
     to the one who paid may change between them.
     """
-    connection.execute(_LOCK, {"class": _LOCK_CLASS, "reference": reference})
+    lock_name(connection, AdvisoryLockClass.TOPUP, reference)
     query = sa.select(grants.c.customer_id).where(grants.c.reference == reference)
     return connection.scalar(query.limit(1))
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
-from datetime import datetime
 from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from billing.audit.seal_chain import Leaves
 from billing.core.row_hash import instant_of, leaf_at
 from billing.usage_log.candidate import Candidate, hour_at
 
@@ -36,30 +34,19 @@ def write_manifests(connection: Connection, logged: Collection[Candidate]) -> No
         return
     # The default of logged_at, which is the same for a whole transaction.
     logged_at = connection.execute(_NOW).scalar_one()
-    manifests = manifests_of(logged, logged_at)
-    connection.execute(
-        _WRITE,
-        [
-            {"hour": hour, "rows": len(leaves), "ids": leaves.ids, "hashes": leaves.hashes}
-            for hour, leaves in manifests.items()
-        ],
-    )
-
-
-def manifests_of(logged: Collection[Candidate], logged_at: datetime) -> dict[datetime, Leaves]:
-    """Ids and leaves by hour of usage, in the order of the ids.
-
-    Args:
-        logged: Events that became rows.
-        logged_at: When.
-    """
-    hours: defaultdict[int, list[tuple[bytes, bytes]]] = defaultdict(list)
     instant = instant_of(logged_at)
+    hours: defaultdict[int, list[tuple[bytes, bytes]]] = defaultdict(list)
     for row in logged:
         hours[row.hour].append((row.key, leaf_at(instant, row.around)))
-    return {hour_at(hour): _listed(sorted(records)) for hour, records in sorted(hours.items())}
+    connection.execute(_WRITE, [_manifest(*each) for each in sorted(hours.items())])
 
 
-def _listed(records: list[tuple[bytes, bytes]]) -> Leaves:
-    ids, hashes = zip(*records, strict=True)
-    return Leaves(None, b"".join(ids), b"".join(hashes))
+def _manifest(hour: int, records: list[tuple[bytes, bytes]]) -> dict[str, object]:
+    """Ids and leaves of an hour's rows, side by side in the order of the ids."""
+    ids, hashes = zip(*sorted(records), strict=True)
+    return {
+        "hour": hour_at(hour),
+        "rows": len(records),
+        "ids": b"".join(ids),
+        "hashes": b"".join(hashes),
+    }

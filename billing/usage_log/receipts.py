@@ -1,6 +1,6 @@
 """Receipts: the lines of the log, one by one, as a customer is shown them.
 
-Months that were archived are read from their files (``billing.archive.archived_usage``), the
+Months that were archived are read from their files (``billing.usage_log.archived_usage``), the
 others from the database.
 """
 
@@ -15,11 +15,16 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from billing.archive.archived_usage import ArchivedUsage, NoArchivedUsage, parts_of, steadily
 from billing.core.event_ids import instant_of, lowest_id
 from billing.core.periods import Period
 from billing.core.usage_event import Outcome
 from billing.postgres.schema import usage_events
+from billing.usage_log.archived_usage import (
+    ArchivedUsage,
+    NoArchivedUsage,
+    read_with_stable_months,
+    split_at_months,
+)
 from billing.usage_log.totals import Totals
 from billing.usage_log.usage_queries import UsageQueries
 
@@ -72,12 +77,12 @@ class Receipts:
 
     Args:
         engine: Any that may read the log.
-        shelf: Lines of archived months.
+        archived: Rows of archived months.
     """
 
-    def __init__(self, engine: Engine, shelf: ArchivedUsage | None = None) -> None:
+    def __init__(self, engine: Engine, archived: ArchivedUsage | None = None) -> None:
         self._engine = engine
-        self._shelf: ArchivedUsage = shelf or NoArchivedUsage()
+        self._archived: ArchivedUsage = archived or NoArchivedUsage()
 
     def lines(
         self, customer: str, period: Period, *, after_id: UUID | None = None, limit: int = 100
@@ -98,18 +103,18 @@ class Receipts:
 
         def read(months: list[Period]) -> list[ReceiptLine]:
             found: list[ReceiptLine] = []
-            for part, archived in parts_of(period, months):
+            for part, month in split_at_months(period, months):
                 wanted = limit - len(found)
-                if wanted and archived is not None:
+                if wanted and month is not None:
                     low, end = _range(part, after_id)
-                    rows = self._shelf.lines(archived, customer, low, end, limit=wanted)
+                    rows = self._archived.open(month).lines(customer, low, end, limit=wanted)
                     found += map(_line, rows)
                 elif wanted:
                     query = page_query(customer, part, after_id=after_id, limit=wanted)
                     found += self._read(query)
             return found
 
-        return steadily(self._shelf, read)
+        return read_with_stable_months(self._archived, read)
 
     def latest(self, customer: str, *, limit: int = 10) -> list[ReceiptLine]:
         """The customer's newest lines by metering, newest first.
@@ -135,13 +140,13 @@ class Receipts:
                 low, end = _range(month, None)
                 wanted = limit - sum(line.id >= end for line in found)
                 if wanted > 0:
-                    rows = self._shelf.lines(
-                        month, customer, low, end, limit=wanted, newest_first=True
+                    rows = self._archived.open(month).lines(
+                        customer, low, end, limit=wanted, newest_first=True
                     )
                     found += map(_line, rows)
             return sorted(found, key=lambda line: line.id, reverse=True)[:limit]
 
-        return steadily(self._shelf, read)
+        return read_with_stable_months(self._archived, read)
 
     def for_task(self, task_id: str) -> list[ReceiptLine]:
         """Every line of a task, denials and failures among them, in the order they were logged.
@@ -164,15 +169,15 @@ class Receipts:
             NotFound: The file of an archived month is not there.
             ArchiveUnreadableError: It cannot be read.
         """
-        for month in reversed(self._shelf.months()):
-            lines = [_line(row) for row in self._shelf.task(month, task_id)]
+        for month in reversed(self._archived.months()):
+            lines = [_line(row) for row in self._archived.open(month).task(task_id)]
             if lines:
                 return sorted(lines, key=lambda line: (line.logged_at, line.id))
         return []
 
     def totals(self, customer: str, period: Period) -> Totals:
         """What all pages of ``lines`` add up to, from the rollups."""
-        return UsageQueries(self._engine, self._shelf).total(customer, period)
+        return UsageQueries(self._engine, self._archived).total(customer, period)
 
     def _read(self, query: sa.Select[Any]) -> list[ReceiptLine]:
         with self._engine.connect() as connection:

@@ -16,10 +16,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from billing.archive.archived_usage import ArchivedUsage, NoArchivedUsage, steadily
 from billing.core.errors import NotFound
 from billing.core.event_ids import lowest_id
 from billing.core.periods import Period, hour_floor, zone
+from billing.usage_log.archived_usage import (
+    ArchivedUsage,
+    NoArchivedUsage,
+    read_with_stable_months,
+)
 from billing.usage_log.totals import Totals, totals_of
 
 _HOUR: Final = timedelta(hours=1)
@@ -125,12 +129,12 @@ class UsageQueries:
 
     Args:
         engine: Any that may read the log.
-        shelf: Lines of archived months.
+        archived: Rows of archived months.
     """
 
-    def __init__(self, engine: Engine, shelf: ArchivedUsage | None = None) -> None:
+    def __init__(self, engine: Engine, archived: ArchivedUsage | None = None) -> None:
         self._engine = engine
-        self._shelf: ArchivedUsage = shelf or NoArchivedUsage()
+        self._archived: ArchivedUsage = archived or NoArchivedUsage()
 
     def by(self, customer: str, period: Period, by: By) -> list[UsageRow]:
         """The customer's usage in groups, in order of their keys; empty groups are left out.
@@ -187,7 +191,7 @@ class UsageQueries:
             with self._engine.connect() as connection:
                 return connection.execute(query, {**parameters, **more}).all()
 
-        return steadily(self._shelf, read) if pieces else read([])
+        return read_with_stable_months(self._archived, read) if pieces else read([])
 
     def _lines(
         self, customer: str, pieces: list[_Piece], month: Period
@@ -197,7 +201,7 @@ class UsageQueries:
         if not inside:
             return []
         ranges = [(lowest_id(piece.start), lowest_id(piece.end)) for piece in inside]
-        found = self._shelf.pieces(month, customer, ranges)
+        found = self._archived.open(month).ranges(customer, ranges)
         return [
             (piece.start, row) for piece, rows in zip(inside, found, strict=True) for row in rows
         ]

@@ -14,7 +14,7 @@ from typing import Any, Final
 from celery import Celery
 from kombu import Exchange, Queue
 
-from billing.container import endpoints_of
+from billing.server_urls import endpoints_of
 from billing.settings import Settings
 from lab.bench.events import LEASED_SKU, SKU
 from workers.app import configuration, make_app

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from billing.core.credits import MAX_MICROCREDITS
 from billing.core.errors import InvalidValue
-from billing.core.rating import rate
+from billing.core.sku import rate
 
 amounts = st.integers(0, MAX_MICROCREDITS)
 

@@ -8,6 +8,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 from commandline import Billing
+from databases import downgrade
 from support import make_event
 
 from billing.container import Container
@@ -87,7 +88,7 @@ def test_a_database_that_was_never_migrated_is_found_and_migrated(
     billing: Billing, container: Container
 ):
     url = container.endpoints.database_url
-    migrations.downgrade(url, "base")
+    downgrade(url, "base")
     assert checks(billing, code=1)["Schema"]["remedy"] == "billing migrate"
     assert "Remedy: billing migrate" in billing.error("customers", "list")
     migrated = billing.json("migrate")

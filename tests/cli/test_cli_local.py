@@ -16,7 +16,7 @@ from commandline import Billing
 from support import eventually
 
 from billing.container import Container
-from billing.devtools.embedded_servers.process import started_at
+from billing.server_urls import started_at
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 

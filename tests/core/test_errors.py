@@ -6,7 +6,6 @@ import pytest
 
 from billing.core.errors import (
     ConfigurationError,
-    DenialReason,
     InvalidValue,
     NotFound,
     PublishFailed,
@@ -39,9 +38,3 @@ def test_a_configuration_error_has_a_remedy():
 
 def test_what_is_not_there_is_named():
     assert str(NotFound("SKU", "x", "add it")) == "no SKU 'x': add it"
-
-
-def test_only_an_outage_is_mended_by_waiting():
-    assert {reason for reason in DenialReason if reason.transient} == {
-        DenialReason.QUOTA_UNAVAILABLE
-    }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import eventually
 
-from billing.devtools.embedded_servers.process import started_at
+from billing.server_urls import started_at
 from lab.demo import programs
 from lab.demo.children import Children, Program
 from lab.demo.errors import DemoError

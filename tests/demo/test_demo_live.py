@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support import eventually
 
-from billing.devtools.embedded_servers.process import started_at
+from billing.server_urls import started_at
 
 pytestmark = pytest.mark.worker
 

@@ -21,10 +21,10 @@ from billing.devtools.embedded_servers.process import (
     end,
     interrupts_deferred,
     spawn,
-    started_at,
     wait_ready,
 )
 from billing.devtools.embedded_servers.state import ServerRecord, ServersFile, secret
+from billing.server_urls import started_at
 
 STUBBORN = (
     "import signal, time\n"
@@ -56,7 +56,7 @@ def test_where_there_is_no_proc_ps_tells_the_same(
 ):
     if not Path("/bin/ps").exists():
         pytest.skip("this machine has no ps")
-    monkeypatch.setattr("billing.devtools.embedded_servers.process._PROC", Path("/nonexistent"))
+    monkeypatch.setattr("billing.server_urls._PROC", Path("/nonexistent"))
     assert started_at(sleeper.pid) is not None
     end([Process("sleeper", sleeper.pid, sleeper.started, signal.SIGTERM, sleeper.child)])
     os.kill(sleeper.pid, signal.SIGKILL)

@@ -25,7 +25,6 @@ from billing.devtools.embedded_servers import (
     LocalServerError,
     LocalServers,
     answers,
-    running_endpoints,
     stop_abandoned,
 )
 from billing.devtools.embedded_servers.access import _still_needed
@@ -33,7 +32,7 @@ from billing.devtools.embedded_servers.process import Process
 from billing.devtools.embedded_servers.rabbitmq import RabbitMQ
 from billing.devtools.embedded_servers.servers import KOMBU_NOTE
 from billing.devtools.embedded_servers.state import ServerRecord, ServersFile
-from billing.server_urls import masked, sibling_database
+from billing.server_urls import masked, running_endpoints, sibling_database
 from billing.settings import Settings
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from databases import is_current
 from support import eventually
 
 from billing.devtools.embedded_servers import LocalServerError, LocalServers
 from billing.devtools.embedded_servers.up import up
-from billing.postgres.migrations import is_current
 from billing.settings import Settings
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]

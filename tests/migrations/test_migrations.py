@@ -18,6 +18,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from databases import downgrade, is_current
 from psycopg import sql
 from support import NOW, add_customer, add_sku, make_event
 
@@ -98,7 +99,7 @@ def test_up_down_and_up_again_leaves_the_same_schema(make_database: MakeDatabase
     url = make_database()
     migrations.upgrade(url)
     before = [rows(url, query) for query in (COLUMNS, CHECKS, INDEXES)]
-    migrations.downgrade(url, "base")
+    downgrade(url, "base")
     assert tables_of(url) == {"alembic_version"}
     assert migrations.current(url) is None
     migrations.upgrade(url)
@@ -116,10 +117,10 @@ def test_a_second_upgrade_changes_nothing(make_database: MakeDatabase) -> None:
 def test_current_tells_where_a_database_stands(make_database: MakeDatabase) -> None:
     url = make_database()
     assert migrations.current(url) is None
-    assert not migrations.is_current(url)
+    assert not is_current(url)
     migrations.upgrade(url)
     assert migrations.current(url) == migrations.head()
-    assert migrations.is_current(url)
+    assert is_current(url)
 
 
 def test_alembic_sees_no_drift_from_the_tables(database_url: str) -> None:
@@ -175,7 +176,7 @@ def test_databases_migrated_at_the_same_time_do_not_fail_over_the_roles(
     urls = [make_database() for _ in range(3)]
     with ThreadPoolExecutor(len(urls)) as pool:
         list(pool.map(_migrate_in_a_process, urls))
-    assert all(migrations.is_current(url) for url in urls)
+    assert all(is_current(url) for url in urls)
 
 
 def _migrate_in_a_process(url: str) -> None:
@@ -188,7 +189,7 @@ def test_two_upgrades_of_one_database_at_once_are_one(make_database: MakeDatabas
     url = make_database()
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(_migrate_in_a_process, [url, url]))
-    assert migrations.is_current(url)
+    assert is_current(url)
 
 
 def test_the_scripts_can_be_elsewhere(tmp_path: Path, make_database: MakeDatabase) -> None:
@@ -237,11 +238,11 @@ def test_a_migrator_who_is_no_superuser_can_migrate_where_the_roles_exist_alread
                     sql.SQL("GRANT {} TO {}").format(sql.Identifier(role), sql.Identifier(migrator))
                 )
     migrations.upgrade(url)
-    assert migrations.is_current(url)
+    assert is_current(url)
     with psycopg.connect(url) as connection:
         connection.execute("SET ROLE weighbridge_writer")
         assert connection.execute("SELECT count(*) FROM usage_events").fetchone() == (0,)
-    migrations.downgrade(url, "base")
+    downgrade(url, "base")
     assert tables_of(url) == {"alembic_version"}
 
 
@@ -295,7 +296,7 @@ def test_the_way_back_to_digests_of_subjects_is_found_from_the_log(
     told = writer.write([event.to_wire() for event in (*used, unused)])
     assert told.inserted == 5
     assert len(subject_rows(url, "id")) == 2
-    migrations.downgrade(url, "0004")
+    downgrade(url, "0004")
     assert subject_rows(url, "customer_id, sku_id, month, subject_digest") == {
         ("acme", "page-capture", month, hashlib.sha256(subject.encode()).digest()[:16])
         for subject in ("a", "b")

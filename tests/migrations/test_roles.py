@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 import sqlalchemy as sa
+from databases import reader_engine
 from support import NOW, add_customer, add_sku, make_event
 
 from billing.core.clock import ManualClock
-from billing.postgres.engines import owner_engine, reader_engine, writer_engine
+from billing.postgres.engines import owner_engine, writer_engine
 from billing.postgres.partitions import partition_name
 from billing.postgres.schema import metadata
 from billing.usage_log.log_writer import LogWriter

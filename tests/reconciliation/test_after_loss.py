@@ -9,7 +9,7 @@ import pytest
 from support import NOW
 
 from billing.core.clock import ManualClock
-from billing.reconciliation.redis_restart_watch import WHILE, RedisRestartWatch
+from billing.reconciliation.redis_restart_watch import CHECK_FOR, RedisRestartWatch
 
 
 class Node:
@@ -45,7 +45,7 @@ def test_the_while_ends_however_late_it_is_asked_again(node: Node):
     node.asks()
     node.life = "marker:run-2"
     assert node.asks()
-    assert not node.asks(seconds=WHILE.total_seconds())
+    assert not node.asks(seconds=CHECK_FOR.total_seconds())
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"yesterday marker:run-1", b"marker:run-1"])

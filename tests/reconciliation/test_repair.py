@@ -29,8 +29,8 @@ from billing.reconciliation.in_flight import InFlightUsage
 from billing.reconciliation.invariants import Discrepancy, DiscrepancyKind
 from billing.reconciliation.remedies import (
     DiscrepancyCause,
-    OnTheWay,
     Remedy,
+    UnloggedUsage,
     cause_of,
     must_wait,
     remedy_of,
@@ -62,14 +62,14 @@ class Bench:
         self.repair = Repair(
             self.container.engine,
             quota=self.container.quota,
-            reconcile=self.container.invariant_checks,
-            shelves=InFlightUsage(
+            checks=self.container.invariant_checks,
+            in_flight=InFlightUsage(
                 self.container.engine, self.outbox, self.journal, lambda: self.depth
             ),
-            sync=self.container.account_loader,
-            mend=HoldRepair(self.client, self.keys),
+            account_loader=self.container.account_loader,
+            hold_repair=HoldRepair(self.client, self.keys),
             publisher=lambda: _Logs(self.container),
-            record=self.record,
+            discrepancies=self.record,
             clock=self.container.clock,
             wait=lambda _: self.between_readings(),
         )
@@ -370,7 +370,7 @@ def test_the_cause_follows_from_the_figures(
 def test_only_a_repair_that_gives_credits_back_waits_for_what_is_on_its_way(
     found: int, in_outbox: int, in_queue: int | None, waits: bool
 ) -> None:
-    way = OnTheWay(in_outbox=in_outbox, in_queue=in_queue)
+    way = UnloggedUsage(in_outbox=in_outbox, in_queue=in_queue)
     assert must_wait(discrepancy(DiscrepancyKind.SETTLED, found=found), way) is waits
     assert not must_wait(discrepancy(DiscrepancyKind.ROLLUP, found=found), way)
 
@@ -380,7 +380,7 @@ def test_a_rollup_whose_month_leaves_the_log_is_not_summed_up(bench: Bench) -> N
     with bench.container.engine.begin() as connection:
         connection.execute(sa.update(usage_hourly).values(quantity=c.quantity + 7))
         before = connection.execute(sa.select(usage_hourly).order_by(*usage_hourly.c)).all()
-    month = month_of(NOW)
+    month = month_of(bench.container.clock.now())
 
     def leave() -> None:
         bench.between_readings = lambda: None

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
+from log_totals import totals_from_log, totals_from_rollups
 from sqlalchemy.dialects import postgresql
 from support import NOW, add_customer, make_event
 
@@ -20,7 +21,7 @@ from billing.core.usage_event import FIELDS, Outcome, UsageEvent, denied_line
 from billing.postgres.partitions import partition_name
 from billing.usage_log.log_writer import LogWriter
 from billing.usage_log.receipts import Receipts, page_query
-from billing.usage_log.totals import Totals, totals_from_log, totals_from_rollups
+from billing.usage_log.totals import Totals
 from billing.usage_log.usage_queries import By, UsageQueries
 
 MONTH = month_of(NOW)

@@ -15,11 +15,11 @@ from celery.beat import Scheduler
 from celery.schedules import crontab
 from support import add_customer, add_sku, make_event
 
-from billing.audit.sealer import SEALING_KEY, alone
 from billing.container import Container
 from billing.core.reservation import HoldRequest, HoldState, ReserveOutcome
 from billing.core.usage_event import Outcome
 from billing.metering.usage_recorder import TaskFacts
+from billing.postgres.locks import AdvisoryLock, session_lock
 from billing.postgres.partitions import existing_partitions
 from billing.postgres.schema import usage_hourly
 from billing.reconciliation.invariants import Discrepancy
@@ -315,15 +315,15 @@ class FirstReading:
     """A reconcile that, after its first reading, lets something happen."""
 
     def __init__(self, container: Container, then: Callable[[], object]) -> None:
-        self._reconcile = container.invariant_checks
+        self._checks = container.invariant_checks
         self._then = then
         self.readings: list[list[Discrepancy]] = []
-        container.__dict__["reconcile"] = self
+        container.__dict__["invariant_checks"] = self
         # Made from it when it is first needed.
         container.__dict__.pop("repair", None)
 
     def run(self, since: datetime) -> list[Discrepancy]:
-        self.readings.append(self._reconcile.run(since))
+        self.readings.append(self._checks.run(since))
         if len(self.readings) == 1:
             self._then()
         return self.readings[-1]
@@ -408,7 +408,7 @@ def test_jobs_at_once_make_one_chain(bench: Bench):
 def test_a_job_that_finds_another_one_sealing_leaves_it_to_that(bench: Bench):
     log_an_hour_that_is_over(bench, "one")
 
-    with alone(bench.container.engine, SEALING_KEY) as mine:
+    with session_lock(bench.container.engine, AdvisoryLock.SEALING) as mine:
         assert mine
         assert bench.fire("seal_log") == {"seals": 0, "rows": 0, "head": None}
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 import functools
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import httpcore
 import httpx
 
-from billing.core.url_guard import FetchPolicy, Target, check_addresses, check_url
+from billing.core.url_guard import FetchPolicy, Target, UrlRefused, check_addresses, check_url
 from workers.tasks.errors import (
     BadStatusError,
     FetchError,
@@ -69,6 +70,15 @@ class _Answer:
     location: str | None = None
 
 
+@contextmanager
+def _refused(url: str) -> Iterator[None]:
+    """Turn the guard's refusal into the task's error, which names the URL."""
+    try:
+        yield
+    except UrlRefused as refusal:
+        raise RefusedError(url, refusal.reason) from None
+
+
 def _nothing() -> None:
     """What is done on a request when nobody wants to hear of it."""
 
@@ -117,7 +127,7 @@ class Fetcher:
         started = self._monotonic()
         deadline = Deadline(self.policy.timeout_seconds, self._monotonic)
         redirects: list[str] = []
-        target = check_url(url, self.policy)
+        target = self._checked_url(url)
         while True:
             answer = self._ask(target, deadline, on_request)
             here = str(target.url)
@@ -143,7 +153,11 @@ class Fetcher:
             joined = str(target.url.join(location))
         except (httpx.InvalidURL, ValueError):
             raise RefusedError(str(target.url), "it redirects to what is not a URL") from None
-        return check_url(joined, self.policy)
+        return self._checked_url(joined)
+
+    def _checked_url(self, text: str) -> Target:
+        with _refused(text):
+            return check_url(text, self.policy)
 
     def _ask(self, target: Target, deadline: Deadline, on_request: Callable[[], None]) -> _Answer:
         url = str(target.url)
@@ -168,13 +182,16 @@ class Fetcher:
             raise UnreachableError(url, _network_reason(error)) from None
 
     def _checked_addresses(self, target: Target, deadline: Deadline) -> tuple[str, ...]:
-        if target.literal is not None:
-            return check_addresses(target, [str(target.literal)], self.policy)
         try:
-            answers = resolve_within(deadline, self._resolve, target.host, target.port)
+            answers = (
+                [str(target.literal)]
+                if target.literal is not None
+                else resolve_within(deadline, self._resolve, target.host, target.port)
+            )
         except (OSError, UnicodeError):  # UnicodeError: the resolver's own idea of a bad name
             raise UnreachableError(str(target.url), "its name does not resolve") from None
-        return check_addresses(target, answers, self.policy)
+        with _refused(str(target.url)):
+            return check_addresses(answers, self.policy)
 
     def _pool(self, url: httpx.URL, backend: httpcore.NetworkBackend) -> httpcore.ConnectionPool:
         if self.policy.proxy_url is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from celery import current_app, current_task, shared_task
 
-from billing.core.url_guard import FetchPolicy, policy_from
+from billing.core.url_guard import FetchPolicy
 from billing.settings import Settings
 from workers.current_usage import usage
 from workers.task import MeteredTask
@@ -25,6 +25,7 @@ from workers.tasks.bodies import (
     search_pages,
 )
 from workers.tasks.fetch import Fetcher
+from workers.tasks.fetch_policy import policy_from
 
 
 @functools.lru_cache(maxsize=8)

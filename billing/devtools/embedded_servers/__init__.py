@@ -6,7 +6,6 @@ from billing.devtools.embedded_servers.servers import (
     LocalServers,
     ServerStatus,
     running,
-    running_endpoints,
     stop_abandoned,
 )
 from billing.server_urls import Endpoints
@@ -18,6 +17,5 @@ __all__ = [
     "ServerStatus",
     "answers",
     "running",
-    "running_endpoints",
     "stop_abandoned",
 ]

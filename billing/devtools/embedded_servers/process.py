@@ -19,14 +19,13 @@ from types import FrameType
 from typing import Final
 
 from billing.core.errors import WeighbridgeError
+from billing.server_urls import started_at
 
 POLL_SECONDS: Final = 0.05
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_SECONDS: Final = 20.0
 """How long a server may take to stop before it is killed; RabbitMQ needs about five."""
 _LOG_TAIL_CHARACTERS: Final = 1500
-_PROC: Final = Path("/proc/self/stat")
-"""There on Linux. Elsewhere ``ps`` tells the same, slower and only to the second."""
 
 
 class LocalServerError(WeighbridgeError):
@@ -79,14 +78,6 @@ class Process:
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
-
-
-def started_at(pid: int) -> str | None:
-    """When the process of that pid was started, as a text to compare; None if there is none.
-
-    A zombie counts as none: it holds no port and no file.
-    """
-    return _started_by_proc(pid) if _PROC.exists() else _started_by_ps(pid)
 
 
 def spawn(command: Command) -> Process:
@@ -173,28 +164,6 @@ def wait_ready(
             f"; its log ends with:\n{log.read_text('utf-8', 'replace')[-_LOG_TAIL_CHARACTERS:]}"
         )
     raise (EndedAtStart if ended else LocalServerError)(server, problem, f"see {log}")
-
-
-def _started_by_proc(pid: int) -> str | None:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return None
-    # The name, in parentheses, may hold anything; then state (3) … starttime (22): proc(5).
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else f"{boot}:{fields[19]}"
-
-
-def _started_by_ps(pid: int) -> str | None:
-    answer = subprocess.run(  # noqa: S603 - fixed program, a number as its argument
-        ["/bin/ps", "-o", "stat=,lstart=", "-p", str(pid)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    state, _, started = answer.stdout.strip().partition(" ")
-    return None if not started or state.startswith("Z") else started.strip()
 
 
 def _wait_until(condition: Callable[[], bool], timeout_seconds: float) -> bool:

@@ -284,25 +284,6 @@ def running(
             servers.stop_started()
 
 
-def running_endpoints(folder: Path) -> Endpoints | None:
-    """The servers of ``folder`` that run at this moment; None if there are none.
-
-    A URL is empty where no server was started here, because the settings named one at the time.
-    """
-    state = ServersFile(folder.resolve())
-    urls = {record.name: record.url for record in state.records().values() if record.alive}
-    broker_url = state.broker_url()
-    if not urls and not broker_url:
-        return None
-    redis_url = urls.get(Valkey.name, "")
-    return Endpoints(
-        database_url=urls.get(Postgres.name, ""),
-        redis_url=redis_url,
-        amqp_url=urls.get(RabbitMQ.name) or broker_url,
-        result_url=sibling_database(redis_url, RESULT_DATABASE) if redis_url else "",
-    )
-
-
 def stop_abandoned(base: Path) -> None:
     """Stop and delete the folders in ``base`` that a killed run left behind."""
     for folder in base.glob("*/"):

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from billing.devtools.embedded_servers.process import LocalServerError, Process, started_at
+from billing.devtools.embedded_servers.process import LocalServerError, Process
+from billing.server_urls import started_at
 
 _LOCK_SECONDS: Final = 180.0
 """Longer than the slowest start of a server."""

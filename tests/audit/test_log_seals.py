@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from databases import reader_engine
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -23,17 +24,16 @@ from billing.audit.month_rows import rows_of
 from billing.audit.seal_chain import GENESIS, breaks_of
 from billing.audit.sealer import (
     LAG,
-    SEALING_KEY,
     Sealer,
     SealingBusyError,
-    alone,
     read_seals,
     sealed_leaves,
 )
 from billing.audit.verifier import Checked
 from billing.core.periods import hour_floor
 from billing.core.row_hash import COLUMNS, canonical, leaf_of, row_of
-from billing.postgres.engines import reader_engine, writer_engine
+from billing.postgres.engines import writer_engine
+from billing.postgres.locks import AdvisoryLock, session_lock
 from billing.postgres.schema import usage_events
 from billing.usage_log.log_writer import LogWriter
 
@@ -189,7 +189,7 @@ def test_a_batch_larger_than_a_seal_is_sealed_whole(bench: Bench):
 
 def test_only_one_seals_at_a_time(bench: Bench):
     bench.log_some(3)
-    with alone(bench.engine, SEALING_KEY) as mine:
+    with session_lock(bench.engine, AdvisoryLock.SEALING) as mine:
         assert mine
         with pytest.raises(SealingBusyError):
             bench.seal()

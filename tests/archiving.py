@@ -12,10 +12,10 @@ from typing import Any
 import sqlalchemy as sa
 from sealing import HOUR, Bench, month_before
 
-from billing.archive.archived_usage import ArchiveReader
+from billing.archive.archive_reader import ArchiveReader
+from billing.archive.archived_month import ArchivedMonth
 from billing.archive.catalog import Archive, archive_of
 from billing.archive.exporter import MonthExporter
-from billing.archive.reader import ArchivedMonth
 from billing.archive.restorer import MonthRestorer
 from billing.audit.month_rows import LiveMonth, MonthOfLog, rows_of, snapshots
 from billing.audit.sealer import Sealer
@@ -122,19 +122,19 @@ class Attic:
         return found + list(verifier.month(self.month, self.later, checked))
 
     @property
-    def shelf(self) -> ArchiveReader:
+    def archived_usage(self) -> ArchiveReader:
         return ArchiveReader(
             self.engine, lambda archive: ArchivedMonth(archive, self.folder, self.engine)
         )
 
     @property
     def receipts(self) -> Receipts:
-        return Receipts(self.engine, self.shelf)
+        return Receipts(self.engine, self.archived_usage)
 
     def answers(self) -> Answers:
         """What customers are told of that month and the time around it."""
         around = Period("around", self.month.start - 24 * HOUR, self.month.end + 24 * HOUR)
-        usage = UsageQueries(self.engine, self.shelf)
+        usage = UsageQueries(self.engine, self.archived_usage)
         return Answers(
             lines={name: list(self.pages(name, around)) for name in ("acme", "globex", "nobody")},
             latest={name: self.receipts.latest(name, limit=7) for name in ("acme", "globex")},

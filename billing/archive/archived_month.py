@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from sqlalchemy.engine import Engine
 
-from billing.archive.archived_usage import IdRange
-from billing.archive.catalog import Archive, ArchiveFile, ArchiveState, ArchiveUnreadableError
+from billing.archive.catalog import Archive, ArchiveFile, ArchiveState
 from billing.archive.parquet_files import read_rows, read_seals_file, rows_in
 from billing.audit.month_rows import HOUR, Bucket, Hour, Row
 from billing.audit.seal_chain import Leaves, Seal
@@ -29,6 +28,7 @@ from billing.core.errors import NotFound
 from billing.core.event_ids import hour_of, lowest_id
 from billing.core.row_hash import COLUMNS, leaf_of
 from billing.postgres.partitions import is_there, partition_name
+from billing.usage_log.archived_usage import ArchiveUnreadableError, IdRange
 from billing.usage_log.totals import Totals
 
 _CUSTOMER: Final = COLUMNS.index("customer_id")
@@ -92,7 +92,7 @@ class ArchivedMonth:
                     break
         return found
 
-    def pieces(self, customer: str, ranges: Sequence[IdRange]) -> list[list[Row]]:
+    def ranges(self, customer: str, ranges: Sequence[IdRange]) -> list[list[Row]]:
         """A customer's rows in each of several ranges of ids; each row group is read once.
 
         Args:

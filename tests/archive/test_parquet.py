@@ -15,19 +15,18 @@ from hypothesis import strategies as st
 from sealing import HOUR
 from support import NOW, make_event
 
-from billing.archive.archived_usage import parts_of
+from billing.archive.archived_month import ArchivedMonth
 from billing.archive.catalog import (
     Archive,
     ArchiveFile,
     ArchiveState,
-    ArchiveUnreadableError,
 )
 from billing.archive.parquet_files import RowsFile, metadata_of, read_rows, totals_in
-from billing.archive.reader import ArchivedMonth
 from billing.audit.sort_buffer import SortBuffer
 from billing.core.clock import EPOCH
 from billing.core.periods import Period, month_of
 from billing.core.row_hash import canonical, row_of
+from billing.usage_log.archived_usage import ArchiveUnreadableError, split_at_months
 
 texts = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=12)
 instants = st.integers(0, 4 * 10**15).map(lambda each: EPOCH + timedelta(microseconds=each))
@@ -150,7 +149,7 @@ def test_a_period_is_cut_at_archived_months(archived: list[tuple[int, int]], par
     def hours(instant: datetime) -> int:
         return (instant - NOW) // HOUR
 
-    found = parts_of(period(0, 10), [period(*each) for each in archived])
+    found = split_at_months(period(0, 10), [period(*each) for each in archived])
     assert [
         f"{hours(part.start)}-{hours(part.end)} {hours(month.start) if month else '-'}"
         for part, month in found

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 from archiving import LONG_AFTER, MAX_AGE, Attic, by_id
+from databases import downgrade
+from log_totals import totals_from_log, totals_from_rollups
 from support import add_customer
 
 from billing.archive.catalog import (
@@ -32,7 +34,6 @@ from billing.postgres.engines import writer_engine
 from billing.postgres.partitions import ensure_partitions
 from billing.usage_log.dead_letters import DeadLetters, ReplayOutcome
 from billing.usage_log.log_writer import LogWriter
-from billing.usage_log.totals import totals_from_log, totals_from_rollups
 from billing.usage_log.usage_queries import By, UsageQueries
 
 
@@ -107,7 +108,7 @@ def test_days_that_begin_within_an_hour_are_right_in_an_archived_month(attic: At
     period = month_of(evening + timedelta(days=3), "Asia/Kathmandu")
 
     def asked() -> list[Any]:
-        usage = UsageQueries(attic.engine, attic.shelf)
+        usage = UsageQueries(attic.engine, attic.archived_usage)
         lines = list(attic.pages("himal", period, limit=25))
         return [[usage.by("himal", period, by) for by in By], usage.total("himal", period), lines]
 
@@ -277,10 +278,10 @@ def test_the_schema_is_not_taken_back_while_months_are_in_archives(attic: Attic,
     attic.fill()
     attic.archive()
     with pytest.raises(sa.exc.DBAPIError, match="would be forgotten") as caught:
-        migrations.downgrade(database_url, "0004")
+        downgrade(database_url, "0004")
     assert isinstance(caught.value.orig, psycopg.errors.ObjectNotInPrerequisiteState)
     attic.restore()
-    migrations.downgrade(database_url, "0004")
+    downgrade(database_url, "0004")
     assert migrations.current(database_url) == "0004"
 
 

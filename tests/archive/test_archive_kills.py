@@ -14,14 +14,13 @@ from archiving import Attic, by_id, holding
 from support import eventually
 
 from billing.archive.catalog import (
-    ARCHIVING_KEY,
     ArchiveState,
     ArchivingBusyError,
 )
 from billing.archive.parquet_files import read_rows
-from billing.audit.sealer import alone
 from billing.audit.verification_report import FindingKind
 from billing.postgres import partition_detaching as detaching
+from billing.postgres.locks import AdvisoryLock, session_lock
 
 PROGRAM = """
 import sys
@@ -202,7 +201,7 @@ def test_receipts_asked_while_a_month_leaves_and_comes_back_are_always_whole(att
 
 def test_only_one_archives_at_a_time(attic: Attic):
     attic.fill()
-    with alone(attic.engine, ARCHIVING_KEY):
+    with session_lock(attic.engine, AdvisoryLock.ARCHIVING):
         with pytest.raises(ArchivingBusyError):
             attic.archive()
         with pytest.raises(ArchivingBusyError):
