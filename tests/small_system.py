@@ -11,7 +11,7 @@ import redis
 import sqlalchemy as sa
 
 from billing.catalog.skus import SkuStore
-from billing.core.clock import Clock
+from billing.core.clock import Clock, SystemClock
 from billing.core.errors import PublishFailed
 from billing.core.reservation import LoadOutcome, QuotaStore
 from billing.core.usage_event import UsageEvent
@@ -82,7 +82,9 @@ class SmallSystem:
         self._outbox = outbox
         self._writer_engine = writer_engine(database_url)
         self.published, self.journal, self.spool = Shelf(), Shelf(), Shelf()
-        self.account_loader = AccountLoader(self._writer_engine, quota, clock)
+        # Redis admits by its own clock, so an account's period is that of today, whatever NOW is.
+        at = SystemClock() if isinstance(quota, RedisQuotaStore) else clock
+        self.account_loader = AccountLoader(self._writer_engine, quota, at)
         self.invariant_checks = InvariantChecks(engine, quota, clock)
         self.writer = LogWriter(
             self._writer_engine,
