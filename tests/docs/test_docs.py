@@ -205,7 +205,7 @@ ENTRIES = [entry for entry in GLOSSARY.text.split("\n\n") if entry.startswith("*
 def test_every_word_of_the_glossary_has_its_place_in_the_code():
     """In brackets at its end: a module, or a public class by its name alone."""
     classes = set(re.findall(r"^class (\w+)", "\n".join(sources()), re.MULTILINE))
-    homes = [re.search(r" \(`([\w.]+)`\)$", entry) for entry in ENTRIES]
+    homes = [re.search(r"\s\(`([\w.]+)`\)$", entry) for entry in ENTRIES]
     assert [entry for entry, home in zip(ENTRIES, homes, strict=True) if home is None] == []
     named = [home[1] for home in homes if home]
     assert [name for name in named if "." not in name and name not in classes] == []
