@@ -11,7 +11,7 @@ from docs_pages import Page, pages
 from examples import exports, files_of, python_blocks, run_file, write_files
 
 from billing.settings import Settings
-from workers.beat_jobs import BEAT_SCHEDULE
+from workers.beat_schedule import BEAT_SCHEDULE
 
 README, ADDING = (
     next(page for page in pages() if page.name == name)
@@ -124,6 +124,7 @@ setup = TaskSetup(
     time_limit=app.conf.task_time_limit,
     soft_time_limit=app.conf.task_soft_time_limit,
 )
+app.loader.import_default_modules()  # as a worker does when it starts
 print(check_tasks(Settings(), [setup]), check_serializers(app.conf.accept_content))
 print(*sorted(name for name in app.tasks if name.startswith("billing.")))
 """
