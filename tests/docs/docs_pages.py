@@ -21,8 +21,11 @@ _SPAN: Final = re.compile(r"`([^`]+)`")
 _LINK: Final = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING: Final = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _COMMAND: Final = re.compile(r"billing [a-z]")
+_MODULE: Final = re.compile(r"(?:billing|workers|lab)(?:\.\w+)+")
 _SETTING: Final = re.compile(r"\b(?:WEIGHBRIDGE_[A-Z_]+[A-Z]|[A-Z]+_URL)\b")
-_PATH: Final = re.compile(r"(?:billing|workers|tests|docs|scripts|requirements|alembic)/[\w./*-]*")
+_PATH: Final = re.compile(
+    r"(?:billing|workers|lab|tests|docs|scripts|requirements|alembic)/[\w./*-]*"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +67,15 @@ class Page:
 
 
 def pages() -> list[Page]:
-    """The README, docs/, the other pages at the top, and the README of each package."""
+    """The README, docs/, the other pages at the top, and the README of each room."""
     paths = [
         *ROOT.glob("*.md"),
         *(ROOT / "docs").rglob("*.md"),
-        *(ROOT / "billing").glob("*/README.md"),
-        *(ROOT / "workers").glob("*/README.md"),
+        *(
+            path
+            for top in ("billing", "workers", "lab")
+            for path in ROOT.glob(f"{top}/**/README.md")
+        ),
     ]
     return [Page(path, path.read_text("utf-8")) for path in sorted(paths)]
 
@@ -145,3 +151,17 @@ def missing_paths(page: Page) -> list[str]:
     """Files and folders of this repository, named between backticks, that are not there."""
     named = [span for span in page.spans if _PATH.fullmatch(span)]
     return [span for span in named if not list(ROOT.glob(span.rstrip("/")))]
+
+
+def missing_modules(page: Page) -> list[str]:
+    """Modules of this repository, or names in them, between backticks, that are not there."""
+    named = [span for span in page.spans if _MODULE.fullmatch(span)]
+    return [span for span in named if not _is_there(span)]
+
+
+def _is_there(dotted: str) -> bool:
+    path = ROOT.joinpath(*dotted.split("."))
+    if path.with_suffix(".py").is_file() or path.is_dir():
+        return True
+    module = path.parent.with_suffix(".py")
+    return module.is_file() and re.search(rf"\b{path.name}\b", module.read_text()) is not None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
-import sys
 import tomllib
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -19,6 +17,7 @@ from docs_pages import (
     broken_links,
     commands,
     fault_of_command,
+    missing_modules,
     missing_paths,
     pages,
     unknown_settings,
@@ -30,7 +29,6 @@ from workers.beat_schedule import BEAT_SCHEDULE
 PAGES = pages()
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
-ADDING = "docs/adding-to-your-app.md"
 
 
 def page_of(text: str) -> Page:
@@ -39,6 +37,12 @@ def page_of(text: str) -> Page:
 
 def named(name: str) -> Page:
     return next(page for page in PAGES if page.name == name)
+
+
+def sources() -> list[str]:
+    """The text of every module of the product."""
+    tops = ("billing", "workers")
+    return [path.read_text("utf-8") for top in tops for path in ROOT.glob(f"{top}/**/*.py")]
 
 
 def configuration_script() -> ModuleType:
@@ -136,8 +140,11 @@ def test_every_command_has_its_place_in_the_reference():
     }
 
 
-@every_page
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if not page.name.startswith("lab/")], ids=lambda page: page.name
+)
 def test_every_option_between_backticks_exists(page: Page):
+    """But for the programs of ``lab/``, which have options of their own."""
     options = [re.split(r"[ =]", span)[0] for span in page.spans if span.startswith("--")]
     assert set(options) <= all_options()
 
@@ -171,6 +178,49 @@ def test_a_file_that_is_not_there_is_found():
     assert missing_paths(page_of("`billing/core/id.py`")) == ["billing/core/id.py"]
 
 
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "decisions/" not in page.name], ids=lambda page: page.name
+)
+def test_every_module_named_exists(page: Page):
+    """But for the decisions, which keep the names of their day."""
+    jobs = {job["task"] for job in BEAT_SCHEDULE.values()}
+    assert [name for name in missing_modules(page) if name not in jobs] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("`billing.core.credits` and `workers.task`", []),
+        ("`billing.metering.meter.Meter`", []),
+        ("`billing.metering.meter.Metre`", ["billing.metering.meter.Metre"]),
+        ("`billing.gate`", ["billing.gate"]),
+        ("`billing.reconciliation` and `billing = {customer}`", []),
+    ],
+)
+def test_a_module_that_is_not_there_is_found(text: str, missing: list[str]):
+    assert missing_modules(page_of(text)) == missing
+
+
+GLOSSARY = named("docs/glossary.md")
+ENTRIES = [entry for entry in GLOSSARY.text.split("\n\n") if entry.startswith("**")]
+
+
+def test_every_word_of_the_glossary_has_its_place_in_the_code():
+    """In brackets at its end: a module, or a public class by its name alone."""
+    classes = set(re.findall(r"^class (\w+)", "\n".join(sources()), re.MULTILINE))
+    homes = [re.search(r"\s\(`([\w.]+)`\)$", entry) for entry in ENTRIES]
+    assert [entry for entry, home in zip(ENTRIES, homes, strict=True) if home is None] == []
+    named = [home[1] for home in homes if home]
+    assert [name for name in named if "." not in name and name not in classes] == []
+    assert len(named) > 60
+
+
+def test_every_word_of_the_glossary_stands_there_once():
+    words = [re.match(r"\*\*(.+?)\*\*", entry) for entry in ENTRIES]
+    found = [word for match in words if match for word in match[1].split(", ")]
+    assert sorted(found) == sorted(set(found))
+
+
 @every_page
 def test_every_make_target_exists(page: Page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -183,11 +233,7 @@ def test_every_log_event_to_watch_is_one_that_the_code_writes():
     table = page.text.partition("and in the logs:")[2].partition("\n## ")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     events = [event for row in rows for event in re.findall(r"`([^`]+)`", row)]
-    code = "".join(
-        path.read_text("utf-8")
-        for top in ("billing", "workers")
-        for path in ROOT.glob(f"{top}/**/*.py")
-    )
+    code = "".join(sources())
     assert len(events) > 8
     assert [event for event in events if f'"{event}' not in code] == []
 
@@ -220,53 +266,6 @@ def test_what_the_code_says_of_the_docs_is_there():
 def test_python_in_the_docs_is_python(page: Page):
     for number, block in enumerate(page.blocks("python")):
         compile(block, f"{page.name}, block {number}", "exec")
-
-
-def run(tmp_path: Path, *parts: str) -> str:
-    """Run them as one module in a process of its own: tasks are registered for all apps of one."""
-    (tmp_path / "shop.py").write_text("\n".join(parts))
-    ended = subprocess.run(
-        [sys.executable, "shop.py"],
-        check=False,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
-
-
-def test_the_example_of_a_test_without_servers_runs(tmp_path: Path):
-    (example,) = [block for block in named(ADDING).blocks("python") if "MemorySystem" in block]
-    assert run(tmp_path, example, "print(system.events[0].amount_microcredits)") == "2500000\n"
-
-
-def test_the_ten_lines_make_an_app_whose_worker_may_start(tmp_path: Path):
-    readme, adding = (
-        next(block for block in named(name).blocks("python") if "Metering(app)" in block)
-        for name in ("README.md", ADDING)
-    )
-    assert adding.splitlines()[:14] == readme.splitlines()[:14]
-    asked = """
-from billing.settings import Settings
-from workers.startup_checks import TaskSetup, check_serializers, check_tasks
-
-setup = TaskSetup(
-    name=render.name,
-    sku=render.sku,
-    acks_late=render.acks_late,
-    time_limit=app.conf.task_time_limit,
-    soft_time_limit=app.conf.task_soft_time_limit,
-)
-print(check_tasks(Settings(), [setup]), check_serializers(app.conf.accept_content))
-print(*sorted(name for name in app.tasks if name.startswith("billing.")))
-"""
-    jobs = sorted(each["task"] for each in BEAT_SCHEDULE.values())
-    assert run(tmp_path, readme, asked).splitlines() == [
-        "[] []",
-        " ".join(jobs),
-    ]
 
 
 # -- decisions, the picture, and what no page may say -------------------------------------------
