@@ -17,14 +17,14 @@ import pytest
 from support import eventually
 from webhook_bench import SECRET, WEBHOOK, Shop, signed
 
+from billing.devtools.embedded_servers.launch import free_ports
 from billing.settings import Settings
 
 pytestmark = pytest.mark.process
 
 
 def a_free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
+    (port,) = free_ports(1)
     return port
 
 

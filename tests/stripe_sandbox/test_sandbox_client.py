@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from stripe_api import Control
 from support import eventually
 
 from billing.core.clock import ManualClock
+from billing.devtools.embedded_servers.launch import free_ports
 from billing.devtools.stripe_sandbox import SandboxServer
 
 HOUR = 3_600
@@ -312,9 +312,7 @@ def test_the_state_counts_and_a_reset_forgets(
 
 
 def test_it_runs_on_its_own_until_interrupted():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     code = f"from billing.devtools.stripe_sandbox import main; main(port={port})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     try:

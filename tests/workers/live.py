@@ -84,7 +84,8 @@ class Live:
         assert s.amqp_url
         return {
             **os.environ,
-            "PYTHONPATH": str(HERE),
+            # This checkout's packages, whatever is installed.
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
             "WEIGHBRIDGE_LIVE_APP": "yes",
             "DATABASE_URL": s.database_url.get_secret_value(),
             "REDIS_URL": s.redis_url.get_secret_value(),
