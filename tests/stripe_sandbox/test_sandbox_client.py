@@ -188,7 +188,7 @@ def test_a_key_in_use_is_a_conflict_and_overlaps_are_counted(
     with pytest.raises(stripe.APIError) as conflict:
         send(connect(), customer, 10, "r1", "same")
     send(connect(), customer, 12, "r2", "other")
-    slow.join(timeout=10)
+    slow.join(timeout=60)
     assert conflict.value.http_status == 409
     assert conflict.value.error is not None
     assert conflict.value.error.code == "idempotency_key_in_use"

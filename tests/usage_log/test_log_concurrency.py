@@ -48,7 +48,7 @@ def test_three_writers_with_shuffled_overlapping_batches_do_not_deadlock_and_cou
 
     def consume(shuffled: list[bytes]) -> list[BatchResult]:
         writer = make_writer()
-        together.wait(10)
+        together.wait(60)
         return [writer.write(shuffled[start : start + 90]) for start in range(0, 900, 90)]
 
     with ThreadPoolExecutor(3) as pool:

@@ -51,14 +51,14 @@ class Worker:
     def kill(self) -> None:
         """SIGKILL main process and children, as a machine that vanishes does."""
         os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(60)
 
     def stop(self) -> None:
         """A warm shutdown; a kill if that takes too long."""
         if self.process.poll() is None:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(20)
+                self.process.wait(60)
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -149,7 +149,7 @@ class Live:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+            process.wait(60)
 
     def reached(self) -> list[str]:
         """The fail points at which a process died."""

@@ -318,7 +318,7 @@ class FirstReading:
         self._reconcile = container.invariant_checks
         self._then = then
         self.readings: list[list[Discrepancy]] = []
-        container.__dict__["reconcile"] = self
+        container.__dict__["invariant_checks"] = self
         # Made from it when it is first needed.
         container.__dict__.pop("repair", None)
 

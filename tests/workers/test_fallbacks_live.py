@@ -142,7 +142,7 @@ def test_redis_cut_between_hold_and_settle_the_event_is_published_directly(
     live = bench.live
     with bench.worker():
         task = bench.bill("gated")
-        eventually(lambda: live.trace("began"), timeout=20, message="the body runs")
+        eventually(lambda: live.trace("began"), timeout=60, message="the body runs")
         bench.redis.cut()
         bench.gate().touch()
         assert task.get(timeout=30) == "went through"
@@ -168,7 +168,7 @@ def test_redis_stalls_and_settles_after_all_what_was_published_directly_meanwhil
     live = bench.live
     with bench.worker():
         task = bench.bill("gated")
-        eventually(lambda: live.trace("began"), timeout=20, message="the body runs")
+        eventually(lambda: live.trace("began"), timeout=60, message="the body runs")
         # Half-open: the settle reaches Redis, but only long after the worker gave up waiting.
         bench.redis.silence()
         bench.gate().touch()
@@ -191,7 +191,7 @@ def test_redis_and_rabbitmq_cut_the_event_waits_in_the_spool_for_the_next_relay(
     live = bench.live
     with bench.worker() as worker:
         task = bench.bill("gated")
-        eventually(lambda: live.trace("began"), timeout=20, message="the body runs")
+        eventually(lambda: live.trace("began"), timeout=60, message="the body runs")
         bench.redis.cut()
         bench.rabbitmq.cut()
         bench.gate().touch()
