@@ -311,6 +311,7 @@ def test_the_state_counts_and_a_reset_forgets(
         client.v1.billing.meters.retrieve(hourly)
 
 
+@pytest.mark.process
 def test_it_runs_on_its_own_until_interrupted():
     (port,) = free_ports(1)
     code = f"from billing.devtools.stripe_sandbox import main; main(port={port})"

@@ -362,6 +362,7 @@ for number in range(1_000_000):
 """
 
 
+@pytest.mark.process
 def test_what_was_appended_before_a_sigkill_is_drained_by_another_process(
     tmp_path: Path, sink: Sink, pytestconfig: pytest.Config
 ):
