@@ -70,7 +70,7 @@ class _Answer:
 
 
 def _nothing() -> None:
-    """What is done on a request when nobody wants to hear of it."""
+    """Do nothing on a request: the default where no one counts them."""
 
 
 class Fetcher:
