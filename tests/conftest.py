@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import hypothesis
 import psycopg
 import pytest
 import redis
@@ -55,6 +56,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--model-steps", type=int, default=5_000, help="steps of the life-cycle model (5000)"
     )
+
+
+# How long an example takes says nothing on a machine that is busy with something else.
+hypothesis.settings.register_profile(
+    "weighbridge", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("weighbridge")
 
 
 def pytest_configure() -> None:

@@ -35,14 +35,23 @@ def description() -> Schema:
     return sspec  # type: ignore[no-any-return]  # the package ships no types
 
 
+@functools.cache
+def _templates() -> list[tuple[re.Pattern[str], Schema]]:
+    """Every path of the description, as a pattern, with its operations."""
+    return [
+        (re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(template))), operations)
+        for template, operations in description()["paths"].items()
+    ]
+
+
+@functools.cache
 def operation(method: str, path: str) -> Schema:
     """The operation of a path as it is asked for, for example ``GET /v1/customers/cus_1``."""
     exact = description()["paths"].get(path, {}).get(method.lower())
     if exact:
         return exact  # type: ignore[no-any-return]
-    for template, operations in description()["paths"].items():
-        pattern = re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(template))
-        if re.fullmatch(pattern, path) and method.lower() in operations:
+    for pattern, operations in _templates():
+        if pattern.fullmatch(path) and method.lower() in operations:
             return operations[method.lower()]  # type: ignore[no-any-return]
     raise AssertionError(f"Stripe's description has no {method} {path}")
 

@@ -29,25 +29,25 @@ class BilledTask:
         self._customer = customer
 
     def delay(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``Task.delay``."""
+        """Do as ``Task.delay``."""
         return self._task.apply_async(args, kwargs, customer=self._customer)
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """As ``Task.apply_async``."""
+        """Do as ``Task.apply_async``."""
         return self._task.apply_async(args, kwargs, **{**options, "customer": self._customer})
 
     def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """As ``Task.apply``."""
+        """Do as ``Task.apply``."""
         return self._task.apply(args, kwargs, **{**options, "customer": self._customer})
 
     def signature(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """As ``Task.signature``; the customer goes with it into chains, groups and chords."""
+        """Do as ``Task.signature``; the customer goes with it into chains, groups and chords."""
         return self._task.signature(args, kwargs, **options, customer=self._customer)
 
     def s(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``Task.s``."""
+        """Do as ``Task.s``."""
         return self.signature(args, kwargs)
 
     def si(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``Task.si``."""
+        """Do as ``Task.si``."""
         return self.signature(args, kwargs, immutable=True)

@@ -180,7 +180,7 @@ def _fail(run: MeteredRun, cause: ReleaseCause) -> None:
 
 
 def _keep_the_message(run: MeteredRun, error: OSError) -> NoReturn:
-    """Redis, RabbitMQ and the node's disk all refused: only the broker still has the task."""
+    """Send the task back to its queue: Redis, RabbitMQ and the disk have all refused its usage."""
     log.critical(
         "usage_not_stored",
         task_id=run.admission.facts.task_id,

@@ -18,9 +18,9 @@ from celery.events import EventDispatcher
 from kombu.utils.compat import detect_environment
 
 GATHER_SECONDS: Final = 0.05
-"""How long events wait for each other: nobody who looks at Flower sees it."""
+"""The time events wait for each other: too short for anybody to see in Flower."""
 GATHER_EVENTS: Final = 120
-"""So many are sent at once, whatever the time; some 50 KB."""
+"""The most events that wait; some 50 KB."""
 _GLANCE_SECONDS: Final = 0.001
 
 

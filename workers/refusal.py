@@ -1,4 +1,4 @@
-"""What a refused task does: fail with ``QuotaExceeded``, or come back later, as its SKU says."""
+"""Refusals: fail with ``QuotaExceeded``, or come back later, as the SKU says."""
 
 from __future__ import annotations
 

@@ -17,14 +17,14 @@ import pytest
 from support import eventually
 from webhook_bench import SECRET, WEBHOOK, Shop, signed
 
+from billing.devtools.embedded_servers.launch import free_ports
 from billing.settings import Settings
 
 pytestmark = pytest.mark.process
 
 
 def a_free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
+    (port,) = free_ports(1)
     return port
 
 
@@ -65,7 +65,7 @@ class Program:
     def end(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(timeout=15)
+        self.process.wait(timeout=60)
         if self.process.stdout is not None:
             self.process.stdout.close()
 
@@ -99,7 +99,7 @@ def test_killed_between_effect_and_answer_the_event_comes_again_and_is_done_once
         httpx.post(
             first.url + WEBHOOK, content=body, headers=signed(body), trust_env=False, timeout=20
         )
-    assert first.process.wait(timeout=15) == -signal.SIGKILL
+    assert first.process.wait(timeout=60) == -signal.SIGKILL
     assert shop.books.granted() == (0 if answered == "done" else 500)
     second = starting(port)
     second.until_up()
@@ -120,7 +120,7 @@ def test_stripe_delivers_again_what_a_killed_api_did_not_answer(
     shop.stripe.deliver_to(first.url)
     shop.stripe.buy(shop.ref)
     event = shop.stripe.event_of("checkout.session.completed")
-    assert first.process.wait(timeout=15) == -signal.SIGKILL
+    assert first.process.wait(timeout=60) == -signal.SIGKILL
     starting(port)
     shop.stripe.until_delivered(event, timeout=60)
     assert shop.books.granted() == 500
@@ -151,9 +151,9 @@ def test_a_signal_ends_it_after_what_is_under_way(
     posting.start()
     eventually(lambda: not shop.stripe.control.get("faults"), message="Stripe is being asked")
     program.process.send_signal(number)
-    posting.join(timeout=20)
+    posting.join(timeout=60)
     assert [answer.json() for answer in answers] == [{"result": "done"}]
-    assert program.process.wait(timeout=20) == 0
+    assert program.process.wait(timeout=60) == 0
     assert shop.books.granted() == 500
     assert program.process.stdout is not None
     assert b"what was under way has ended" in program.process.stdout.read()
@@ -170,7 +170,7 @@ def test_it_says_what_it_serves_and_logs_requests_without_their_content(
         f"{program.url}{WEBHOOK}?a=secret", content=body, headers=headers, trust_env=False
     ).raise_for_status()
     program.process.terminate()
-    assert program.process.wait(timeout=20) == 0
+    assert program.process.wait(timeout=60) == 0
     log = program.log()
     [started] = [line for line in log if line["event"] == "api_started"]
     assert started["url"] == program.url

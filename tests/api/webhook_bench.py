@@ -74,7 +74,7 @@ class LocalStripe:
         found: list[dict[str, Any]] = self.control.get("deliveries")
         return [one["statuses"] for one in found if one["event"] == event_id]
 
-    def until_delivered(self, event_id: str, *, deliveries: int = 1, timeout: float = 15) -> None:
+    def until_delivered(self, event_id: str, *, deliveries: int = 1, timeout: float = 60) -> None:
         """Wait until so many deliveries of an event are answered with 200."""
         eventually(
             lambda: [200] * deliveries == [each[-1] for each in self.statuses(event_id) if each],

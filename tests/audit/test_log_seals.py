@@ -57,7 +57,9 @@ texts = st.text(
     microseconds=st.integers(0, 10**6 - 1),
 )
 @hypothesis_settings(
-    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
 )
 def test_a_row_read_back_has_the_leaf_that_was_written_down(
     bench: Bench,

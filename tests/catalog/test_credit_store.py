@@ -118,7 +118,7 @@ def test_twenty_threads_with_one_reference_give_one_grant(credit: GrantStore, en
     together = threading.Barrier(20)
 
     def give(_: int) -> int:
-        together.wait(timeout=10)
+        together.wait(timeout=60)
         return credit.grant("acme", 5, "order-1").id
 
     with ThreadPoolExecutor(20) as pool:
@@ -132,7 +132,7 @@ def test_twenty_threads_with_one_reference_and_other_amounts_give_one_grant(cred
     together = threading.Barrier(20)
 
     def give(amount: int) -> int | None:
-        together.wait(timeout=10)
+        together.wait(timeout=60)
         try:
             return credit.grant("acme", amount, "order-1").amount_microcredits
         except WeighbridgeError:
@@ -162,7 +162,7 @@ def test_the_fence_is_the_sum_of_the_grants_at_every_commit(credit: GrantStore, 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: credit.grant("acme", n, f"order-{n}"), range(1, 101)))
     done.set()
-    watcher.join(timeout=10)
+    watcher.join(timeout=60)
     assert all(granted == total for granted, total in seen)
     assert len(set(seen)) > 2
     assert fence(engine).granted_microcredits == credit.granted("acme") == 5050

@@ -111,7 +111,7 @@ def test_up_ends_everything_in_order_when_told_to_stop(billing: Billing, tmp_pat
         assert process.wait(30) == 0
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
     eventually(lambda: started_at(pid) is None, message="the Procfile's process is gone")
 
 
@@ -140,7 +140,7 @@ def test_a_process_logs_json_lines_and_ends_in_order_on_sigterm(
             assert process.wait(30) == 0
         finally:
             process.kill()
-            process.wait(10)
+            process.wait(60)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {"event", "level", "timestamp"} <= set(lines[0])
 

@@ -41,7 +41,7 @@ def test_in_a_thread_signals_are_left_alone():
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join(timeout=10)
+    thread.join(timeout=60)
     assert seen == [False, True]
 
 

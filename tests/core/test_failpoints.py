@@ -58,6 +58,7 @@ def test_an_unarmed_point_is_passed(tmp_path: Path):
     assert not (tmp_path / "hits").exists()
 
 
+@pytest.mark.process
 def test_an_armed_point_kills_at_its_turn_and_not_before(tmp_path: Path):
     record = tmp_path / "hits"
 
@@ -68,6 +69,7 @@ def test_an_armed_point_kills_at_its_turn_and_not_before(tmp_path: Path):
     assert record.read_text() == "settle.after\n"
 
 
+@pytest.mark.process
 def test_other_points_are_passed_while_one_is_armed(tmp_path: Path):
     record = tmp_path / "hits"
 
@@ -77,6 +79,7 @@ def test_other_points_are_passed_while_one_is_armed(tmp_path: Path):
     assert passed == ["hold.before", "body.after"]
 
 
+@pytest.mark.process
 def test_the_restarted_process_goes_on_past_a_point_that_was_hit(tmp_path: Path):
     record = tmp_path / "hits"
     walk("hold.before=1", record, "hold.before")
@@ -88,6 +91,7 @@ def test_the_restarted_process_goes_on_past_a_point_that_was_hit(tmp_path: Path)
     assert record.read_text() == "hold.before\n"
 
 
+@pytest.mark.process
 def test_several_points_each_kill_once(tmp_path: Path):
     record = tmp_path / "hits"
     way = ("hold.before", "settle.after")
@@ -125,6 +129,7 @@ def family(specification: str, record: Path) -> tuple[int, list[str]]:
     return done.returncode, done.stdout.splitlines()
 
 
+@pytest.mark.process
 def test_a_point_kills_the_process_that_reached_it_and_not_its_parent(tmp_path: Path):
     code, said = family("hold.before=1", tmp_path / "hits")
 
@@ -132,6 +137,7 @@ def test_a_point_kills_the_process_that_reached_it_and_not_its_parent(tmp_path: 
     assert said[-1] == "parent lives"
 
 
+@pytest.mark.process
 def test_a_point_with_an_exclamation_mark_kills_the_whole_group(tmp_path: Path):
     record = tmp_path / "hits"
 
@@ -159,6 +165,7 @@ print(sum(os.WIFSIGNALED(os.waitpid(child, 0)[1]) for child in children))
 """
 
 
+@pytest.mark.process
 def test_of_many_processes_that_reach_a_point_at_once_one_dies(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", CROWD, "hold.before=1", str(tmp_path / "hits")],
@@ -173,6 +180,7 @@ def test_of_many_processes_that_reach_a_point_at_once_one_dies(tmp_path: Path):
     assert (tmp_path / "hits").read_text() == "hold.before\n"
 
 
+@pytest.mark.process
 def test_the_folder_of_the_record_is_made(tmp_path: Path):
     record = tmp_path / "spool" / "deep" / "hits"
 

@@ -32,13 +32,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     program = programs.site(folder)
     process = subprocess.Popen(list(program.arguments), cwd=folder)
     try:
-        eventually(lambda: program.ready(""), timeout=20, message="the site answers")
+        eventually(lambda: program.ready(""), timeout=60, message="the site answers")
         url = (folder / programs.SITE_URL).read_text()
         with httpx.Client(base_url=url, trust_env=False, timeout=20) as client:
             yield Served(client, folder / programs.SITE_LOG)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_it_serves_the_documentation_of_a_module(served: Served):

@@ -67,8 +67,10 @@ def test_up_migrates_runs_the_procfile_with_the_urls_and_stops_everything(
     )
     try:
         told = tmp_path / "environment.json"
-        eventually(lambda: told.exists() or process.poll() is not None, timeout=60)
-        seen = eventually(lambda: json.loads(told.read_text()), timeout=1)
+        # The file is there before its content is.
+        seen = eventually(
+            lambda: process.poll() is None and json.loads(told.read_text()), timeout=60
+        )
         assert seen["AMQP_URL"] == "amqp://elsewhere//"
         assert seen["REDIS_URL"].endswith("/0")
         assert seen["RESULT_URL"].endswith("/1")

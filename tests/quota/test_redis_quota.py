@@ -91,7 +91,7 @@ def _cluster_node(binary: str, folder: Path) -> Iterator[Path]:
         yield socket
     finally:
         server.terminate()
-        server.wait(timeout=10)
+        server.wait(timeout=60)
 
 
 def _cluster_info(client: redis.Redis) -> bytes:

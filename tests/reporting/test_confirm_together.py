@@ -97,7 +97,7 @@ def test_four_readers_at_once_send_a_changed_figure_again_once(desk: Desk) -> No
 
     def run(_: int) -> Any:
         reader = desk.reader()
-        gate.wait(timeout=10)
+        gate.wait(timeout=60)
         return reader.confirm()
 
     with ThreadPoolExecutor(4) as pool:

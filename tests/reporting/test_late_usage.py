@@ -235,7 +235,7 @@ def test_plans_at_once_carry_everything_once(container: Container) -> None:
     gate = threading.Barrier(3)
 
     def run(_: int) -> None:
-        gate.wait(timeout=10)
+        gate.wait(timeout=60)
         container.reporter(senders=2).advance()
 
     for _ in range(2):

@@ -152,7 +152,7 @@ def test_two_reporters_at_once_send_every_report_once(container: Container) -> N
     gate = threading.Barrier(3)
 
     def run(index: int) -> None:
-        gate.wait(timeout=10)
+        gate.wait(timeout=60)
         reporters[index].advance()
 
     with ThreadPoolExecutor(3) as pool:
@@ -246,13 +246,13 @@ def test_a_row_whose_transaction_commits_after_one_with_a_higher_id_is_told(
     @sa.event.listens_for(slow, "commit")
     def wait(_: Connection) -> None:
         written.set()
-        assert may_commit.wait(timeout=20)
+        assert may_commit.wait(timeout=60)
 
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(
             container.use, 100, LAST_HOUR - timedelta(hours=1), writer=container.new_writer(slow)
         )
-        assert written.wait(timeout=20)
+        assert written.wait(timeout=60)
         container.use(7)
         container.advance()
         assert container.told(container.ledger) == {("acme", "page-capture"): 7}

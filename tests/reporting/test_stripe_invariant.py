@@ -142,7 +142,7 @@ def test_three_reporters_at_once_send_each_figure_once_and_never_two_of_a_custom
             desk.container.clock,
             pace=Pace(senders=3, batch=4, rate_per_second=1e6, burst=1000),
         )
-        gate.wait(timeout=10)
+        gate.wait(timeout=60)
         reporter.advance()
 
     with ThreadPoolExecutor(3) as pool:

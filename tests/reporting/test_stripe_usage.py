@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from stripe_api import KEY
 from stripe_bench import EVENTS, HOUR, METER, METERS, LocalStripe, delete, report, until_answered
 
+from billing.devtools.embedded_servers.launch import free_ports
 from billing.providers.port import ProviderCause, ProviderUnavailable, ProviderVerdict
 from billing.providers.stripe.client import StripeUnanswered
 from billing.providers.stripe.provider import StripeProvider, exact
@@ -144,9 +144,8 @@ def test_a_malformed_report_is_refused_without_asking(
 
 
 def test_nobody_at_the_address_is_a_lost_connection() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
     provider = StripeProvider.connect(KEY, url)
     said = f"no answer from {url.removeprefix('http://')}: nobody listens there"
     answer = provider.report_usage(report("cus_1"))

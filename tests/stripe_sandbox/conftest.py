@@ -104,4 +104,4 @@ def inbox() -> Iterator[Inbox]:
     yield inbox
     inbox.server.shutdown()
     inbox.server.server_close()
-    thread.join(timeout=5)
+    thread.join(timeout=60)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from stripe_api import Control
 from support import eventually
 
 from billing.core.clock import ManualClock
+from billing.devtools.embedded_servers.launch import free_ports
 from billing.devtools.stripe_sandbox import SandboxServer
 
 HOUR = 3_600
@@ -188,7 +188,7 @@ def test_a_key_in_use_is_a_conflict_and_overlaps_are_counted(
     with pytest.raises(stripe.APIError) as conflict:
         send(connect(), customer, 10, "r1", "same")
     send(connect(), customer, 12, "r2", "other")
-    slow.join(timeout=10)
+    slow.join(timeout=60)
     assert conflict.value.http_status == 409
     assert conflict.value.error is not None
     assert conflict.value.error.code == "idempotency_key_in_use"
@@ -311,10 +311,9 @@ def test_the_state_counts_and_a_reset_forgets(
         client.v1.billing.meters.retrieve(hourly)
 
 
+@pytest.mark.process
 def test_it_runs_on_its_own_until_interrupted():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     code = f"from billing.devtools.stripe_sandbox import main; main(port={port})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     try:

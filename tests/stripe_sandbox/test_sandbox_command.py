@@ -52,7 +52,7 @@ class Running:
     def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str, str]:
         """End it; its exit code and what else it printed."""
         self.process.send_signal(number)
-        code = self.process.wait(timeout=20)
+        code = self.process.wait(timeout=60)
         # Not by communicate(), which would miss what readline() has read ahead.
         return code, "".join(self.lines) + self.stdout.read(), self.stderr.read()
 
@@ -64,7 +64,7 @@ def running(*arguments: str) -> Iterator[Running]:
         yield started
     finally:
         started.process.kill()
-        started.process.wait(timeout=15)
+        started.process.wait(timeout=60)
         started.stdout.close()
         started.stderr.close()
 

@@ -80,7 +80,7 @@ def serve(
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(5)
+        thread.join(60)
 
 
 def _send(handler: BaseHTTPRequestHandler, reply: Reply) -> None:

@@ -338,7 +338,7 @@ def test_an_endless_page_is_cut_off_where_the_limit_is():
     with serve({"/": endless}) as site:
         with pytest.raises(TooLargeError):
             Fetcher(open_policy(max_bytes=1_000_000)).fetch(site.url())
-        assert stopped.wait(10)
+        assert stopped.wait(60)
     assert sent < 200_000_000
 
 
@@ -413,7 +413,7 @@ def test_a_server_that_drips_is_left_at_the_deadline(first: bytes):
         with pytest.raises(TooSlowError):
             Fetcher(open_policy(timeout_seconds=0.4)).fetch(site.url())
         assert 0.35 < time.monotonic() - began < 3
-        assert finished.wait(10)
+        assert finished.wait(60)
 
 
 def test_a_server_that_says_nothing_is_left_at_the_deadline():
@@ -437,7 +437,7 @@ def test_a_resolver_that_hangs_is_left_at_the_deadline():
     release = threading.Event()
 
     def resolve(_host: str, _port: int) -> list[str]:
-        release.wait(20)
+        release.wait(60)
         return ["1.1.1.1"]
 
     network = PlayedNetwork(HELLO)

@@ -14,7 +14,10 @@ from local_site import Site, open_policy, page, serve
 from workers.tasks.errors import UnreachableError
 from workers.tasks.fetch import Fetcher
 
-pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="needs the openssl command")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(not shutil.which("openssl"), reason="needs the openssl command"),
+]
 
 
 SecureSite = tuple[Site, list[str | None]]

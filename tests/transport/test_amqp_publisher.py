@@ -298,7 +298,7 @@ def test_threads_that_share_a_publisher_take_turns(broker: Broker):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert ids(broker.take()) == {task_id for batch in batches for task_id in ids(batch)}
 
 
@@ -312,7 +312,7 @@ def test_a_thread_does_not_wait_for_another_ones_publish_for_ever(broker: Broker
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
         assert time.monotonic() - started < 5
 
 

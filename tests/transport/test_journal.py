@@ -276,7 +276,7 @@ def test_a_forked_child_writes_a_segment_of_its_own(journal: Journal):
     journal.append(mine[:1])
     child = FORK.Process(target=journal.append, args=[childs])
     child.start()
-    child.join(10)
+    child.join(60)
     assert child.exitcode == 0
     journal.append(mine[1:])
     assert [journal.read(segment).events for segment in journal.segments()] in (
@@ -290,7 +290,7 @@ def test_a_child_forked_under_the_parents_lock_is_not_locked_out(journal: Journa
     with journal._writers.get().lock:
         child = FORK.Process(target=journal.append, args=[events(1)])
         child.start()
-        child.join(10)
+        child.join(60)
         assert child.exitcode == 0
 
 
@@ -309,7 +309,7 @@ def test_threads_share_a_segment_and_no_line_is_mixed(journal: Journal):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert sorted(event.task_id for event in written(journal)) == sorted(
         event.task_id for batch in batches for event in batch
     )
@@ -362,6 +362,7 @@ for number in range(1_000_000):
 """
 
 
+@pytest.mark.process
 def test_what_was_appended_before_a_sigkill_is_drained_by_another_process(
     tmp_path: Path, sink: Sink, pytestconfig: pytest.Config
 ):
@@ -376,7 +377,7 @@ def test_what_was_appended_before_a_sigkill_is_drained_by_another_process(
     appended = [writer.stdout.readline() for _ in range(50)]
     writer.send_signal(signal.SIGKILL)
     appended += writer.stdout.readlines()
-    assert writer.wait(10) == -signal.SIGKILL
+    assert writer.wait(60) == -signal.SIGKILL
     spool = Journal(tmp_path, clock=SystemClock())
     spool.drain(sink.publish)
     assert {f"task-{int(line)}" for line in appended if line.endswith("\n")} <= sink.task_ids
@@ -403,7 +404,7 @@ def test_a_drain_killed_at_any_event_leaves_all_of_them_to_the_next(
     spool.append(sent)
     drainer = FORK.Process(target=killed_drain, args=[spool.directory, after])
     drainer.start()
-    drainer.join(10)
+    drainer.join(60)
     assert drainer.exitcode == -signal.SIGKILL
     eventually(lambda: spool.drain(sink.publish))
     assert sink.got == sent

@@ -66,7 +66,7 @@ def dead_process(book: LeaseWal, *slips: Slip) -> Iterator[None]:
 
     process = FORK.Process(target=append)
     process.start()
-    process.join(20)
+    process.join(60)
     assert process.exitcode == -signal.SIGKILL
     yield
 
@@ -179,7 +179,7 @@ def test_a_killed_process_leaves_its_leases_announced_in_every_segment(
 
     process = FORK.Process(target=announce)
     process.start()
-    process.join(20)
+    process.join(60)
     with book.left_behind() as segments:
         assert [left.leases for left in segments] == [
             {("acme", "lease:a"), ("acme", "lease:b")},
@@ -224,7 +224,7 @@ def test_a_full_disk_refuses_and_leaves_nothing_half(tmp_path: Path, clock: Manu
     room = len(slip("t1").to_line()) + 100
     process = FORK.Process(target=fill, args=(room,))
     process.start()
-    process.join(20)
+    process.join(60)
     assert process.exitcode == 0
     book = LeaseWal(tmp_path / "slips", clock=clock)
     assert found(book) == ["t1"]
@@ -339,7 +339,7 @@ def test_a_relay_that_looks_while_a_segment_is_begun_takes_none_away(
         kept = [book.append(slip(f"t{n}").to_line()) for n in range(200)]
     finally:
         stop.set()
-        watcher.join(20)
+        watcher.join(60)
     assert seen == []
     assert all(segment.path.exists() for segment in kept)
     eventually(lambda: len(files(book)) == 200)

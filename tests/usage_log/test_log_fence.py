@@ -264,7 +264,7 @@ def test_a_rebuild_that_waited_for_a_batch_counts_it(
     def hold(name: str) -> None:
         if name == "consumer.before_commit":
             inside.set()
-            assert go_on.wait(10)
+            assert go_on.wait(60)
 
     monkeypatch.setattr(writer_module, "reach", hold)
 
@@ -274,7 +274,7 @@ def test_a_rebuild_that_waited_for_a_batch_counts_it(
 
     with ThreadPoolExecutor(2) as pool:
         batch = pool.submit(writer.write, [make_event(quota_epoch=1).to_wire()])
-        assert inside.wait(10)
+        assert inside.wait(60)
         rebuilt = pool.submit(rebuild_acme)
         somebody_waits()
         go_on.set()

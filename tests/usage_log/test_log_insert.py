@@ -41,7 +41,10 @@ def is_the_row_of(row: dict[str, Any], event: UsageEvent) -> None:
 @settings(
     max_examples=60,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # one log for all: it only grows
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+    ],  # one log for all: it only grows
 )
 @given(
     batch=st.lists(events_of_the_catalogue, max_size=6, unique_by=lambda event: event.id),

@@ -94,7 +94,7 @@ def test_a_batch_is_held_while_the_database_is_away_and_logged_when_it_is_back(
             eventually(lambda: failures.count >= 3, message="the batch is tried again")
             assert (ready(), logged()) == (0, 0)
             network.restore()
-            eventually(lambda: logged() == 30, timeout=20)
+            eventually(lambda: logged() == 30, timeout=60)
         away.dispose()
     assert watch.connected == 1
     assert ready() == 0
@@ -122,7 +122,7 @@ def test_what_was_in_hand_while_the_database_was_away_is_judged_by_the_time_it_i
             eventually(lambda: failures.count >= 2 and failures.screened == 2)
             clock.advance(timedelta(days=2))
             network.restore()
-            eventually(lambda: len(watch.batches) == 2, timeout=20)
+            eventually(lambda: len(watch.batches) == 2, timeout=60)
         away.dispose()
     assert [batch.dead for batch in watch.batches] == [{DeadReason.TOO_OLD: 1}] * 2
     assert logged() == 0
@@ -170,4 +170,4 @@ def test_a_lost_broker_is_found_again(
             eventually(lambda: watch.connected >= 3, message="it tries again while it is away")
             assert logged() == 1
             network.restore()
-            eventually(lambda: logged() == 2, timeout=20)
+            eventually(lambda: logged() == 2, timeout=60)

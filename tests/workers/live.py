@@ -51,14 +51,14 @@ class Worker:
     def kill(self) -> None:
         """SIGKILL main process and children, as a machine that vanishes does."""
         os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(60)
 
     def stop(self) -> None:
         """A warm shutdown; a kill if that takes too long."""
         if self.process.poll() is None:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(20)
+                self.process.wait(60)
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -84,7 +84,8 @@ class Live:
         assert s.amqp_url
         return {
             **os.environ,
-            "PYTHONPATH": str(HERE),
+            # This checkout's packages, whatever is installed.
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
             "WEIGHBRIDGE_LIVE_APP": "yes",
             "DATABASE_URL": s.database_url.get_secret_value(),
             "REDIS_URL": s.redis_url.get_secret_value(),
@@ -148,7 +149,7 @@ class Live:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+            process.wait(60)
 
     def reached(self) -> list[str]:
         """The fail points at which a process died."""

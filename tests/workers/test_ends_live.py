@@ -86,12 +86,12 @@ def test_time_limits_soft_hard_and_in_c_code(live: Live):
 def test_revoked_while_running_and_before(live: Live):
     with live.worker(concurrency=1) as worker:
         running = bill(live, "sleep", 30.0)
-        eventually(lambda: live.trace(running.id), timeout=20)
+        eventually(lambda: live.trace(running.id), timeout=60)
         waiting = bill(live, "page", "never")
         live.app.control.revoke(waiting.id)
         live.app.control.revoke(running.id, terminate=True, signal="SIGKILL")
-        eventually(lambda: running.state == "REVOKED", timeout=20)
-        eventually(lambda: waiting.state == "REVOKED", timeout=20)
+        eventually(lambda: running.state == "REVOKED", timeout=60)
+        eventually(lambda: waiting.state == "REVOKED", timeout=60)
         live.await_idle()
         assert bill(live, "page", "after").get(timeout=30) == "after", worker.text[-2000:]
         live.drain()
@@ -128,7 +128,7 @@ def test_a_deferred_task_comes_back_and_runs_when_credits_arrive(live: Live):
     live.container.customers.add("poor", "Poor")
     with live.worker() as worker:
         result = bill(live, "deferred", customer="poor")
-        eventually(lambda: "Retry in" in worker.text, timeout=20, message="deferred once")
+        eventually(lambda: "Retry in" in worker.text, timeout=60, message="deferred once")
         assert not live.trace()
         live.container.grants.grant("poor", 5 * CREDIT, "top-up")
         live.container.sync("poor")

@@ -68,6 +68,10 @@ class Bench:
     def bill(self, name: str, *args: Any) -> Any:
         return self.live.task(name).apply_async(args, customer="acme")
 
+    def spooled_whole(self) -> bool:
+        """The spool has an event, and its line has ended: a file is there before its content."""
+        return any(path.read_bytes().endswith(b"\n") for path in self.spooled())
+
     def gate(self) -> Path:
         return self.live.settings.spool_dir / "gate"
 
@@ -138,7 +142,7 @@ def test_redis_cut_between_hold_and_settle_the_event_is_published_directly(
     live = bench.live
     with bench.worker():
         task = bench.bill("gated")
-        eventually(lambda: live.trace("began"), timeout=20, message="the body runs")
+        eventually(lambda: live.trace("began"), timeout=60, message="the body runs")
         bench.redis.cut()
         bench.gate().touch()
         assert task.get(timeout=30) == "went through"
@@ -164,7 +168,7 @@ def test_redis_stalls_and_settles_after_all_what_was_published_directly_meanwhil
     live = bench.live
     with bench.worker():
         task = bench.bill("gated")
-        eventually(lambda: live.trace("began"), timeout=20, message="the body runs")
+        eventually(lambda: live.trace("began"), timeout=60, message="the body runs")
         # Half-open: the settle reaches Redis, but only long after the worker gave up waiting.
         bench.redis.silence()
         bench.gate().touch()
@@ -187,11 +191,11 @@ def test_redis_and_rabbitmq_cut_the_event_waits_in_the_spool_for_the_next_relay(
     live = bench.live
     with bench.worker() as worker:
         task = bench.bill("gated")
-        eventually(lambda: live.trace("began"), timeout=20, message="the body runs")
+        eventually(lambda: live.trace("began"), timeout=60, message="the body runs")
         bench.redis.cut()
         bench.rabbitmq.cut()
         bench.gate().touch()
-        eventually(bench.spooled, timeout=40, message="the event is in the spool")
+        eventually(bench.spooled_whole, timeout=40, message="the event is in the spool")
         assert rows_of(live, task.id) == []
         # The machine goes down with the servers still away.
         worker.kill()

@@ -7,7 +7,6 @@ not see those has to be kept from its port.
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from live import Live
 from support import eventually
 
 import workers
+from billing.devtools.embedded_servers.launch import free_ports
 from workers.errors import QuotaExceeded
 from workers.startup_checks import EX_CONFIG
 
@@ -32,15 +32,10 @@ PASSWORD = ("watcher", "open sesame")
 SECRET = "https://customer.example/secret-report"
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 @pytest.fixture
 def flower(live: Live) -> Iterator[httpx.Client]:
     """Flower on a port of its own; a client that knows its password."""
-    port = free_port()
+    (port,) = free_ports(1)
     with (
         live.process(
             *COMMAND,
@@ -118,7 +113,7 @@ def test_metrics_and_health_are_open_to_all_and_name_no_customer(live: Live, flo
 
 def refused(live: Live, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Flower where it is to end by itself."""
-    known = live.environment(WEIGHBRIDGE_FLOWER_PORT=str(free_port()))
+    known = live.environment(WEIGHBRIDGE_FLOWER_PORT=str(free_ports(1)[0]))
     known.pop("WEIGHBRIDGE_FLOWER_BASIC_AUTH", None)
     return subprocess.run(
         [sys.executable, *command],

@@ -65,7 +65,7 @@ class Flush:
             self.before = live.container.clock.now()
             return int(flush(keys=live.container.keys.outbox_keys()))
 
-        self.lost_events = eventually(lost, timeout=20, interval=0, message="events in the outbox")
+        self.lost_events = eventually(lost, timeout=60, interval=0, message="events in the outbox")
         self.after = live.container.clock.now()
 
     @property
@@ -161,7 +161,7 @@ def test_redis_emptied_twice_under_load_admits_nothing_unknown_and_loses_nothing
             eventually(lambda: is_replayed(live), timeout=30, message="the journal is replayed")
     finally:
         stop.set()
-        consumer.join(20)
+        consumer.join(60)
     live.drain()
     assert all(flush.ran < len(customers) - 30 for flush in flushes), "Redis was emptied under load"
     assert all(flush.lost_events for flush in flushes)

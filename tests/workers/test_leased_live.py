@@ -89,7 +89,7 @@ def test_a_worker_killed_with_its_children_leaves_it_to_the_next_one(live: Live,
     worker = live.start_worker(WEIGHBRIDGE_FAILPOINTS=point)
     results = submit(live)
     eventually(live.reached, timeout=60, message="the worker is killed")
-    worker.process.wait(20)
+    worker.process.wait(60)
     # Of what was told just now the slips are still there: the next one must not charge it again.
     assert list((live.settings.spool_dir / "slips").glob("*.slips"))
     if point.startswith("flush.before"):
@@ -104,7 +104,7 @@ def test_what_a_killed_worker_left_is_settled_by_a_relay_alone(live: Live):
     worker = live.start_worker(WEIGHBRIDGE_FAILPOINTS="flush.before=9!")
     submit(live)
     eventually(live.reached, timeout=60, message="the worker is killed")
-    worker.process.wait(20)
+    worker.process.wait(60)
     slips = live.settings.spool_dir / "slips"
     assert list(slips.glob("*.slips"))
     before = live.settled_and_held()[0]
@@ -114,7 +114,7 @@ def test_what_a_killed_worker_left_is_settled_by_a_relay_alone(live: Live):
         relay.run_once()
         return not list(slips.glob("*.slips"))
 
-    eventually(found, timeout=20, message="the slips are settled")
+    eventually(found, timeout=60, message="the slips are settled")
     assert live.settled_and_held()[0] > before
     assert leases_of(live) == []
 
@@ -126,7 +126,7 @@ def test_a_child_killed_when_it_has_given_back_leaves_no_lease(live: Live):
         eventually(live.reached, timeout=30, message="a child is killed")
         await_settled(live, TASKS)
         # The answer was lost with the child; the relay of the node gives back what it had.
-        eventually(lambda: not leases_of(live), timeout=20, message="no lease is left")
+        eventually(lambda: not leases_of(live), timeout=60, message="no lease is left")
     assert_every_task_is_billed_once(live, results)
 
 
@@ -135,7 +135,7 @@ def test_a_relay_killed_settling_what_was_left_leaves_it_to_the_next_one(live: L
     worker = live.start_worker(WEIGHBRIDGE_FAILPOINTS="flush.before=9!")
     results = submit(live)
     eventually(live.reached, timeout=60, message="the worker is killed")
-    worker.process.wait(20)
+    worker.process.wait(60)
     relay = ("-m", "billing.cli", "relay")
     with live.process(*relay, WEIGHBRIDGE_FAILPOINTS=f"{point}=1") as process:
         process.wait(30)

@@ -1,4 +1,4 @@
-"""What each ingestion task does, apart from Celery: fetch, read, search, and record the usage."""
+"""The bodies of the ingestion tasks, apart from Celery: fetch, read, search, record the usage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAX_SKIPPED: Final = 50
 _MAX_TITLE: Final = 500
 
 Result = dict[str, Any]
-"""What a task returns; JSON."""
+"""The result of a task; JSON."""
 
 
 class RecordUsage(Protocol):

@@ -15,7 +15,7 @@ from workers.tasks.fetch import Page
 from workers.tasks.page import check_query, normalise_url, parse, search
 
 MAX_DEPTH: Final = 10
-"""How many links away from the seed a page may be."""
+"""The most links between the seed and a page."""
 
 ATTEMPTS_PER_PAGE: Final = 3
 """A site of broken links must end, too: so many fetches are tried for each page asked for."""
@@ -49,7 +49,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class CrawlResult:
-    """What a crawl found: ``matches`` with the best first, ``skipped`` in the order met."""
+    """The findings of a crawl: ``matches`` with the best first, ``skipped`` in the order met."""
 
     pages_examined: int
     matches: tuple[Match, ...]
@@ -168,6 +168,6 @@ class _Crawl:
                 self.waiting.append((link, depth))
 
     def result(self, end: CrawlEnd) -> CrawlResult:
-        """What was found. The sort is stable: among equals, the nearest to the seed is first."""
+        """The result so far. The sort is stable: among equals, the nearest to the seed is first."""
         best_first = tuple(sorted(self.matches, key=lambda match: -match.score))
         return CrawlResult(self.examined, best_first, tuple(self.skipped), end)

@@ -80,7 +80,7 @@ def _refused(url: str) -> Iterator[None]:
 
 
 def _nothing() -> None:
-    """What is done on a request when nobody wants to hear of it."""
+    """Do nothing on a request: the default where no one counts them."""
 
 
 class Fetcher:

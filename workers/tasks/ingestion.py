@@ -53,7 +53,7 @@ def proxy_search(query: str, urls: Sequence[str]) -> Result:
 
 
 def pages_to_hold(seed_url: str, query: str, max_pages: int = DEFAULT_MAX_PAGES) -> int:  # noqa: ARG001 - it gets what the task gets
-    """How many pages a forensic search holds credits for.
+    """Count the pages a forensic search holds credits for.
 
     Raises:
         InvalidValue: It asks for too many, or for none.

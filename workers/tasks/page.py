@@ -14,9 +14,9 @@ from billing.core.errors import InvalidValue
 
 MAX_CHARACTERS: Final = 2_000_000
 MAX_TAGS: Final = 100_000
-"""What is read of a page; the rest is cut off. HTML parsers take time in the square of how deeply a
-page nests and of how many attributes a tag has: 40,000 of either take Lexbor 2 s, 100,000 deep
-ones 27 s, and it cannot be interrupted. Large generated documentation has 65,000 tags."""
+"""The most that is read of a page; the rest is cut off. HTML parsers take time in the square of how
+deeply a page nests and of how many attributes a tag has: 40,000 of either take Lexbor 2 s, 100,000
+deep ones 27 s, and it cannot be interrupted. Large generated documentation has 65,000 tags."""
 
 MAX_LINKS: Final = 5_000
 MAX_QUERY_CHARACTERS: Final = 500
@@ -45,7 +45,7 @@ _URL_SAFE: Final = "%/:=&?~+!$,;'@()*[]|"
 
 @dataclass(frozen=True, slots=True)
 class ParsedPage:
-    """What a page says.
+    """The title, text and links of a page.
 
     ``text`` has its whitespace folded and a space where tags were; ``links`` are absolute,
     normalised, without fragment, each once, in the page's order. ``truncated``: it was too long to
@@ -60,7 +60,7 @@ class ParsedPage:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """How often the words of a query occur in a text, and how the text reads there.
+    """The occurrences of a query's words in a text, and the text around them.
 
     ``score`` is the number of occurrences of all words; 0 unless each of them occurs.
     """

@@ -1,4 +1,4 @@
-"""How a fetch uses the network: at checked addresses, under one deadline, with bounded bytes."""
+"""The network as a fetch may use it: checked addresses, one deadline, bounded bytes."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import socket
+import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -48,12 +48,28 @@ class Launcher(Protocol):
         ...
 
 
+_reserved: list[socket.socket] = []
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that are free at this moment. A race remains: start again if lost."""
-    with ExitStack() as stack:
-        # All are held at once, so that they differ.
-        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [server.getsockname()[1] for server in taken]
+    """Ports of 127.0.0.1 that are free, and on Linux kept from others while this process lives.
+
+    A socket that is bound with SO_REUSEADDR and does not listen keeps the system from giving its
+    port to anybody who asks for any; a server that names the port gets it. Elsewhere a server could
+    not, so a race remains there: start again if lost.
+    """
+    sockets = [socket.socket() for _ in range(count)]
+    for bound in sockets:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", 0))
+    # All are held at once, so that they differ.
+    ports = [bound.getsockname()[1] for bound in sockets]
+    if sys.platform == "linux":
+        _reserved.extend(sockets)
+    else:
+        for bound in sockets:
+            bound.close()
+    return ports
 
 
 def wheel_folder(package: str, server: str) -> Path:

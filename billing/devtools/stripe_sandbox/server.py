@@ -25,6 +25,8 @@ from billing.devtools.stripe_sandbox.sandbox import Sandbox
 
 LOOPBACK: Final = "127.0.0.1"
 START_SECONDS: Final = 15.0
+KEEP_ALIVE_SECONDS: Final = 600
+"""Longer than a client is idle: a request that meets a closing connection is lost."""
 DEFAULT_PORT: Final = 12_111
 
 
@@ -53,6 +55,7 @@ def _server(app: FastAPI, host: str, port: int, log_level: str = "warning") -> u
         ws="none",
         access_log=False,
         log_level=log_level,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=1,
     )
     return uvicorn.Server(config)
