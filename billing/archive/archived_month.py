@@ -41,7 +41,7 @@ class ArchivedMonth:
 
     Args:
         archive: Of a month whose files are complete.
-        folder: Where the files are.
+        folder: Of the files.
         engine: For the chain of seals, which stays in the database.
     """
 
@@ -64,7 +64,7 @@ class ArchivedMonth:
         Reads only the row groups that can have them: the file is sorted by customer and id.
 
         Args:
-            customer: Whose.
+            customer: The customer's id.
             low: The first id.
             end: The id to stop before.
             limit: The most rows.
@@ -96,7 +96,7 @@ class ArchivedMonth:
         """Read a customer's rows in each of several ranges of ids; each row group is read once.
 
         Args:
-            customer: Whose.
+            customer: The customer's id.
             ranges: First ids, and those to stop before.
 
         Raises:

@@ -125,7 +125,7 @@ def set_state(connection: Connection, month: Period, state: ArchiveState, **valu
 
     Args:
         connection: In a transaction, in which the step was done.
-        month: Whose archive.
+        month: The archive's month.
         state: The new state.
         **values: Columns of ``log_archives`` that change with it.
     """

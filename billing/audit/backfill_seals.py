@@ -36,7 +36,7 @@ def backfill_seals(
 
     Args:
         engine: As the owner of the schema.
-        month: Which; in the database.
+        month: In the database.
         now: The present instant.
         most_rows: The most rows under one seal.
 

@@ -190,7 +190,7 @@ def rows_of(
     Args:
         connection: In a transaction; one cursor of this at a time.
         period: By ``metered_at``.
-        table: As of ``LiveMonth``.
+        table: The log, or a partition of it that need not be attached.
         order: Columns to order by before the id, each with a comma after it.
     """
     query = _ROWS.format(columns=_LISTED, table=table).replace("BY id", f"BY {order}id")

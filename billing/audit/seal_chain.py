@@ -165,7 +165,7 @@ def next_seal(
 
 @dataclass(frozen=True, slots=True)
 class Break:
-    """A place where the chain does not hold; ``hour`` where a seal there tells it."""
+    """A place where the chain does not hold; ``hour`` is that of the seal there, if any."""
 
     number: int
     hour: datetime | None

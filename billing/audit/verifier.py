@@ -53,7 +53,7 @@ class Checked:
 
     rows: int = 0
     waiting: int = 0
-    """Of these: rows that have no seal yet."""
+    """Rows among these that have no seal yet."""
     hours: int = 0
     seals: int = 0
 
@@ -99,7 +99,7 @@ class Verifier:
         """Check every row of a UTC month; findings come hour by hour.
 
         Args:
-            period: Which.
+            period: The month.
             now: The present instant.
             checked: Counted up on the way.
         """
@@ -183,7 +183,7 @@ def faults_of(seals: list[Seal], lists: list[Leaves]) -> Iterator[VerifyFinding]
             yield report.broken(f"{name}: {fault}", hour=hour, seal=leaves.number)
     for seal in by_number.values():
         words = f"seal {seal.number}: its list of leaves is gone, so that none of its "
-        words += f"{seal.rows:,} rows can be told from an added one"
+        words += f"{seal.rows:,} rows can be distinguished from an added one"
         yield report.broken(words, hour=seal.hour, seal=seal.number)
 
 

@@ -34,7 +34,7 @@ _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 class SkuStore:
-    """What is sold. Each method is one transaction.
+    """The tables of SKUs and prices. Each method is one transaction.
 
     Args:
         engine: PostgreSQL, as the owner role.
@@ -65,14 +65,14 @@ class SkuStore:
         Args:
             sku_id: Its name in tasks and events, for good.
             unit: The word for one of it (``page``).
-            unit_price_microcredits: What one unit costs; zero for what is only counted.
+            unit_price_microcredits: The price of one unit; zero where units are only counted.
             effective_from: From when; the first price also covers what came before.
             pricing: ``fixed`` or ``measured``.
-            hold_quantity: How many units are held when the task does not say; 1 if fixed.
+            hold_quantity: Units held when the task does not say; 1 if fixed.
             failure_policy: ``release`` or ``charge``.
             denial_policy: ``fail`` or ``defer``.
             unavailable_policy: ``retry``, ``deny`` or ``allow``.
-            allow_limit: How many runs ``allow`` allows; more than zero with it.
+            allow_limit: Runs that ``allow`` admits; more than zero with it.
             description: For people.
             meter_decimals: Decimals of a credit that the provider's meter counts, 0 to 6; what an
                 hour has below that unit goes into a later hour.
@@ -156,7 +156,7 @@ class SkuStore:
 
         Args:
             sku_id: Of what.
-            unit_price_microcredits: What one unit costs from then on.
+            unit_price_microcredits: The price of one unit from then on.
             effective_from: From when; not before ``now``, except for the first price. Workers know
                 of it after ``catalog_ttl_seconds`` at the latest, so announce a price ahead.
             now: The present instant.
