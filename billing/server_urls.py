@@ -1,4 +1,4 @@
-"""Where the servers are: what the settings name, else the embedded ones that run.
+"""The servers' URLs: those that the settings name, else those of embedded servers that run.
 
 ``billing.devtools.embedded_servers`` starts those and writes ``servers.json``; it is read here, so
 that a worker finds its servers without the developers' tools.
@@ -22,7 +22,7 @@ from billing.settings import Settings
 RESULT_DATABASE: Final = 1
 BROKER_DATABASE: Final = 2
 _PROC: Final = Path("/proc/self/stat")
-"""Exists on Linux. Elsewhere ``ps`` tells the same, slower and only to the second."""
+"""Exists on Linux. Elsewhere ``ps`` gives the same, slower and only to the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Endpoints:
     notes: tuple[str, ...] = ()
 
     def environment(self) -> dict[str, str]:
-        """The same as environment variables, for child processes."""
+        """Convert to environment variables, for child processes."""
         urls = {
             "DATABASE_URL": self.database_url,
             "REDIS_URL": self.redis_url,
@@ -50,13 +50,13 @@ class Endpoints:
         return {name: url for name, url in urls.items() if url is not None}
 
     def applied_to(self, settings: Settings) -> Settings:
-        """``settings`` with these URLs."""
+        """Copy ``settings`` with these URLs."""
         urls = {name.lower(): SecretStr(url) for name, url in self.environment().items()}
         return settings.model_copy(update=urls)
 
 
 def sibling_database(redis_url: str, number: int) -> str:
-    """The URL of database ``number`` on the same Redis server; of another if that is its own."""
+    """Name database ``number`` of the same Redis server; another one if that is its own."""
     parts = urlsplit(redis_url)
     if parts.scheme == "unix":
         # Celery's and Kombu's way to name a database behind a Unix socket.
@@ -68,7 +68,7 @@ def sibling_database(redis_url: str, number: int) -> str:
 
 
 def masked(url: str) -> str:
-    """``url`` as it may be shown: without its password."""
+    """Remove the password from ``url``."""
     parts = urlsplit(url)
     if parts.password is None:
         return url
@@ -78,7 +78,7 @@ def masked(url: str) -> str:
 
 
 def url_of(settings: Settings, name: str) -> str:
-    """The URL of one server: the one the settings name, else the embedded one that runs.
+    """Find the URL of one server: the one the settings name, else the embedded one that runs.
 
     Args:
         settings: Name servers and the local folder.
@@ -101,7 +101,7 @@ def url_of(settings: Settings, name: str) -> str:
 
 
 def endpoints_of(settings: Settings) -> Endpoints:
-    """The URLs of all servers.
+    """Find the URLs of all servers.
 
     Raises:
         ConfigurationError: One is neither named nor running; or nobody can keep Celery's results.
@@ -125,7 +125,7 @@ def endpoints_of(settings: Settings) -> Endpoints:
 
 
 def running_endpoints(folder: Path) -> Endpoints | None:
-    """The embedded servers of ``folder`` that run at this moment; None if there are none.
+    """Find the embedded servers of ``folder`` that run at this moment; None if there are none.
 
     A URL is empty where no server was started here, because the settings named one at the time. A
     file of another version, or of somebody else, counts as empty.
@@ -161,7 +161,7 @@ def _all_run(processes: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def started_at(pid: int) -> str | None:
-    """The moment the process of that pid was started, as a text to compare; None if there is none.
+    """Read the start of the process of that pid, as a text to compare; None if there is none.
 
     A zombie counts as none: it holds no port and no file.
     """

@@ -1,4 +1,4 @@
-"""Archived months as the log's readers ask for them (``billing.usage_log.archived_usage``)."""
+"""Archived months for the log's readers: the port of ``billing.usage_log.archived_usage``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading an archived month: its receipts, a task's lines, and all of it against its seals."""
+"""The files of an archived month: its receipts, a task's lines, and its rows for verification."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _HASHED: Final = 4_194_304
 
 
 class ArchivedMonth:
-    """One month in its files.
+    """The rows and seals of one month, read from its files.
 
     Args:
         archive: Of a month whose files are complete.
-        folder: Where the files are.
+        folder: Of the files.
         engine: For the chain of seals, which stays in the database.
     """
 
@@ -59,12 +59,12 @@ class ArchivedMonth:
     def lines(
         self, customer: str, low: UUID, end: UUID, *, limit: int, newest_first: bool = False
     ) -> list[Row]:
-        """A customer's rows from ``low`` up to, not including, ``end``, by id.
+        """Read a customer's rows from ``low`` up to, not including, ``end``, by id.
 
         Reads only the row groups that can have them: the file is sorted by customer and id.
 
         Args:
-            customer: Whose.
+            customer: The customer's id.
             low: The first id.
             end: The id to stop before.
             limit: The most rows.
@@ -93,10 +93,10 @@ class ArchivedMonth:
         return found
 
     def ranges(self, customer: str, ranges: Sequence[IdRange]) -> list[list[Row]]:
-        """A customer's rows in each of several ranges of ids; each row group is read once.
+        """Read a customer's rows in each of several ranges of ids; each row group is read once.
 
         Args:
-            customer: Whose.
+            customer: The customer's id.
             ranges: First ids, and those to stop before.
 
         Raises:
@@ -118,7 +118,7 @@ class ArchivedMonth:
         return found
 
     def task(self, task_id: str) -> list[Row]:
-        """Every row of a task; reads one column of the whole file.
+        """Find every row of a task; reads one column of the whole file.
 
         Raises:
             NotFound: The file is not there.
@@ -129,7 +129,7 @@ class ArchivedMonth:
     # -- against the seals (billing.audit.month_rows.MonthOfLog) -----------------------------------
 
     def faults(self) -> Iterator[str]:
-        """What is wrong with the files as such, in words."""
+        """Find faults of the files as such, in words."""
         for file in self._files:
             path = self._folder / file.name
             if not path.is_file():
@@ -143,27 +143,27 @@ class ArchivedMonth:
                     yield f"there is a table {name} although its month was archived"
 
     def hours(self) -> Iterator[Hour]:
-        """Every hour that has rows or seals, in their order. Reads the whole file once.
+        """Read every hour that has rows or seals, in their order. Reads the whole file once.
 
         Raises:
             NotFound: A file is not there.
             ArchiveUnreadableError: One cannot be read.
         """
-        with SortBuffer() as spill:
+        with SortBuffer() as buffer:
             for row in self.rows():
                 identifier: UUID = row["id"]
-                spill.add(hour_of(identifier), identifier.bytes, leaf_of(row))
+                buffer.add(hour_of(identifier), identifier.bytes, leaf_of(row))
             lists = _Lists(self._path(1))
             with self._engine.connect() as connection:
                 chain = {seal.hour for seal, _ in read_seals(connection, period=self.period)}
-            for hour in sorted(spill.hours() | lists.hours() | chain):
+            for hour in sorted(buffer.hours() | lists.hours() | chain):
                 with self._engine.connect() as connection:
                     seals = seals_of_hour(connection, hour)
                 leaves = [leaves for _, _, leaves in lists.of(hour)]
-                yield Hour(hour, spill.records(hour), seals, leaves)
+                yield Hour(hour, buffer.records(hour), seals, leaves)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every row, by customer and id.
+        """Read every row, by customer and id.
 
         Raises:
             NotFound: The file is not there.
@@ -174,7 +174,7 @@ class ArchivedMonth:
             yield from read_rows(path)
 
     def seals(self) -> Iterator[tuple[Seal, bytes, Leaves]]:
-        """The month's seals as the file has them, by hour and number.
+        """Read the month's seals from the file, by hour and number.
 
         Raises:
             NotFound: The file is not there.
@@ -185,7 +185,7 @@ class ArchivedMonth:
             yield from read_seals_file(path)
 
     def leaves(self, hour: datetime) -> list[Leaves]:
-        """The leaves under the seals of an hour.
+        """Read the leaves under the seals of an hour.
 
         Raises:
             NotFound: The file is not there.
@@ -194,7 +194,7 @@ class ArchivedMonth:
         return [leaves for _, _, leaves in _Lists(self._path(1)).of(hour)]
 
     def named(self, ids: Collection[UUID]) -> dict[UUID, Row]:
-        """The rows with these ids."""
+        """Read the rows with these ids."""
         if not ids:
             return {}
         wanted = pa.array([each.bytes for each in ids], pa.binary(16))
@@ -202,7 +202,7 @@ class ArchivedMonth:
         return {row["id"]: row for row in rows}
 
     def sums(self, hour: datetime) -> dict[Bucket, Totals]:
-        """What an hour's rows add up to."""
+        """Add up an hour's rows by bucket."""
         low, end = lowest_id(hour).bytes, lowest_id(hour + HOUR).bytes
         sums: defaultdict[Bucket, list[int]] = defaultdict(lambda: [0] * 5)
         names = ("quantity", "amount_microcredits", "shortfall_microcredits", "cost_micros")
@@ -264,12 +264,12 @@ class _Lists:
 
 
 def described(path: Path) -> ArchiveFile:
-    """A complete file as it is written down: name, size, SHA-256."""
+    """Describe a complete file: name, size, SHA-256."""
     return ArchiveFile(path.name, path.stat().st_size, sha256_of(path))
 
 
 def sha256_of(path: Path) -> bytes:
-    """SHA-256 of a whole file."""
+    """Compute SHA-256 of a whole file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(_HASHED):
@@ -282,12 +282,14 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, ValueError, OSError) as error:
-        told = f"{path.name} cannot be read ({str(error).splitlines()[0][:200]}); "
-        raise ArchiveUnreadableError(f"{told}put a copy of it back") from error
+        cause = str(error).splitlines()[0][:200]
+        raise ArchiveUnreadableError(
+            f"{path.name} cannot be read ({cause}); put a copy of it back"
+        ) from error
 
 
 def _groups_of(file: Any, customer: str) -> list[int]:  # noqa: ANN401 - pyarrow has no types
-    """The row groups that can have rows of a customer, in their order."""
+    """Find the row groups that can have rows of a customer, in their order."""
     return [
         group
         for group in range(file.num_row_groups)

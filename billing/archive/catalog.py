@@ -1,4 +1,4 @@
-"""Which months left the database, and how far each has come."""
+"""The table of archives: months that left the database, and how far each has come."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from billing.usage_log.totals import Totals
 
 
 class ArchiveState(StrEnum):
-    """How far an archive has come; each step is begun from the state before it."""
+    """The states of an archive; each step begins from the state before it."""
 
     EXPORTING = "exporting"
     """Its files are being written."""
     EXPORTED = "exported"
     """They are complete, and not read back yet."""
     VERIFIED = "verified"
-    """They are what was sealed; from here on the month is read from them."""
+    """They agree with the seals; from here on the month is read from them."""
     DETACHED = "detached"
     """The partition is a table of its own."""
     DROPPED = "dropped"
@@ -62,17 +62,17 @@ class Archive:
 
     Attributes:
         month: The UTC month.
-        state: How far it has come.
+        state: The step it has reached.
         rows_file: The rows; None before they are exported, as all the rest.
         seals_file: The month's seals with their leaves.
-        totals: What the rows add up to, ``events`` being their number.
+        totals: Sums of the rows, ``events`` being their number.
         seals_root: Merkle root over the hashes of the month's seals, by number.
         head_number: The newest seal of all at the time of the export.
         head_hash: Its hash.
-        begun_at: When it was begun.
-        verified_at: When the files had been read back.
-        dropped_at: When the table was dropped.
-        restored_at: When it was last restored.
+        begun_at: The instant of its beginning.
+        verified_at: The instant when its files had been read back.
+        dropped_at: The instant when its table was dropped.
+        restored_at: The instant when it was last restored.
     """
 
     month: Period
@@ -95,13 +95,13 @@ class Archive:
 
 
 def archives(connection: Connection) -> list[Archive]:
-    """Every archive, oldest month first."""
+    """Read every archive, oldest month first."""
     query = sa.select(log_archives).order_by(log_archives.c.month)
     return [_archive(row) for row in connection.execute(query).mappings()]
 
 
 def archive_of(connection: Connection, month: Period) -> Archive | None:
-    """The archive of a UTC month."""
+    """Read the archive of a UTC month."""
     query = sa.select(log_archives).where(log_archives.c.month == month.start.date())
     row = connection.execute(query).mappings().one_or_none()
     return None if row is None else _archive(row)
@@ -120,12 +120,12 @@ def begin(connection: Connection, month: Period, now: datetime) -> None:
     )
 
 
-def record(connection: Connection, month: Period, state: ArchiveState, **values: object) -> None:
-    """Write down how far a month has come.
+def set_state(connection: Connection, month: Period, state: ArchiveState, **values: object) -> None:
+    """Record the step that a month has reached.
 
     Args:
         connection: In a transaction, in which the step was done.
-        month: Whose archive.
+        month: The archive's month.
         state: The new state.
         **values: Columns of ``log_archives`` that change with it.
     """
@@ -150,7 +150,7 @@ def archiving_lock(engine: Engine) -> Iterator[None]:
 
 
 def month_starting(day: date) -> Period:
-    """The UTC month of a date."""
+    """Compute the UTC month of a date."""
     return month_of(datetime(day.year, day.month, 1, tzinfo=UTC))
 
 

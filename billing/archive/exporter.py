@@ -50,7 +50,7 @@ from billing.postgres.partitions import existing_partitions, partition_name
 from billing.usage_log.totals import Totals, totals_of
 
 MARGIN: Final = timedelta(days=1)
-"""How long after the last event of a month could arrive it may be archived."""
+"""Wait this long after the last event of a month could arrive."""
 
 _SHOWN: Final = 3
 _IN_ORDER: Final = 'customer_id COLLATE "C", '
@@ -73,7 +73,7 @@ _WAITING: Final = sa.text(
 
 @dataclass(slots=True)
 class Progress:
-    """What is being done, and with how many rows; read by whoever shows it."""
+    """The step under way and its rows so far, for whoever shows it."""
 
     step: str = ""
     rows: int = 0
@@ -81,13 +81,13 @@ class Progress:
 
 
 class MonthExporter:
-    """Moves months between the database and files.
+    """Moves months from the database to files.
 
     Args:
         engine: As the owner of the schema.
-        folder: Where the files are.
-        sealer: Seals what is left of a month first.
-        max_age: How old an event may be that is logged.
+        folder: Of the files.
+        sealer: Seals the rest of a month first.
+        max_age: The greatest age at which an event is logged.
         progress: Kept up to date.
     """
 
@@ -107,7 +107,7 @@ class MonthExporter:
         self.progress = progress or Progress()
 
     def due(self, before: Period) -> list[Period]:
-        """Months before ``before`` that are in the database, or half-way out of it.
+        """List the months before ``before`` that are in the database, or half-way out of it.
 
         A month that was restored is left alone: somebody wanted it back.
         """
@@ -207,7 +207,7 @@ class MonthExporter:
                 reach("archive.after_rows")
         reach("archive.after_rename")
         with self._engine.begin() as connection:
-            archives.record(
+            archives.set_state(
                 connection,
                 month,
                 then,
@@ -247,10 +247,10 @@ class MonthExporter:
             if archive.state is ArchiveState.EXPORTED:
                 # The next run writes them anew.
                 with self._engine.begin() as connection:
-                    archives.record(connection, archive.month, ArchiveState.EXPORTING)
+                    archives.set_state(connection, archive.month, ArchiveState.EXPORTING)
             raise
         with self._engine.begin() as connection:
-            archives.record(connection, archive.month, then, verified_at=now)
+            archives.set_state(connection, archive.month, then, verified_at=now)
         reach("archive.after_verify")
 
     def _check_files(self, archive: Archive) -> None:
@@ -267,9 +267,9 @@ class MonthExporter:
                 f"{month.label}: the file adds up to {in_file}, the table to {in_table}; the table "
                 "was kept; run it again"
             )
-        told = metadata_of(path)
+        metadata = metadata_of(path)
         root = archive.seals_root or b""
-        if (told["month"], told["seals_root"]) != (month.label, root.hex()):
+        if (metadata["month"], metadata["seals_root"]) != (month.label, root.hex()):
             raise ArchiveRefusedError(f"{month.label}: {path.name} says it is another month's")
 
     def _detach(self, archive: Archive) -> None:
@@ -277,7 +277,7 @@ class MonthExporter:
         detaching.detach(self._engine, archive.month)
         reach("archive.before_detached")
         with self._engine.begin() as connection:
-            archives.record(connection, archive.month, ArchiveState.DETACHED)
+            archives.set_state(connection, archive.month, ArchiveState.DETACHED)
         reach("archive.after_detached")
 
     def _drop(self, archive: Archive, now: datetime, despite_findings: bool) -> None:
@@ -301,14 +301,14 @@ class MonthExporter:
                 )
             connection.execute(sa.text(f"DROP TABLE {name}"))
             connection.execute(_DROP_LEAVES, {"start": month.start, "end": month.end})
-            archives.record(connection, month, ArchiveState.DROPPED, dropped_at=now)
+            archives.set_state(connection, month, ArchiveState.DROPPED, dropped_at=now)
             reach("archive.before_drop")
         reach("archive.after_drop")
 
-    # -- what they share -----------------------------------------------------------------------
+    # -- shared by the steps -----------------------------------------------------------------------
 
     def _check(self, rows: MonthOfLog, now: datetime, despite_findings: bool) -> None:
-        """Refuse a month that is not what was sealed, wherever it is read."""
+        """Refuse a month that differs from its seals, wherever it is read."""
         verifier = Verifier(self._engine, lambda _: rows)
         self.progress.checked = Checked()
         found = list(islice(verifier.month(rows.period, now, self.progress.checked), _SHOWN))

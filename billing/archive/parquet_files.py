@@ -26,10 +26,10 @@ from billing.usage_log.totals import Totals
 
 FORM: Final = "1"
 PREFIX: Final = "weighbridge."
-"""What the names of our metadata begin with."""
+"""The prefix of our metadata's names."""
 
 GROUP_ROWS: Final = 65_536
-"""Rows of one row group: what one look at a customer's page reads, some 6 MB on disk."""
+"""Rows of one row group, the least that a page of a receipt reads: some 6 MB on disk."""
 
 _READ_ROWS: Final = 8_192
 _SEALS_BYTES: Final = 16_777_216
@@ -108,7 +108,7 @@ class RowsFile:
     """Writes a month's rows, which come in the order of customer and id.
 
     Args:
-        path: Where; overwritten.
+        path: The file; overwritten.
         group_rows: Rows of one row group.
     """
 
@@ -139,13 +139,13 @@ class RowsFile:
         self._writer.close()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """One row more."""
+        """Add one row."""
         self._waiting.append(_VALUES(row))
         if len(self._waiting) == self._group_rows:
             self._flush()
 
     def finish(self, metadata: Mapping[str, str]) -> None:
-        """Write what is left, and what is to be known of the whole file."""
+        """Write the remaining rows, and metadata of the whole file."""
         self._flush()
         self._writer.add_key_value_metadata(_named(metadata))
 
@@ -177,9 +177,9 @@ def write_seals(path: Path, seals: Iterable[SealedLeaves], metadata: Mapping[str
     """Write a month's seals with their leaves.
 
     Args:
-        path: Where; overwritten.
+        path: The file; overwritten.
         seals: By hour and number.
-        metadata: What is to be known of the whole file.
+        metadata: Names and values for the whole file.
     """
     with pq.ParquetWriter(path, SEALS, compression="zstd", use_dictionary=False) as writer:
         waiting: list[dict[str, object]] = []
@@ -204,7 +204,7 @@ _OF_SEAL: Final = ("number", "hour", "sealed_at", "rows", "adopted", "root", "pr
 
 
 def read_seals_file(path: Path, only: int | None = None) -> Iterator[SealedLeaves]:
-    """The seals of a month by hour and number, with the leaves under each; streamed.
+    """Read the seals of a month by hour and number, with the leaves under each; streamed.
 
     Args:
         path: The file.
@@ -221,7 +221,7 @@ def read_seals_file(path: Path, only: int | None = None) -> Iterator[SealedLeave
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Every row, as the driver would give it; streamed in the order of the file.
+    """Read every row as the driver would give it; streamed in the order of the file.
 
     Raises:
         pyarrow.ArrowException: It cannot be read.
@@ -232,14 +232,14 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def rows_in(batch: pa.RecordBatch | pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows of a part of a file, as the driver would give them."""
+    """Read the rows of a part of a file as the driver would give them."""
     columns = [_values(name, batch.column(name)) for name in COLUMNS]
     for values in zip(*columns, strict=True):
         yield dict(zip(COLUMNS, values, strict=True))
 
 
 def totals_in(path: Path) -> Totals:
-    """What the rows of a file add up to, read from it.
+    """Add up the rows of a file.
 
     Raises:
         pyarrow.ArrowException: It cannot be read.
@@ -258,7 +258,7 @@ def totals_in(path: Path) -> Totals:
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """What we wrote of the whole file, without our prefix.
+    """Read our metadata of a file, without its prefix.
 
     Raises:
         pyarrow.ArrowException: It cannot be read.

@@ -1,4 +1,4 @@
-"""Restoring an archived month: its rows and leaves come back from the files, and are checked."""
+"""Restoring of an archived month: its rows and leaves return from the files, and are checked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from billing.archive.catalog import (
     archiving_lock,
 )
 from billing.audit.month_rows import LiveMonth
-from billing.audit.sealer import keep_leaves
+from billing.audit.sealer import write_leaves
 from billing.audit.verifier import Verifier
 from billing.core.errors import NotFound
 from billing.core.failpoints import reach
@@ -40,7 +40,7 @@ class MonthRestorer:
 
     Args:
         engine: As the owner of the schema.
-        folder: Where the files are.
+        folder: Of the files.
     """
 
     def __init__(self, engine: Engine, folder: Path) -> None:
@@ -89,11 +89,11 @@ class MonthRestorer:
             table = make_table(connection, month)
             _load_rows(connection, table, files)
             for _, _, leaves in files.seals():
-                keep_leaves(connection, leaves)
+                write_leaves(connection, leaves)
             reach("restore.after_load")
             self._check(connection, table, archive, now, despite_findings)
             attach_table(connection, table, month)
-            archives.record(connection, month, ArchiveState.RESTORED, restored_at=now)
+            archives.set_state(connection, month, ArchiveState.RESTORED, restored_at=now)
             reach("restore.before_commit")
         reach("restore.after_commit")
 
@@ -105,7 +105,7 @@ class MonthRestorer:
         now: datetime,
         despite_findings: bool,
     ) -> None:
-        """Refuse what is not the month that was sealed, before it is part of the log."""
+        """Refuse rows that differ from the seals, before they are part of the log."""
         month = archive.month
 
         @contextmanager
@@ -123,7 +123,7 @@ class MonthRestorer:
             )
 
     def _give_up(self, archive: Archive, now: datetime) -> None:
-        """The table is still there: make it, or let it be, the month's partition."""
+        """Make the table, which still exists, the month's partition."""
         month = archive.month
         with self._engine.connect() as connection:
             attached = detaching.is_attached(connection, month)
@@ -134,7 +134,7 @@ class MonthRestorer:
             detaching.as_owner(connection)
             if not attached:
                 attach_table(connection, partition_name(month.start), month)
-            archives.record(connection, month, ArchiveState.RESTORED, restored_at=now)
+            archives.set_state(connection, month, ArchiveState.RESTORED, restored_at=now)
 
 
 def _load_rows(connection: Connection, table: str, files: ArchivedMonth) -> None:

@@ -1,1 +1,1 @@
-"""Proof that the log is as it was written: seals, verification, proofs."""
+"""Evidence that the log is as it was written: seals, verification, proofs."""

@@ -1,7 +1,7 @@
-"""Adopting: sealing rows that are in the log although no application said so, at somebody's word.
+"""Sealing of rows that no application recorded as logged, at an operator's word.
 
 For a log that is older than sealing, once; and for rows that ``billing verify`` found and somebody
-has found to be right. Their seals say that they were adopted.
+has checked. Their seals say that they were adopted.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from billing.audit.sealer import (
     MOST_ROWS,
     SealingBusyError,
     SealingResult,
-    keep,
     newest_seal,
+    write_seal,
 )
 from billing.audit.verifier import usable
 from billing.core.periods import Period
 from billing.postgres.locks import AdvisoryLock, session_lock
 
 
-def adopt(
+def backfill_seals(
     engine: Engine, month: Period, now: datetime, *, most_rows: int = MOST_ROWS
 ) -> SealingResult:
     """Seal every row of a UTC month that is in no seal and no manifest, as it is now.
@@ -36,7 +36,7 @@ def adopt(
 
     Args:
         engine: As the owner of the schema.
-        month: Which; in the database.
+        month: In the database.
         now: The present instant.
         most_rows: The most rows under one seal.
 
@@ -53,7 +53,7 @@ def adopt(
                 with engine.begin() as connection:
                     head = newest_seal(connection)
                     seal = next_seal(head, leaves, hour=hour.start, sealed_at=now, adopted=True)
-                    keep(connection, seal, leaves)
+                    write_seal(connection, seal, leaves)
                 seals, rows = seals + 1, rows + seal.rows
         with engine.connect() as connection:
             return SealingResult(seals, rows, newest_seal(connection))

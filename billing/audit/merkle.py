@@ -37,7 +37,7 @@ def path_of(leaves: Sequence[bytes], index: int) -> list[bytes]:
 
     Args:
         leaves: All of them, in their order.
-        index: Which one, from 0.
+        index: The leaf's place, from 0.
 
     Raises:
         InvalidValue: There is no such leaf.

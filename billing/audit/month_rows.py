@@ -1,4 +1,4 @@
-"""A month of the log, hour by hour: its rows as leaves, beside those that were written down."""
+"""A month of the log, hour by hour: its rows hashed to leaves, beside the recorded leaves."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Hour:
         start: Its start.
         rows: Id and leaf of each row, in the order of the ids.
         seals: The chain's.
-        lists: Leaves under those seals, and of what waits for one.
+        lists: Leaves under those seals, and of rows that wait for one.
     """
 
     start: datetime
@@ -64,28 +64,28 @@ class Hour:
 
 
 class MonthOfLog(Protocol):
-    """Where a month's rows are read: the database, or an archive."""
+    """A month's rows, in the database or in an archive."""
 
     period: Period
 
     def faults(self) -> Iterator[str]:
-        """What is wrong with the place as such, in words."""
+        """Find faults of the files or tables as such, in words."""
         ...
 
     def hours(self) -> Iterator[Hour]:
-        """Every hour that has rows, seals or manifests, in their order."""
+        """Read every hour that has rows, seals or manifests, in their order."""
         ...
 
     def leaves(self, hour: datetime) -> list[Leaves]:
-        """The leaves under the seals of an hour."""
+        """Read the leaves under the seals of an hour."""
         ...
 
     def named(self, ids: Collection[UUID]) -> dict[UUID, Row]:
-        """The rows with these ids."""
+        """Read the rows with these ids."""
         ...
 
     def sums(self, hour: datetime) -> dict[Bucket, Totals]:
-        """What an hour's rows add up to."""
+        """Add up an hour's rows by bucket."""
         ...
 
 
@@ -93,7 +93,7 @@ Connect = Callable[[], AbstractContextManager[Connection]]
 
 
 def snapshots(engine: Engine) -> Connect:
-    """Connections in read-only transactions with one snapshot each."""
+    """Make a factory of connections in read-only transactions with one snapshot each."""
 
     @contextmanager
     def connect() -> Iterator[Connection]:
@@ -124,11 +124,11 @@ class LiveMonth:
         self._table = table
 
     def faults(self) -> Iterator[str]:
-        """None: what is wrong with tables shows in their rows."""
+        """Find none: faults of tables show in their rows."""
         return iter(())
 
     def hours(self) -> Iterator[Hour]:
-        """Every hour that has rows, seals or manifests, in their order."""
+        """Read every hour that has rows, seals or manifests, in their order."""
         at: datetime | None = self.period.start
         while at is not None and at < self.period.end:
             with self._connect() as connection:
@@ -161,20 +161,20 @@ class LiveMonth:
             yield row["id"].bytes, leaf_of(row)
 
     def leaves(self, hour: datetime) -> list[Leaves]:
-        """The leaves under the seals of an hour."""
+        """Read the leaves under the seals of an hour."""
         with self._connect() as connection:
             seals = seals_of_hour(connection, hour)
             return sealed_leaves(connection, [seal.number for seal in seals])
 
     def named(self, ids: Collection[UUID]) -> dict[UUID, Row]:
-        """The rows with these ids."""
+        """Read the rows with these ids."""
         query = sa.text(_NAMED.format(columns=_LISTED, table=self._table))
         with self._connect() as connection:
             rows = connection.execute(query, {"ids": list(ids)}).mappings()
             return {row["id"]: dict(row) for row in rows}
 
     def sums(self, hour: datetime) -> dict[Bucket, Totals]:
-        """What an hour's rows add up to."""
+        """Add up an hour's rows by bucket."""
         query = sa.text(_SUMS.format(table=self._table))
         limits = {"low": lowest_id(hour), "up_to": lowest_id(hour + HOUR)}
         with self._connect() as connection:
@@ -185,12 +185,12 @@ class LiveMonth:
 def rows_of(
     connection: Connection, period: Period, *, table: str = PARENT, order: str = ""
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a period, streamed by a cursor of the server.
+    """Read the rows of a period, streamed by a cursor of the server.
 
     Args:
         connection: In a transaction; one cursor of this at a time.
         period: By ``metered_at``.
-        table: As of ``LiveMonth``.
+        table: The log, or a partition of it that need not be attached.
         order: Columns to order by before the id, each with a comma after it.
     """
     query = _ROWS.format(columns=_LISTED, table=table).replace("BY id", f"BY {order}id")

@@ -26,11 +26,11 @@ class NotAsSealedError(WeighbridgeError):
 
 
 class Prover:
-    """Makes proofs.
+    """Makes proofs of inclusion.
 
     Args:
         engine: Any that may read.
-        open_month: Where a month's rows are.
+        open_month: Opens a month's rows, in the database or in its archive.
     """
 
     def __init__(self, engine: Engine, open_month: Callable[[Period], MonthOfLog]) -> None:
@@ -38,14 +38,14 @@ class Prover:
         self._open_month = open_month
 
     def proof(self, identifier: UUID) -> dict[str, Any]:
-        """The proof of one line as a JSON document. Of other lines it has hashes only.
+        """Make the proof of one line, a JSON document. Of other lines it has hashes only.
 
         Args:
             identifier: The line's event id.
 
         Raises:
             NotFound: There is no such line, or no seal over it yet.
-            NotAsSealedError: The line or what is kept under its seal was changed.
+            NotAsSealedError: The line, or the leaves under its seal, changed.
             InvalidValue: It is no event id.
         """
         try:

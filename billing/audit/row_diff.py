@@ -1,4 +1,4 @@
-"""The rows of an hour against the leaves that were written down for it. Pure."""
+"""Comparison of an hour's rows with the leaves recorded when they were logged. Pure."""
 
 from __future__ import annotations
 
@@ -10,82 +10,82 @@ from typing import Final
 from billing.audit.seal_chain import Leaves
 
 MOST_NAMED: Final = 1_000
-"""Rows named of one hour and kind; of more there is the number."""
+"""The most rows named of one hour and kind; beyond it they are counted."""
 
 Record = tuple[bytes, bytes]
 """A row's id and leaf."""
 
 
 @dataclass(slots=True)
-class LoggedRow:
-    """Rows of one kind: the first so many, and how many there are."""
+class NamedRows:
+    """Rows of one kind: the first so many by id, and their number."""
 
     named: list[tuple[bytes, int | None]] = field(default_factory=list)
     """Ids, each with the number of its seal; None where it has none."""
     rows: int = 0
 
     def add(self, identifier: bytes, number: int | None, most: int) -> None:
-        """One more."""
+        """Count a row, and name it while there is room."""
         self.rows += 1
         if self.rows <= most:
             self.named.append((identifier, number))
 
 
 @dataclass(slots=True)
-class Differences:
-    """What differs in an hour of ``rows``, of which ``waiting`` have no seal yet."""
+class RowDiff:
+    """The differences of an hour of ``rows``, of which ``waiting`` have no seal yet."""
 
     rows: int = 0
     waiting: int = 0
-    changed: LoggedRow = field(default_factory=LoggedRow)
-    removed: LoggedRow = field(default_factory=LoggedRow)
-    added: LoggedRow = field(default_factory=LoggedRow)
-    twice: LoggedRow = field(default_factory=LoggedRow)
+    changed: NamedRows = field(default_factory=NamedRows)
+    removed: NamedRows = field(default_factory=NamedRows)
+    added: NamedRows = field(default_factory=NamedRows)
+    twice: NamedRows = field(default_factory=NamedRows)
     """Ids that are in two lists."""
 
     def __bool__(self) -> bool:
-        return any(told.rows for told in (self.changed, self.removed, self.added, self.twice))
+        return any(each.rows for each in (self.changed, self.removed, self.added, self.twice))
 
 
 def compare(
     rows: Iterable[Record], lists: Sequence[Leaves], *, most_named: int = MOST_NAMED
-) -> Differences:
-    """Find every row that is not as it was written down, is missing, or was never written down.
+) -> RowDiff:
+    """Find every row that differs from its leaf, is missing, or has no leaf.
 
     Args:
         rows: In the order of their ids.
         lists: Each in that order; of seals and of manifests.
         most_named: The most to name of each kind.
     """
-    found = Differences()
-    expected = _expected(lists, found.twice, most_named)
+    diff = RowDiff()
+    expected = _expected(lists, diff.twice, most_named)
     wanted = next(expected, None)
     for identifier, leaf in rows:
-        found.rows += 1
+        diff.rows += 1
         while wanted is not None and wanted[0] < identifier:
-            found.removed.add(wanted[0], wanted[2], most_named)
+            diff.removed.add(wanted[0], wanted[2], most_named)
             wanted = next(expected, None)
         if wanted is None or wanted[0] != identifier:
-            found.added.add(identifier, None, most_named)
+            diff.added.add(identifier, None, most_named)
             continue
-        found.waiting += wanted[2] is None
+        diff.waiting += wanted[2] is None
         if wanted[1] != leaf:
-            found.changed.add(identifier, wanted[2], most_named)
+            diff.changed.add(identifier, wanted[2], most_named)
         wanted = next(expected, None)
     while wanted is not None:
-        found.removed.add(wanted[0], wanted[2], most_named)
+        diff.removed.add(wanted[0], wanted[2], most_named)
         wanted = next(expected, None)
-    return found
+    return diff
 
 
 def unlisted(rows: Iterable[Record], lists: Sequence[Leaves]) -> Iterator[Record]:
-    """The rows that are in no list.
+    """Find the rows that are in no list.
 
     Args:
         rows: In the order of their ids.
         lists: Each in that order; of seals and of manifests.
     """
-    expected = _expected(lists, LoggedRow(), 0)
+    expected = _expected(lists, NamedRows(), 0)
     wanted = next(expected, None)
     for identifier, leaf in rows:
         while wanted is not None and wanted[0] < identifier:
@@ -95,9 +95,9 @@ def unlisted(rows: Iterable[Record], lists: Sequence[Leaves]) -> Iterator[Record
 
 
 def _expected(
-    lists: Sequence[Leaves], twice: LoggedRow, most_named: int
+    lists: Sequence[Leaves], twice: NamedRows, most_named: int
 ) -> Iterator[tuple[bytes, bytes, int | None]]:
-    """Ids, leaves and seals of all lists in the order of the ids; the first list has the say."""
+    """Merge the lists by id: id, leaf and seal; of an id that is in two, the first list counts."""
     before = None
     # Not to be compared beyond the id: a number and None have no order.
     for record in merge(*map(_numbered, lists), key=lambda record: record[0]):

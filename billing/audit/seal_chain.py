@@ -25,21 +25,21 @@ RECORD_BYTES: Final = _ID_BYTES + HASH_BYTES
 """An id and its leaf."""
 
 GENESIS: Final = bytes(HASH_BYTES)
-"""What stands for the seal before the first."""
+"""The hash in place of a seal before the first."""
 
 ANCHOR_HEAD: Final = "# Weighbridge seals, form 1: number and hash of each"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seal:
-    """What was sealed at once: rows of one hour of usage.
+    """A seal: the root over rows of one hour of usage, chained to the seal before.
 
     Attributes:
         number: From 1, without gaps.
         hour: The UTC hour of ``metered_at`` of its rows.
-        sealed_at: When, by the sealer's clock, to the millisecond.
-        rows: How many.
-        adopted: They were in the log without the application having said so.
+        sealed_at: The moment, by the sealer's clock, to the millisecond.
+        rows: Their number.
+        adopted: True for rows that no application recorded as logged.
         root: Merkle root over their leaves in the order of their ids.
         previous: Hash of the seal before.
     """
@@ -54,7 +54,7 @@ class Seal:
 
     @property
     def hash(self) -> bytes:
-        """What the next seal is chained to."""
+        """The hash that the next seal is chained to."""
         numbers = (self.number, to_ms(self.hour), to_ms(self.sealed_at), self.rows, self.adopted)
         packed = b"".join(int(each).to_bytes(8, "big") for each in numbers)
         return sha256(_SEAL + self.previous + packed + self.root).digest()
@@ -96,11 +96,11 @@ class Leaves:
         return root_of(self.split())
 
     def split(self) -> list[bytes]:
-        """The leaves, one by one."""
+        """Cut the hashes into single leaves."""
         return list(_cut(self.hashes, HASH_BYTES))
 
     def index_of(self, identifier: bytes) -> int | None:
-        """The place of a row, from 0; None where it is not among them."""
+        """Find the place of a row, from 0; None where it is not among them."""
         low, high = 0, len(self)
         while low < high:
             middle = (low + high) // 2
@@ -111,7 +111,7 @@ class Leaves:
         return None
 
     def fault(self, seal: Seal | None) -> str | None:
-        """Why these cannot be what was written down; None where they can.
+        """Find what is wrong with them; None where nothing is.
 
         Args:
             seal: That of ``number``.
@@ -126,7 +126,7 @@ class Leaves:
 
 
 def gathered(parts: Iterable[Leaves], number: int | None = None) -> Leaves:
-    """Several lists as one, in the order of the ids.
+    """Merge several lists into one, in the order of the ids.
 
     Args:
         parts: In any order.
@@ -143,7 +143,7 @@ def gathered(parts: Iterable[Leaves], number: int | None = None) -> Leaves:
 def next_seal(
     last: Seal | None, leaves: Leaves, *, hour: datetime, sealed_at: datetime, adopted: bool = False
 ) -> Seal:
-    """The seal over some leaves.
+    """Make the seal over some leaves.
 
     Args:
         last: The newest there is; None where there is none.
@@ -165,7 +165,7 @@ def next_seal(
 
 @dataclass(frozen=True, slots=True)
 class Break:
-    """A place where the chain does not hold; ``hour`` where a seal there tells it."""
+    """A place where the chain does not hold; ``hour`` is that of the seal there, if any."""
 
     number: int
     hour: datetime | None
@@ -175,7 +175,7 @@ class Break:
 def breaks_of(
     seals: Iterable[tuple[Seal, bytes]], anchor: Mapping[int, bytes] | None = None
 ) -> Iterator[Break]:
-    """Where the chain does not hold, or is not the one that was written down elsewhere.
+    """Find where the chain does not hold, or differs from an anchor.
 
     Args:
         seals: Each with the hash kept beside it, by number.

@@ -1,8 +1,8 @@
-"""Sealing: from manifests to seals, and reading both back.
+"""Sealing of the log: from manifests to seals, and reading both back.
 
-An hour of usage is sealed once it has been over for a while; what comes late to it gets further
-seals. One seal is one transaction: the seal, the leaves under it, and its manifests deleted. Killed
-anywhere, the next run goes on with the manifests that are left.
+An hour of usage is sealed once it has been over for a while; late rows of it get further seals. One
+seal is one transaction: the seal, the leaves under it, and its manifests deleted. Killed anywhere,
+the next run goes on with the manifests that are left.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from billing.postgres.locks import AdvisoryLock, session_lock
 from billing.postgres.schema import log_seal_leaves, log_seals
 
 LAG: Final = timedelta(minutes=15)
-"""How long an hour is over before it is sealed: most of what is on its way has arrived by then."""
+"""Wait this long after an hour's end: by then most of its usage has arrived."""
 
 MOST_ROWS: Final = 131_072
 """The most rows under one seal: 6 MiB of ids and leaves, about 50 MiB while they are sorted."""
@@ -45,7 +45,7 @@ _TAKE: Final = sa.text(
     )
     """
 )
-# Of an hour that was sealed before, what came late waits since it was logged.
+# Late rows of an hour that was sealed before wait since they were logged.
 _SINCE: Final = sa.text(
     """
     SELECT min(greatest(hour + interval '1 hour', logged_at)) FROM log_manifests
@@ -62,7 +62,7 @@ class SealingBusyError(WeighbridgeError):
 
 @dataclass(frozen=True, slots=True)
 class SealingResult:
-    """What a run of sealing did; ``head`` is the newest seal, its own or an older one."""
+    """Counts of a run of sealing; ``head`` is the newest seal, its own or an older one."""
 
     seals: int
     rows: int
@@ -70,11 +70,11 @@ class SealingResult:
 
 
 class Sealer:
-    """Seals what is due.
+    """Seals hours that are over.
 
     Args:
         engine: As the owner of the schema.
-        lag: How long an hour is over before it is sealed.
+        lag: The wait after an hour's end.
         most_rows: The most rows under one seal.
     """
 
@@ -84,9 +84,9 @@ class Sealer:
         self._most_rows = most_rows
 
     def seal(self, now: datetime) -> SealingResult:
-        """Seal every hour that is over, and what came late to those sealed before.
+        """Seal every hour that is over, and late rows of those sealed before.
 
-        May fire twice, late or never: it does whatever is due.
+        May run twice, late or never: a run does whatever is due.
 
         Args:
             now: The present instant.
@@ -101,7 +101,7 @@ class Sealer:
 
     def _seal(self, now: datetime) -> SealingResult:
         with self._engine.connect() as connection:
-            # What is logged while this runs waits for the next run, so that there is an end.
+            # Rows logged while this runs wait for the next run, so that there is an end.
             upto = connection.execute(_NEWEST_MANIFEST).scalar_one()
             limits = {"before": hour_floor(now - self._lag), "upto": upto}
             hours = connection.execute(_HOURS, limits).scalars().all()
@@ -120,22 +120,22 @@ class Sealer:
                 return None
             leaves = gathered(Leaves(None, row.ids, row.hashes) for row in taken)
             seal = next_seal(newest_seal(connection), leaves, hour=hour, sealed_at=now)
-            keep(connection, seal, leaves)
+            write_seal(connection, seal, leaves)
             connection.execute(_TAKEN, {"ids": [row.id for row in taken]})
             reach("seal.before_commit")
         reach("seal.after_commit")
         return seal
 
 
-def keep(connection: Connection, seal: Seal, leaves: Leaves) -> None:
-    """Write a seal down, and the leaves under it."""
+def write_seal(connection: Connection, seal: Seal, leaves: Leaves) -> None:
+    """Write a seal and the leaves under it."""
     values = {name: getattr(seal, name) for name in _COLUMNS}
     connection.execute(sa.insert(log_seals).values(**values, hash=seal.hash))
-    keep_leaves(connection, Leaves(seal.number, leaves.ids, leaves.hashes))
+    write_leaves(connection, Leaves(seal.number, leaves.ids, leaves.hashes))
 
 
-def keep_leaves(connection: Connection, leaves: Leaves) -> None:
-    """Write down the leaves under a seal that is there."""
+def write_leaves(connection: Connection, leaves: Leaves) -> None:
+    """Write the leaves under a seal that exists."""
     connection.execute(
         sa.insert(log_seal_leaves).values(
             number=leaves.number, ids=leaves.ids, hashes=leaves.hashes
@@ -144,18 +144,18 @@ def keep_leaves(connection: Connection, leaves: Leaves) -> None:
 
 
 def newest_seal(connection: Connection) -> Seal | None:
-    """The head of the chain; None before the first."""
+    """Read the head of the chain; None before the first seal."""
     query = sa.select(log_seals).order_by(log_seals.c.number.desc()).limit(1)
     row = connection.execute(query).one_or_none()
     return None if row is None else _seal_of(row)
 
 
 def unsealed_since(connection: Connection, now: datetime) -> datetime | None:
-    """Since when the oldest of what is to be sealed waits; None where nothing does.
+    """Find the instant since which the oldest row due for a seal waits; None where none does.
 
     Args:
         connection: Any that may read.
-        now: The present instant; the hour that it is in is not to be sealed yet.
+        now: The present instant; its own hour is not due yet.
     """
     since: datetime | None = connection.execute(_SINCE, {"now": now}).scalar_one()
     return since
@@ -164,7 +164,7 @@ def unsealed_since(connection: Connection, now: datetime) -> datetime | None:
 def read_seals(
     connection: Connection, *, after: int = 0, period: Period | None = None
 ) -> Iterator[tuple[Seal, bytes]]:
-    """Seals by number, each with the hash that is kept beside it; streamed.
+    """Read seals by number, each with the hash stored beside it; streamed.
 
     Args:
         connection: In a transaction.
@@ -179,13 +179,13 @@ def read_seals(
 
 
 def seals_of_hour(connection: Connection, hour: datetime) -> list[Seal]:
-    """The seals of one hour, by number."""
+    """Read the seals of one hour, by number."""
     query = sa.select(log_seals).where(log_seals.c.hour == hour).order_by(log_seals.c.number)
     return [_seal_of(row) for row in connection.execute(query)]
 
 
 def sealed_leaves(connection: Connection, numbers: Iterable[int]) -> list[Leaves]:
-    """The leaves under these seals as far as the database has them, by number."""
+    """Read the leaves under these seals, as far as the database has them, by number."""
     kept = log_seal_leaves.c
     query = sa.select(log_seal_leaves).where(kept.number.in_(list(numbers))).order_by(kept.number)
     return [
@@ -194,7 +194,7 @@ def sealed_leaves(connection: Connection, numbers: Iterable[int]) -> list[Leaves
 
 
 def waiting_leaves(connection: Connection, hour: datetime) -> list[Leaves]:
-    """What was logged of an hour and waits for its seal."""
+    """Read the leaves of an hour's rows that wait for their seal."""
     rows = connection.execute(_WAITING, {"hour": hour})
     return [Leaves(None, bytes(row.ids), bytes(row.hashes)) for row in rows]
 

@@ -1,4 +1,4 @@
-"""Records put in order hour by hour, on disk where they are many: memory stays flat."""
+"""Sorting of records hour by hour, on disk where they are many: memory stays flat."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _ID_BYTES: Final = 16
 
 
 class SortBuffer:
-    """Takes records in any order, gives an hour's back in the order of their ids.
+    """Takes records in any order, returns an hour's in the order of their ids.
 
     Args:
-        most_bytes: How much is kept in memory; the rest is in a temporary folder (``TMPDIR``).
+        most_bytes: The most kept in memory; the rest is in a temporary folder (``TMPDIR``).
     """
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
@@ -46,7 +46,7 @@ class SortBuffer:
             self._folder.cleanup()
 
     def add(self, hour: datetime, identifier: bytes, leaf: bytes) -> None:
-        """One record of an hour."""
+        """Add one record of an hour."""
         kept = self._kept[hour]
         kept += identifier
         kept += leaf
@@ -55,11 +55,11 @@ class SortBuffer:
             self._write()
 
     def hours(self) -> set[datetime]:
-        """The hours that have records."""
+        """List the hours that have records."""
         return self._on_disk | {hour for hour, kept in self._kept.items() if kept}
 
     def records(self, hour: datetime) -> Iterator[Record]:
-        """An hour's records, in the order of their ids."""
+        """Read an hour's records, in the order of their ids."""
         whole = bytes(self._kept.get(hour, b""))
         if hour in self._on_disk:
             whole = self._file(hour).read_bytes() + whole

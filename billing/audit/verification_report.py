@@ -1,4 +1,4 @@
-"""What verifying finds, and what each finding means for money. Pure."""
+"""Findings of a verification, each with what it means for money. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Bucket = tuple[str, str, str, str]
 
 
 class FindingKind(StrEnum):
-    """What is wrong."""
+    """Kinds of findings."""
 
     CHANGED = "changed"
     """A row is not the one that was logged."""
@@ -27,25 +27,25 @@ class FindingKind(StrEnum):
     CHAIN_BROKEN = "chain_broken"
     """A seal, or what is kept under it, is not what it was."""
     UNSEALED = "unsealed"
-    """An hour is over for long and has no seal: nobody seals."""
+    """An hour has been over for long and has no seal: nobody seals."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyFinding:
-    """One thing that is wrong.
+    """One finding.
 
     Attributes:
-        kind: What.
+        kind: Its kind.
         hour: The UTC hour of usage; None where it is not of one.
         event_id: The row; None where there is none, or too many to name.
-        rows: How many rows it is about.
+        rows: The number of rows it is about.
         seal: The number of the seal concerned.
-        customer: Whose row, as far as that can still be told.
-        sku: What was used, likewise.
-        task_id: The task, likewise.
-        amount_microcredits: What the row says now (removed: what it must have said), likewise.
-        words: What was found.
-        money: What it means for money, and what to do.
+        customer: The row's customer, as far as that is still known.
+        sku: Its SKU, likewise.
+        task_id: Its task, likewise.
+        amount_microcredits: The amount in the row now (removed: it must have been this), likewise.
+        words: The finding, for people.
+        money: Its meaning for money, and what to do.
     """
 
     kind: FindingKind
@@ -63,14 +63,14 @@ class VerifyFinding:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """What a bucket's total (the rollup) has beyond what its lines add up to."""
+    """The difference of a bucket's rollup from the sum of its lines."""
 
     bucket: Bucket
     beyond: Totals
 
     @property
-    def said(self) -> str:
-        """In words."""
+    def words(self) -> str:
+        """The gap, for people."""
         customer, sku, outcome, reason = self.bucket
         of = f"{customer}, {sku}, {outcome}" + (f" ({reason})" if reason else "")
         return (
@@ -85,25 +85,25 @@ _BY_TOTALS: Final = "invoices and reports go by the totals"
 
 
 def gaps_of(lines: Mapping[Bucket, Totals], totals: Mapping[Bucket, Totals]) -> list[Gap]:
-    """Where an hour's totals are not what its lines add up to.
+    """Find the buckets of an hour whose rollup is not the sum of its lines.
 
     Args:
-        lines: What the rows of the log add up to.
-        totals: What the rollups have.
+        lines: Sums of the rows of the log.
+        totals: The rollups.
     """
     found = []
     for bucket in sorted(lines.keys() | totals.keys()):
-        there, told = lines.get(bucket, _NOTHING), totals.get(bucket, _NOTHING)
-        if there != told:
+        summed, rolled_up = lines.get(bucket, _NOTHING), totals.get(bucket, _NOTHING)
+        if summed != rolled_up:
             found.append(
                 Gap(
                     bucket,
                     Totals(
-                        told.events - there.events,
-                        told.quantity - there.quantity,
-                        told.amount_microcredits - there.amount_microcredits,
-                        told.shortfall_microcredits - there.shortfall_microcredits,
-                        told.cost_micros - there.cost_micros,
+                        rolled_up.events - summed.events,
+                        rolled_up.quantity - summed.quantity,
+                        rolled_up.amount_microcredits - summed.amount_microcredits,
+                        rolled_up.shortfall_microcredits - summed.shortfall_microcredits,
+                        rolled_up.cost_micros - summed.cost_micros,
                     ),
                 )
             )
@@ -113,7 +113,7 @@ def gaps_of(lines: Mapping[Bucket, Totals], totals: Mapping[Bucket, Totals]) -> 
 def changed(
     identifier: UUID, hour: datetime, seal: int | None, row: Mapping[str, Any], gaps: list[Gap]
 ) -> VerifyFinding:
-    """A row that is not the one that was logged."""
+    """Report a row that differs from the one that was logged."""
     if not gaps:
         money = (
             "the totals agree with the row as it is now: either they were changed with it, and it "
@@ -122,7 +122,7 @@ def changed(
     else:
         own = _gap_of(row, gaps)
         first = sorted(gaps, key=lambda gap: gap is not own)
-        money = f"{_told(first)}: {_BY_TOTALS}, so the receipt does not show what is billed"
+        money = f"{_gap_words(first)}: {_BY_TOTALS}, so the receipt does not show what is billed"
     return VerifyFinding(
         kind=FindingKind.CHANGED,
         hour=hour,
@@ -137,7 +137,7 @@ def changed(
 def added(
     identifier: UUID, hour: datetime, row: Mapping[str, Any], gaps: list[Gap]
 ) -> VerifyFinding:
-    """A row that the application never logged."""
+    """Report a row that the application never logged."""
     if _gap_of(row, gaps) is None:
         money = f"the totals have it: {row['customer_id']} is billed for it"
     else:
@@ -155,21 +155,21 @@ def added(
 def removed(
     identifier: UUID, hour: datetime, seal: int | None, gaps: list[Gap], missing: int
 ) -> VerifyFinding:
-    """A row that was logged and is not there.
+    """Report a row that was logged and is gone.
 
     Args:
-        identifier: Its id, which is all that is left of it.
-        hour: Of its id.
+        identifier: Its id.
+        hour: The hour in that id.
         seal: The number of its seal; None where it had none yet.
         gaps: Of the hour.
-        missing: How many rows of the hour are missing in all.
+        missing: The number of rows missing of the hour in all.
     """
     short = [gap for gap in gaps if gap.beyond.events > 0]
     customer = sku = amount = None
     if not short:
         money = "the totals do not have it either: it is not billed any more"
     else:
-        money = f"{_told(short)}: {_BY_TOTALS}, so it is billed and no receipt shows it"
+        money = f"{_gap_words(short)}: {_BY_TOTALS}, so it is billed and no receipt shows it"
     if len(short) == 1:
         customer, sku = short[0].bucket[:2]
         amount = short[0].beyond.amount_microcredits if missing == 1 else None
@@ -187,7 +187,7 @@ def removed(
 
 
 def too_many(kind: FindingKind, hour: datetime, rows: int) -> VerifyFinding:
-    """Rows of one hour beyond those that are named."""
+    """Report the rows of one hour beyond those that are named."""
     return VerifyFinding(
         kind=kind,
         hour=hour,
@@ -198,7 +198,7 @@ def too_many(kind: FindingKind, hour: datetime, rows: int) -> VerifyFinding:
 
 
 def broken(words: str, *, hour: datetime | None = None, seal: int | None = None) -> VerifyFinding:
-    """A seal, or what is kept under it, that is not what it was."""
+    """Report a seal, or leaves under it, that changed."""
     return VerifyFinding(
         kind=FindingKind.CHAIN_BROKEN,
         hour=hour,
@@ -211,7 +211,7 @@ def broken(words: str, *, hour: datetime | None = None, seal: int | None = None)
 
 
 def unsealed(hour: datetime, rows: int, since: datetime) -> VerifyFinding:
-    """Rows that wait for a seal far longer than they should."""
+    """Report rows that wait for a seal far longer than they should."""
     return VerifyFinding(
         kind=FindingKind.UNSEALED,
         hour=hour,
@@ -222,9 +222,9 @@ def unsealed(hour: datetime, rows: int, since: datetime) -> VerifyFinding:
     )
 
 
-def _told(gaps: list[Gap]) -> str:
+def _gap_words(gaps: list[Gap]) -> str:
     more = f"; and {len(gaps) - _MOST_GAPS} more" if len(gaps) > _MOST_GAPS else ""
-    return "; ".join(gap.said for gap in gaps[:_MOST_GAPS]) + more
+    return "; ".join(gap.words for gap in gaps[:_MOST_GAPS]) + more
 
 
 def _gap_of(row: Mapping[str, Any], gaps: list[Gap]) -> Gap | None:

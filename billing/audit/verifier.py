@@ -1,4 +1,4 @@
-"""Verifying: the chain of seals, and every row against what was written down when it was logged."""
+"""Verification of the chain of seals, and of every row against its recorded leaf."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from billing.audit import verification_report as findings
+from billing.audit import verification_report as report
 from billing.audit.month_rows import Hour, MonthOfLog, snapshots
-from billing.audit.row_diff import Differences, LoggedRow, compare
+from billing.audit.row_diff import NamedRows, RowDiff, compare
 from billing.audit.seal_chain import Leaves, Seal, breaks_of, gathered
 from billing.audit.sealer import LAG, read_seals
 from billing.audit.verification_report import FindingKind, Gap, VerifyFinding
@@ -23,7 +23,7 @@ from billing.usage_log.archived_usage import ArchiveUnreadableError
 from billing.usage_log.totals import totals_of
 
 OVERDUE: Final = timedelta(hours=2)
-"""How long after it was due a seal is missed."""
+"""The age at which a due seal is reported as missing."""
 
 _TOTALS: Final = sa.text(
     """
@@ -49,21 +49,21 @@ _MONTHS: Final = sa.text(
 
 @dataclass(slots=True)
 class Checked:
-    """How much was checked."""
+    """Counts of what was checked."""
 
     rows: int = 0
     waiting: int = 0
-    """Of these: rows that have no seal yet."""
+    """Rows among these that have no seal yet."""
     hours: int = 0
     seals: int = 0
 
 
 class Verifier:
-    """Checks the log against its seals. Changes nothing.
+    """Checks of the log against its seals. Changes nothing.
 
     Args:
         engine: Any that may read.
-        open_month: Where a month's rows are: the database, or its archive.
+        open_month: Opens a month's rows, in the database or in its archive.
     """
 
     def __init__(self, engine: Engine, open_month: Callable[[Period], MonthOfLog]) -> None:
@@ -71,7 +71,7 @@ class Verifier:
         self._open_month = open_month
 
     def chain(self, anchor: Mapping[int, bytes] | None = None) -> Iterator[VerifyFinding]:
-        """Check every seal against the one before it, and against what was written down elsewhere.
+        """Check every seal against the one before it, and against an anchor kept elsewhere.
 
         Args:
             anchor: Of ``billing.audit.seal_chain.parse_anchor``.
@@ -79,10 +79,10 @@ class Verifier:
         with snapshots(self._engine)() as connection:
             for each in breaks_of(read_seals(connection), anchor):
                 words = f"seal {each.number}: {each.words}"
-                yield findings.broken(words, hour=each.hour, seal=each.number)
+                yield report.broken(words, hour=each.hour, seal=each.number)
 
     def months(self, known: list[Period]) -> list[Period]:
-        """Every UTC month that has rows, seals or an archive, in their order.
+        """List every UTC month that has rows, seals or an archive, in their order.
 
         Args:
             known: Months that have a partition or an archive.
@@ -96,66 +96,66 @@ class Verifier:
     def month(
         self, period: Period, now: datetime, checked: Checked | None = None
     ) -> Iterator[VerifyFinding]:
-        """Check every row of a UTC month; what is found comes hour by hour.
+        """Check every row of a UTC month; findings come hour by hour.
 
         Args:
-            period: Which.
+            period: The month.
             now: The present instant.
             checked: Counted up on the way.
         """
         counts = checked or Checked()
         rows = self._open_month(period)
         for words in rows.faults():
-            yield findings.broken(f"{period.label}: {words}")
+            yield report.broken(f"{period.label}: {words}")
         try:
             for hour in rows.hours():
                 yield from self._hour(rows, hour, counts)
         except (ArchiveUnreadableError, NotFound) as error:
-            yield findings.broken(f"{period.label}: {error}")
+            yield report.broken(f"{period.label}: {error}")
         yield from self._unsealed(period, now)
 
     def _hour(self, rows: MonthOfLog, hour: Hour, counts: Checked) -> Iterator[VerifyFinding]:
-        found = compare(hour.rows, usable(hour.lists))
-        counts.rows += found.rows
-        counts.waiting += found.waiting
+        diff = compare(hour.rows, usable(hour.lists))
+        counts.rows += diff.rows
+        counts.waiting += diff.waiting
         counts.hours += 1
         counts.seals += len(hour.seals)
         yield from faults_of(hour.seals, hour.lists)
-        if found:
-            yield from self._differences(rows, hour.start, found)
+        if diff:
+            yield from self._row_findings(rows, hour.start, diff)
 
-    def _differences(
-        self, rows: MonthOfLog, hour: datetime, found: Differences
+    def _row_findings(
+        self, rows: MonthOfLog, hour: datetime, diff: RowDiff
     ) -> Iterator[VerifyFinding]:
         gaps = self._gaps(rows, hour)
         there = rows.named(
-            [UUID(bytes=each) for told in (found.changed, found.added) for each, _ in told.named]
+            [UUID(bytes=each) for some in (diff.changed, diff.added) for each, _ in some.named]
         )
-        # One that is gone by now is being taken away while we look: the next run tells of it.
-        for identifier, seal in _named(found.changed):
+        # A row that is gone by now is being removed at this moment: the next run finds it missing.
+        for identifier, seal in _named(diff.changed):
             if identifier in there:
-                yield findings.changed(identifier, hour, seal, there[identifier], gaps)
-        for identifier, seal in _named(found.removed):
-            yield findings.removed(identifier, hour, seal, gaps, found.removed.rows)
-        for identifier, _ in _named(found.added):
+                yield report.changed(identifier, hour, seal, there[identifier], gaps)
+        for identifier, seal in _named(diff.removed):
+            yield report.removed(identifier, hour, seal, gaps, diff.removed.rows)
+        for identifier, _ in _named(diff.added):
             if identifier in there:
-                yield findings.added(identifier, hour, there[identifier], gaps)
-        for identifier, seal in _named(found.twice):
+                yield report.added(identifier, hour, there[identifier], gaps)
+        for identifier, seal in _named(diff.twice):
             words = f"row {identifier} is under two seals or manifests"
-            yield findings.broken(words, hour=hour, seal=seal)
-        for kind, told in (
-            (FindingKind.CHANGED, found.changed),
-            (FindingKind.REMOVED, found.removed),
-            (FindingKind.ADDED, found.added),
+            yield report.broken(words, hour=hour, seal=seal)
+        for kind, some in (
+            (FindingKind.CHANGED, diff.changed),
+            (FindingKind.REMOVED, diff.removed),
+            (FindingKind.ADDED, diff.added),
         ):
-            if told.rows > len(told.named):
-                yield findings.too_many(kind, hour, told.rows - len(told.named))
+            if some.rows > len(some.named):
+                yield report.too_many(kind, hour, some.rows - len(some.named))
 
     def _gaps(self, rows: MonthOfLog, hour: datetime) -> list[Gap]:
         with self._engine.connect() as connection:
             found = connection.execute(_TOTALS, {"hour": hour}).all()
         totals = {(row[0], row[1], row[2], row[3]): totals_of(row[4:]) for row in found}
-        return findings.gaps_of(rows.sums(hour), totals)
+        return report.gaps_of(rows.sums(hour), totals)
 
     def _unsealed(self, period: Period, now: datetime) -> Iterator[VerifyFinding]:
         late = hour_floor(now - LAG - OVERDUE)
@@ -163,15 +163,15 @@ class Verifier:
         with self._engine.connect() as connection:
             overdue = connection.execute(_OVERDUE, limits).all()
         for hour, waiting, since in overdue:
-            yield findings.unsealed(hour, int(waiting), since)
+            yield report.unsealed(hour, int(waiting), since)
 
 
 def faults_of(seals: list[Seal], lists: list[Leaves]) -> Iterator[VerifyFinding]:
-    """What is wrong with the leaves under an hour's seals.
+    """Find faults in the leaves under an hour's seals.
 
     Args:
         seals: The hour's.
-        lists: Under them, and of what waits for a seal.
+        lists: The leaves under them, and of rows that wait for a seal.
     """
     by_number = {seal.number: seal for seal in seals}
     for leaves in lists:
@@ -180,17 +180,17 @@ def faults_of(seals: list[Seal], lists: list[Leaves]) -> Iterator[VerifyFinding]
         if fault is not None:
             name = "a manifest" if seal is None else f"seal {seal.number}"
             hour = seal.hour if seal else None
-            yield findings.broken(f"{name}: {fault}", hour=hour, seal=leaves.number)
+            yield report.broken(f"{name}: {fault}", hour=hour, seal=leaves.number)
     for seal in by_number.values():
         words = f"seal {seal.number}: its list of leaves is gone, so that none of its "
-        words += f"{seal.rows:,} rows can be told from an added one"
-        yield findings.broken(words, hour=seal.hour, seal=seal.number)
+        words += f"{seal.rows:,} rows can be distinguished from an added one"
+        yield report.broken(words, hour=seal.hour, seal=seal.number)
 
 
 def usable(lists: list[Leaves]) -> list[Leaves]:
-    """The lists in the form in which rows can be compared with them, faulty ones as far as it goes.
+    """Bring lists into the form that rows are compared with, faulty ones as far as it goes.
 
-    What is wrong with them is for ``faults_of`` to say.
+    Their faults are reported by ``faults_of``.
     """
     return [
         leaves if leaves.is_ordered else gathered([leaves], leaves.number)
@@ -199,5 +199,5 @@ def usable(lists: list[Leaves]) -> list[Leaves]:
     ]
 
 
-def _named(told: LoggedRow) -> list[tuple[UUID, int | None]]:
-    return [(UUID(bytes=identifier), number) for identifier, number in told.named]
+def _named(rows: NamedRows) -> list[tuple[UUID, int | None]]:
+    return [(UUID(bytes=identifier), number) for identifier, number in rows.named]

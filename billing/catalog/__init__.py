@@ -1,1 +1,1 @@
-"""What is sold: SKUs, their prices over time and their policies."""
+"""SKUs and their prices, customers and their budgets, grants."""

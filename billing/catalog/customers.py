@@ -1,7 +1,7 @@
 """Customers and their budgets in PostgreSQL.
 
 Every change of what the quota store must know bumps ``quota_fences.version`` in the same
-transaction. The fence row is locked first by everybody (here, credit.store, log.writer and the
+transaction. The fence row is locked first by everybody (here, grants, the log's writer and the
 rebuild), so that two of them wait for each other and never deadlock.
 """
 
@@ -29,7 +29,7 @@ from billing.postgres.schema import budgets, customers, quota_fences, skus
 
 
 class CustomerStore:
-    """Who is billed. Each method is one transaction.
+    """The table of customers and their budgets. Each method is one transaction.
 
     Args:
         engine: PostgreSQL, as the owner role.
@@ -45,13 +45,13 @@ class CustomerStore:
         time_zone: str = "UTC",
         stripe_customer_id: str | None = None,
     ) -> Customer:
-        """Take a customer in; once more with the same content changes nothing.
+        """Add a customer; adding the same again changes nothing.
 
         Args:
             customer_id: The id in every event and key, for good.
             name: For people.
             time_zone: IANA name of where the customer's months begin.
-            stripe_customer_id: Who this is at Stripe, if anybody. Where it is not given it is not
+            stripe_customer_id: The customer's id at Stripe, if any. Where it is not given it is not
                 compared either: customers are linked later, too (``link_stripe``).
 
         Raises:
@@ -85,7 +85,7 @@ class CustomerStore:
         return customer
 
     def get(self, customer_id: str) -> Customer:
-        """The customer of that id.
+        """Read the customer of that id.
 
         Raises:
             NotFound: There is none.
@@ -94,7 +94,7 @@ class CustomerStore:
             return _read(connection, customer_id)
 
     def list(self) -> list[Customer]:
-        """Every customer, by id."""
+        """List every customer, by id."""
         with self._engine.connect() as connection:
             rows = connection.execute(sa.select(customers).order_by(customers.c.id)).mappings()
             return [_customer(row) for row in rows]
@@ -121,12 +121,12 @@ class CustomerStore:
     def link_stripe(
         self, customer_id: str, stripe_customer_id: str | None, *, replace: bool = True
     ) -> Customer:
-        """Say who a customer is at Stripe; None: nobody there. The same again changes nothing.
+        """Link a customer to one at Stripe, or with None to nobody; linking again changes nothing.
 
         Args:
-            customer_id: Whose.
-            stripe_customer_id: Who this is at Stripe. That an earlier one was deleted is forgotten.
-            replace: False leaves alone who is linked, or was and is deleted at Stripe.
+            customer_id: The customer's id.
+            stripe_customer_id: The id at Stripe. Forgets that an earlier one was deleted.
+            replace: False leaves a customer as it is who is linked, or was deleted at Stripe.
 
         Returns:
             The customer as it stands, which with ``replace=False`` may have another one linked.
@@ -162,7 +162,7 @@ class CustomerStore:
         """Set a monthly ceiling, or with None take it away.
 
         Args:
-            customer_id: Whose.
+            customer_id: The customer's id.
             sku: One SKU, or ``*`` for all of them together.
             limit_microcredits: Zero to 2^53; None for no ceiling.
 
@@ -185,7 +185,7 @@ class CustomerStore:
         return Budget(customer=customer_id, sku=sku, limit_microcredits=limit_microcredits)
 
     def budgets(self, customer_id: str) -> Sequence[Budget]:
-        """The customer's budgets, by SKU (``*`` first).
+        """List the customer's budgets, by SKU (``*`` first).
 
         Raises:
             NotFound: There is no such customer.
@@ -253,7 +253,7 @@ def _check_sku(connection: sa.Connection, sku: str) -> None:
 def _write_budget(
     connection: sa.Connection, customer_id: str, sku: str, limit_microcredits: int | None
 ) -> bool:
-    """Write the budget; whether anything changed."""
+    """Write the budget; returns whether anything changed."""
     if limit_microcredits is None:
         gone = sa.delete(budgets).where(
             budgets.c.customer_id == customer_id, budgets.c.sku_id == sku

@@ -34,7 +34,7 @@ class Grant:
 
 
 class GrantStore:
-    """Credits given. Each method is one transaction.
+    """The table of grants. Each method is one transaction.
 
     Args:
         engine: PostgreSQL, as the owner role.
@@ -46,10 +46,10 @@ class GrantStore:
     def grant(
         self, customer: str, amount_microcredits: int, reference: str, note: str = ""
     ) -> Grant:
-        """Give credits; once more under the same reference gives nothing more.
+        """Give credits; repeating a reference gives nothing more.
 
         Args:
-            customer: To whom.
+            customer: The customer's id.
             amount_microcredits: One to 2^53; the customer's grants together at most 2^53.
             reference: The caller's name for this grant.
             note: For people; a repeat with another note keeps the first one.
@@ -66,13 +66,13 @@ class GrantStore:
             return grant_on(connection, customer, amount_microcredits, reference, note)
 
     def find(self, customer: str, reference: str) -> Grant | None:
-        """The grant of that reference, if there is one."""
+        """Find the grant of that reference, if there is one."""
         check_text(reference, field="reference")
         with self._engine.connect() as connection:
             return _find(connection, customer, reference)
 
     def grants(self, customer: str) -> list[Grant]:
-        """Every grant of a customer, oldest first.
+        """List every grant of a customer, oldest first.
 
         Raises:
             NotFound: There is no such customer.
@@ -83,7 +83,7 @@ class GrantStore:
             return [_grant(row) for row in connection.execute(query).mappings()]
 
     def granted(self, customer: str) -> int:
-        """The sum of a customer's grants, in microcredits.
+        """Add up a customer's grants, in microcredits.
 
         Raises:
             NotFound: There is no such customer.
@@ -101,7 +101,7 @@ def grant_on(
     reference: str,
     note: str = "",
 ) -> Grant:
-    """``grant`` in a transaction that is under way; the fence stays locked until its end.
+    """Give credits as ``GrantStore.grant`` does, in an open transaction that then holds the fence.
 
     Where it raises, nothing was written, and the transaction can go on.
     """

@@ -23,7 +23,7 @@ class CatalogUnavailable(WeighbridgeError):  # noqa: N818 - as QuotaUnavailable
 
 
 class SnapshotSource(Protocol):
-    """Where the copy comes from: ``catalog.store.SkuStore``."""
+    """The source of the copy: ``billing.catalog.skus.SkuStore``."""
 
     def snapshot(self) -> Mapping[str, Sku]:
         """Every SKU with its prices, by id."""
@@ -36,9 +36,9 @@ class SkuCache:
     Safe for threads: one of them asks PostgreSQL, the others go on with the copy there is.
 
     Args:
-        catalog: Where the copy comes from.
+        catalog: The source of the copy.
         clock: The time.
-        ttl_seconds: How old a copy may be while PostgreSQL answers.
+        ttl_seconds: The greatest age of a copy while PostgreSQL answers.
     """
 
     def __init__(self, catalog: SnapshotSource, clock: Clock, ttl_seconds: int) -> None:

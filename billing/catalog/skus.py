@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing.core.clock import format_instant, from_ms, to_ms
 from billing.core.credits import check_microcredits, format_credits
+from billing.core.customer import check_text
 from billing.core.errors import AlreadyExists, InvalidValue, NotFound
 from billing.core.sku import (
     AdmissionPolicy,
@@ -28,13 +29,12 @@ from billing.core.sku import (
 from billing.postgres.schema import prices, skus
 
 MICROCREDIT_DECIMALS: Final = 6
-_MAX_TEXT: Final = 200
 _MAX_ALLOW_LIMIT: Final = 2**31 - 1
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 class SkuStore:
-    """What is sold. Each method is one transaction.
+    """The tables of SKUs and prices. Each method is one transaction.
 
     Args:
         engine: PostgreSQL, as the owner role.
@@ -65,14 +65,14 @@ class SkuStore:
         Args:
             sku_id: Its name in tasks and events, for good.
             unit: The word for one of it (``page``).
-            unit_price_microcredits: What one unit costs; zero for what is only counted.
+            unit_price_microcredits: The price of one unit; zero where units are only counted.
             effective_from: From when; the first price also covers what came before.
             pricing: ``fixed`` or ``measured``.
-            hold_quantity: How many units are held when the task does not say; 1 if fixed.
+            hold_quantity: Units held when the task does not say; 1 if fixed.
             failure_policy: ``release`` or ``charge``.
             denial_policy: ``fail`` or ``defer``.
             unavailable_policy: ``retry``, ``deny`` or ``allow``.
-            allow_limit: How many runs ``allow`` allows; more than zero with it.
+            allow_limit: Runs that ``allow`` admits; more than zero with it.
             description: For people.
             meter_decimals: Decimals of a credit that the provider's meter counts, 0 to 6; what an
                 hour has below that unit goes into a later hour.
@@ -84,7 +84,7 @@ class SkuStore:
         """
         wanted = Sku(
             id=check_sku_id(sku_id),
-            unit=_text("unit", unit),
+            unit=check_text(unit, field="unit"),
             pricing=_choice("pricing", pricing, Pricing),
             hold_quantity=hold_quantity,
             failure_policy=_choice("failure_policy", failure_policy, FailurePolicy),
@@ -92,7 +92,7 @@ class SkuStore:
             unavailable_policy=_choice("unavailable_policy", unavailable_policy, UnavailablePolicy),
             allow_limit=allow_limit,
             prices=(_price(unit_price_microcredits, effective_from),),
-            description=_text("description", description, empty=True),
+            description=check_text(description, field="description", empty=True),
             meter_decimals=_decimals(meter_decimals),
             admission=_choice("admission", admission, AdmissionPolicy),
         )
@@ -107,7 +107,7 @@ class SkuStore:
         return wanted
 
     def get(self, sku_id: str) -> Sku:
-        """The SKU of that id with all its prices.
+        """Read the SKU of that id with all its prices.
 
         Raises:
             NotFound: There is none.
@@ -116,22 +116,22 @@ class SkuStore:
             return _read(connection, sku_id)
 
     def list(self) -> list[Sku]:
-        """Every SKU with all its prices, by id."""
+        """List every SKU with all its prices, by id."""
         return list(self.snapshot().values())
 
     def snapshot(self) -> dict[str, Sku]:
-        """Every SKU with all its prices, by id, as of one instant."""
+        """Read every SKU with all its prices, by id, in one snapshot."""
         with self._engine.connect() as connection:
             return _assemble(connection.execute(_query()))
 
     def set_admission(self, sku_id: str, admission: str) -> Sku:
-        """Have tasks of a SKU admitted one by one, or from leased credits.
+        """Set whether tasks of a SKU are admitted one by one, or from leased credits.
 
-        Workers know of it after ``catalog_ttl_seconds`` at the latest; leases that are there run
-        out by themselves.
+        Workers know of it after ``catalog_ttl_seconds`` at the latest; existing leases run out by
+        themselves.
 
         Args:
-            sku_id: Of what.
+            sku_id: The SKU's id.
             admission: ``exact`` or ``leased``.
 
         Raises:
@@ -155,9 +155,9 @@ class SkuStore:
         """Add a price from an instant on; the same price from the same instant again is no change.
 
         Args:
-            sku_id: Of what.
-            unit_price_microcredits: What one unit costs from then on.
-            effective_from: From when; not before ``now``, except for the first price. Workers know
+            sku_id: The SKU's id.
+            unit_price_microcredits: The price of one unit from then on.
+            effective_from: Not before ``now``, except for the first price. Workers know
                 of it after ``catalog_ttl_seconds`` at the latest, so announce a price ahead.
             now: The present instant.
 
@@ -199,7 +199,7 @@ class SkuStore:
 
 
 def unknown_sku(sku_id: str) -> NotFound:
-    """The error about a SKU that is not there."""
+    """Make the error about a SKU that is not there."""
     return NotFound("SKU", sku_id, "see billing skus list, or add it: billing skus add")
 
 
@@ -259,7 +259,7 @@ def _insert_price(connection: sa.Connection, sku_id: str, price: Price) -> None:
 
 
 def _same(existing: Sku, wanted: Sku) -> Sku:
-    """``existing`` if adding ``wanted`` would have made it."""
+    """Return ``existing`` if adding ``wanted`` would have made it."""
     for field in asdict(wanted):
         is_there, is_wanted = getattr(existing, field), getattr(wanted, field)
         if field == "prices":
@@ -322,19 +322,6 @@ def _check_place(sku: Sku, price: Price, now: datetime) -> None:
             format_instant(price.effective_from),
             f"prices already used never change; use {format_instant(now)} or later",
         )
-
-
-def _text(field: str, text: object, *, empty: bool = False) -> str:
-    if (
-        isinstance(text, str)
-        and len(text) <= _MAX_TEXT
-        and (empty or text.strip())
-        and text.isprintable()
-    ):
-        return text
-    raise InvalidValue(
-        field, text, f"use at least one and at most {_MAX_TEXT} printable characters"
-    )
 
 
 def _choice(field: str, text: str, choices: type[_Choice]) -> _Choice:

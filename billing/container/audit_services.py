@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from billing.archive.archive_reader import ArchiveReader
 from billing.archive.catalog import Archive, archive_of, archives
-from billing.audit.backfill_seals import adopt
+from billing.audit.backfill_seals import backfill_seals
 from billing.audit.month_rows import LiveMonth, MonthOfLog, snapshots
 from billing.audit.proofs import Prover
 from billing.audit.seal_chain import Seal
@@ -105,7 +105,7 @@ class AuditServices:
 
     def adopt(self, month: Period, now: datetime) -> SealingResult:
         """Seal rows that no application said it logged; see ``billing.audit.backfill_seals``."""
-        return adopt(self._engine, month, now)
+        return backfill_seals(self._engine, month, now)
 
     def archives(self) -> list[Archive]:
         """Every archive, oldest month first."""

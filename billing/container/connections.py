@@ -180,7 +180,7 @@ class Connections:
         """A publisher with confirms on a new connection; closed with the container.
 
         Args:
-            stop: When set, a ``publish`` in progress fails at once.
+            stop: Once set, a ``publish`` in progress fails at once.
         """
         publisher = publisher_for(
             self.broker_url,

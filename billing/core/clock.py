@@ -1,4 +1,4 @@
-"""Time, passed in. UTC only; instants are aware datetimes, intervals are half-open."""
+"""Clocks to pass in, and instants. UTC only; instants are aware, intervals half-open."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that stands still until told otherwise; for tests and models."""
+    """A clock that moves only when set; for tests and models."""
 
     def __init__(self, start: datetime) -> None:
         self._now = start.astimezone(UTC)
@@ -43,7 +43,7 @@ class ManualClock:
 
 
 def to_ms(instant: datetime) -> int:
-    """Whole milliseconds since 1970, rounded down.
+    """Convert to whole milliseconds since 1970, rounded down.
 
     Raises:
         InvalidValue: The instant has no time zone.
@@ -54,18 +54,18 @@ def to_ms(instant: datetime) -> int:
 
 
 def from_ms(milliseconds: int) -> datetime:
-    """The instant of ``to_ms``, exact to the millisecond."""
+    """Convert milliseconds since 1970 to an instant."""
     return EPOCH + milliseconds * _MILLISECOND
 
 
 def format_instant(instant: datetime) -> str:
-    """RFC 3339, UTC, milliseconds: ``2026-11-21T14:47:36.123Z``."""
+    """Format as RFC 3339, UTC, milliseconds: ``2026-11-21T14:47:36.123Z``."""
     in_utc = instant if instant.tzinfo is UTC else instant.astimezone(UTC)
     return in_utc.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def parse_instant(text: str, *, field: str) -> datetime:
-    """The instant of an RFC 3339 text with an offset.
+    """Parse an RFC 3339 text with an offset.
 
     Raises:
         InvalidValue: Not such a text, or without an offset.

@@ -20,7 +20,7 @@ _DECIMAL = re.compile(r"\d{1,10}(\.\d{1,6})?", re.ASCII)
 
 
 def parse_credits(text: str, *, field: str = "credits") -> int:
-    """Microcredits of a decimal string such as ``"12"`` or ``"0.25"``.
+    """Parse a decimal string into microcredits, such as ``"12"`` or ``"0.25"``.
 
     Args:
         text: Digits, optionally a point and one to six more digits. No sign, no exponent.
@@ -38,7 +38,7 @@ def parse_credits(text: str, *, field: str = "credits") -> int:
 
 
 def format_credits(microcredits: int) -> str:
-    """The shortest decimal string of an amount: ``1_250_000`` -> ``"1.25"``; sign kept."""
+    """Format an amount as the shortest decimal string: ``1_250_000`` -> ``"1.25"``; sign kept."""
     sign = "-" if microcredits < 0 else ""
     whole, fraction = divmod(abs(microcredits), MICROCREDITS_PER_CREDIT)
     decimals = f"{fraction:06d}".rstrip("0")
@@ -46,7 +46,7 @@ def format_credits(microcredits: int) -> str:
 
 
 def check_microcredits(value: object, *, field: str) -> int:
-    """``value`` if it is an integer in ``0..MAX_MICROCREDITS``.
+    """Return ``value`` if it is an integer in ``0..MAX_MICROCREDITS``.
 
     Raises:
         InvalidValue: It is a bool, not an integer, negative, or too large.

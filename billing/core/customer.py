@@ -1,4 +1,4 @@
-"""A customer: who is billed, in which time zone, and up to which budgets. Pure."""
+"""A customer with a time zone and budgets, and the rules for their values. Pure."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class CustomerStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Customer:
-    """Who is billed.
+    """A party that is billed.
 
     ``time_zone`` (IANA) is where the customer's months begin and end; ``created_at`` is when
     PostgreSQL took the customer in and has no meaning for billing. ``stripe_deleted_at`` is when
-    Stripe told that whom it knew this customer by is deleted; until another one is linked.
+    Stripe reported that its customer was deleted; until another one is linked.
     """
 
     id: str
@@ -63,7 +63,7 @@ class Budget:
 
 
 def check_customer_id(text: object) -> str:
-    """``text`` if it can name a customer.
+    """Return ``text`` if it can name a customer.
 
     Raises:
         InvalidValue: It cannot. The characters left out are those that Redis keys and open holds
@@ -79,7 +79,7 @@ def check_customer_id(text: object) -> str:
 
 
 def check_text(text: object, *, field: str, empty: bool = False) -> str:
-    """``text`` if it is text that PostgreSQL can keep and a terminal can show.
+    """Return ``text`` if it is text that PostgreSQL can keep and a terminal can show.
 
     Args:
         text: At most ``MAX_TEXT`` printable characters.
@@ -101,7 +101,7 @@ def check_text(text: object, *, field: str, empty: bool = False) -> str:
 
 
 def check_status(text: str) -> CustomerStatus:
-    """The status of that name.
+    """Look up the status of that name.
 
     Raises:
         InvalidValue: There is none.
@@ -113,7 +113,7 @@ def check_status(text: str) -> CustomerStatus:
 
 
 def check_limit(limit_microcredits: int) -> int:
-    """A budget's ceiling if it is one; zero stops everything that costs.
+    """Return a budget's ceiling if it is one; zero stops everything that costs.
 
     Raises:
         InvalidValue: Not an integer from 0 to 2^53.
@@ -122,5 +122,5 @@ def check_limit(limit_microcredits: int) -> int:
 
 
 def unknown_customer(customer: str) -> NotFound:
-    """The error about a customer who is not there."""
+    """Make the error about a customer who is not there."""
     return NotFound("customer", customer, "see billing customers list, or add it: customers add")

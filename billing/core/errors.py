@@ -1,4 +1,4 @@
-"""Errors an operator or a developer meets: what happened, what it means for money, what to do."""
+"""Errors for operators and developers: the problem, its meaning for money, the remedy."""
 
 from __future__ import annotations
 

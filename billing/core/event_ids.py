@@ -1,4 +1,4 @@
-"""Event ids: UUIDv7-shaped, made from what a task already is, so that no server need be asked.
+"""Event ids: UUIDv7-shaped and derived from the task, so that no server need be asked.
 
 48 bits are the milliseconds of ``metered_at``; the other 74 come from SHA-256 of the task id and
 the line. The same task always has the same id, whatever is lost or repeated. The shape is that of
@@ -21,11 +21,11 @@ _VERSION_AND_VARIANT = 0x7 << 76 | 0b10 << 62
 
 
 def event_id(task_id: str, line: str, metered_at: datetime) -> UUID:
-    """The id of one line of what ``task_id`` did.
+    """Derive the id of one line of a task.
 
     Args:
         task_id: Celery's task id (any text).
-        line: Which line of the task: its SKU, or one for a denial or a failure; see
+        line: The task's line: its SKU, or one for a denial or a failure; see
             ``billing.core.usage_event``.
         metered_at: The instant stamped at submission; counts to the millisecond.
     """
@@ -33,7 +33,7 @@ def event_id(task_id: str, line: str, metered_at: datetime) -> UUID:
 
 
 def low_bits(task_id: str, line: str) -> int:
-    """The lower 80 bits of an event id: all of it but the milliseconds."""
+    """Derive the lower 80 bits of an event id: all of it but the milliseconds."""
     # The length prefix keeps ("ab", "c") and ("a", "bc") apart.
     digest = hashlib.sha256(f"{len(task_id)}:{task_id}{line}".encode()).digest()
     random = int.from_bytes(digest[:10], "big")
@@ -41,7 +41,7 @@ def low_bits(task_id: str, line: str) -> int:
 
 
 def lowest_id(instant: datetime) -> UUID:
-    """The lower bound, in PostgreSQL's order of UUIDs, of every id from ``instant`` on.
+    """Compute the lower bound, in PostgreSQL's order of UUIDs, of every id from ``instant`` on.
 
     Version and variant bits are zero, so that it is below any real id of that millisecond.
     """
@@ -49,7 +49,7 @@ def lowest_id(instant: datetime) -> UUID:
 
 
 def instant_of(identifier: UUID) -> datetime:
-    """The instant in an event id.
+    """Extract the instant in an event id.
 
     Raises:
         InvalidValue: The id is not a UUIDv7.
@@ -60,7 +60,7 @@ def instant_of(identifier: UUID) -> datetime:
 
 
 def hour_of(identifier: UUID) -> datetime:
-    """The start of the UTC hour in an id. Of any id: its first 48 bits are a time, whoever made it.
+    """Extract the start of the UTC hour in an id, whoever made it: its first 48 bits are a time.
 
     Args:
         identifier: Any UUID.

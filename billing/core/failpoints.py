@@ -1,7 +1,7 @@
 """Named places where a test may kill the process. Unarmed, a fail point is one set look-up.
 
-Armed only through ``billing.settings`` (``WEIGHBRIDGE_FAILPOINTS``), for tests of what survives a
-SIGKILL. Each hit is written, and fsynced, to a file before the process dies, so that a test can
+Armed only through ``billing.settings`` (``WEIGHBRIDGE_FAILPOINTS``), for tests that kill processes.
+Each hit is written, and fsynced, to a file before the process dies, so that a test can
 show that the point was reached.
 """
 

@@ -1,4 +1,4 @@
-"""What credits are worth and what is left of them after provider costs. Pure; exact decimals."""
+"""The worth of credits, and the margin after provider costs. Pure; exact decimals."""
 
 from __future__ import annotations
 
@@ -22,15 +22,8 @@ class Margin:
 
     @property
     def margin(self) -> Decimal:
-        """What is left; negative where usage costs more than it earns."""
+        """Revenue less cost; negative where usage costs more than it earns."""
         return self.revenue - self.cost
-
-    @property
-    def percent(self) -> Decimal | None:
-        """The margin as a share of revenue, to a tenth of a percent; None without revenue."""
-        if not self.revenue:
-            return None
-        return (self.margin * 100 / self.revenue).quantize(Decimal("0.1"))
 
 
 def margin_of(
@@ -39,9 +32,9 @@ def margin_of(
     """The margin of an amount charged and what it cost us.
 
     Args:
-        amount_microcredits: What was charged.
+        amount_microcredits: The charge.
         cost_micros: Provider cost, in millionths of the currency.
-        credit_value: What one credit is worth, a decimal string (``WEIGHBRIDGE_CREDIT_VALUE``).
+        credit_value: The worth of one credit, a decimal string (``WEIGHBRIDGE_CREDIT_VALUE``).
         currency: ISO 4217 code of both.
     """
     revenue = Decimal(amount_microcredits) / MICROCREDITS_PER_CREDIT * Decimal(credit_value)

@@ -25,7 +25,7 @@ class Period:
 
 
 def zone(name: str, *, field: str = "time_zone") -> ZoneInfo:
-    """The IANA time zone of that name.
+    """Look up the IANA time zone of that name.
 
     Raises:
         InvalidValue: There is none.
@@ -37,13 +37,13 @@ def zone(name: str, *, field: str = "time_zone") -> ZoneInfo:
 
 
 def month_of(instant: datetime, time_zone: str = "UTC") -> Period:
-    """The calendar month, on the wall clocks of ``time_zone``, that ``instant`` falls in."""
+    """Compute the calendar month of ``instant``, on the wall clocks of ``time_zone``."""
     local = instant.astimezone(zone(time_zone))
     return _month(local.year, local.month, time_zone)
 
 
 def month_labelled(label: str, time_zone: str = "UTC") -> Period:
-    """The month of a label such as ``2026-11``, on the wall clocks of ``time_zone``.
+    """Parse a label such as ``2026-11``, on the wall clocks of ``time_zone``.
 
     Raises:
         InvalidValue: The label is not a year and a month.
@@ -55,17 +55,17 @@ def month_labelled(label: str, time_zone: str = "UTC") -> Period:
 
 
 def next_month(period: Period, time_zone: str = "UTC") -> Period:
-    """The month after ``period`` in the same zone."""
+    """Compute the month after ``period`` in the same zone."""
     return month_of(period.end, time_zone)
 
 
 def hour_floor(instant: datetime) -> datetime:
-    """The start of the UTC hour that ``instant`` falls in."""
+    """Compute the start of the UTC hour that ``instant`` falls in."""
     return instant.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 
 def hour_ceiling(instant: datetime) -> datetime:
-    """The first start of a UTC hour that is not before ``instant``."""
+    """Compute the first start of a UTC hour that is not before ``instant``."""
     floor = hour_floor(instant)
     return floor if floor == instant else floor + timedelta(hours=1)
 

@@ -1,4 +1,4 @@
-"""A SKU: what is sold, how it is measured, and what happens when its task fails or is refused."""
+"""A SKU: its measure, its prices, and its policies for failure, denial and outage. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SKU_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 
 
 class Pricing(StrEnum):
-    """How the quantity of a task is known."""
+    """The way in which a task's quantity is known."""
 
     FIXED = "fixed"
     """One unit per task, known before it runs."""
@@ -24,16 +24,16 @@ class Pricing(StrEnum):
 
 
 class FailurePolicy(StrEnum):
-    """What a task that failed costs."""
+    """The charge for a task that failed."""
 
     RELEASE = "release"
     """Nothing; the hold is given back. The failure is logged with amount 0 and provider cost."""
     CHARGE = "charge"
-    """What it had used: the recorded quantity, or one unit of a fixed SKU."""
+    """The usage up to the failure: the recorded quantity, or one unit of a fixed SKU."""
 
 
 class DenialPolicy(StrEnum):
-    """What a task that was denied does."""
+    """The reaction of a task to its denial."""
 
     FAIL = "fail"
     """Fails with ``QuotaExceeded``."""
@@ -42,7 +42,7 @@ class DenialPolicy(StrEnum):
 
 
 class UnavailablePolicy(StrEnum):
-    """What a task does while the quota store cannot answer."""
+    """The reaction of a task while the quota store does not answer."""
 
     RETRY = "retry"
     """Comes back later; nothing runs unheld."""
@@ -53,7 +53,7 @@ class UnavailablePolicy(StrEnum):
 
 
 class AdmissionPolicy(StrEnum):
-    """How a task's credits are held."""
+    """The way in which a task's credits are held."""
 
     EXACT = "exact"
     """Each task asks the quota store: one hold per task."""
@@ -64,7 +64,7 @@ class AdmissionPolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What one unit costs from an instant on."""
+    """The price of one unit from an instant on."""
 
     unit_price_microcredits: int
     effective_from: datetime
@@ -94,9 +94,9 @@ class Sku:
     admission: AdmissionPolicy = AdmissionPolicy.EXACT
 
     def unit_price_at(self, instant: datetime) -> int:
-        """The price of one unit, in microcredits, in force at ``instant``.
+        """Find the price of one unit, in microcredits, in force at ``instant``.
 
-        The first price also covers what came before it: a task can be stamped a moment before its
+        The first price also covers the time before it: a task can be stamped a moment before its
         SKU's first price is, and refusing it would lose work over a clock's tick.
 
         Raises:
@@ -113,7 +113,7 @@ class Sku:
 
 
 def check_sku_id(text: object) -> str:
-    """``text`` if it can name a SKU.
+    """Return ``text`` if it can name a SKU.
 
     Raises:
         InvalidValue: It cannot. A colon would make two lines of one task look alike.

@@ -17,8 +17,8 @@ from billing.postgres.schema import WRITER_ROLE
 _DRIVER: Final = "postgresql+psycopg"
 _REPLICA_CONNECT_SECONDS: Final = 3
 REPLICA_PAUSE_SECONDS: Final = 30.0
-"""How long a replica that did not answer is not asked, and how old a connection to the primary in
-its place may become."""
+"""The pause after which a replica that did not answer is tried again, and the greatest age of a
+connection to the primary in its place."""
 _BOUNDED_WAITS: Final = {
     "connect_timeout": 10,  # seconds
     # A server that vanished is noticed although nobody closed the connection.
@@ -29,7 +29,7 @@ _KNOWN: Final = frozenset({"postgresql", "postgres", _DRIVER})
 
 
 def sqlalchemy_url(url: str) -> str:
-    """``url`` as SQLAlchemy takes it for psycopg 3.
+    """Convert ``url`` to the form that SQLAlchemy takes for psycopg 3.
 
     Args:
         url: ``postgresql://``, ``postgres://`` or ``postgresql+psycopg://`` and the rest.
@@ -46,20 +46,20 @@ def sqlalchemy_url(url: str) -> str:
 
 
 def owner_engine(url: str, *, pool_size: int = 5) -> Engine:
-    """An engine as the URL's own login, which owns the schema.
+    """Make an engine as the URL's own login, which owns the schema.
 
     Args:
-        url: As ``sqlalchemy_url`` takes it.
+        url: In a form that ``sqlalchemy_url`` takes.
         pool_size: The most connections kept.
     """
     return _engine(url, None, pool_size)
 
 
 def writer_engine(url: str, *, pool_size: int = 2) -> Engine:
-    """An engine whose connections may insert into and read the log, and nothing more of it.
+    """Make an engine whose connections may insert into and read the log, and nothing more of it.
 
     Args:
-        url: As ``sqlalchemy_url`` takes it; its login is a member of the writer role.
+        url: In a form that ``sqlalchemy_url`` takes; its login is a member of the writer role.
         pool_size: The most connections kept.
     """
     return _engine(url, WRITER_ROLE, pool_size)
@@ -72,7 +72,7 @@ def replica_engine(
     pool_size: int = 5,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Engine:
-    """An engine that reads from a replica, and from the primary while the replica is away.
+    """Make an engine that reads from a replica, and from the primary while the replica is away.
 
     Transactions are read-only on either, so that nothing can come to depend on where it ran. A
     statement that a replica breaks off (it stops, or a query conflicts with what it has to replay)
@@ -80,7 +80,7 @@ def replica_engine(
 
     Args:
         url: The replica's, as ``sqlalchemy_url`` takes it.
-        primary_url: Where to go instead.
+        primary_url: The primary's, for while the replica is away.
         pool_size: The most connections kept.
         monotonic: Seconds that only grow.
     """
@@ -122,7 +122,7 @@ class _ReplicaFirst:
             try:
                 return dialect.connect(*arguments, **named)
             except dialect.loaded_dbapi.OperationalError:
-                # Said by every answer ("as of", from the primary) and by the doctor.
+                # Every answer (its ``AsOf``) and the doctor say so.
                 with self._lock:
                     self._not_before = self._monotonic() + REPLICA_PAUSE_SECONDS
         arguments, named = self._primary
@@ -143,7 +143,7 @@ def _engine(url: str, role: str | None, pool_size: int) -> Engine:
 
 
 def _with_option(url: sa.URL, option: str) -> sa.URL:
-    """With an option for the start-up packet: it is in force before the first statement."""
+    """Add an option to the start-up packet: it is in force before the first statement."""
     given = url.query.get("options", "")
     before = given if isinstance(given, str) else " ".join(given)
     return url.update_query_dict({"options": f"{before} {option}".strip()})

@@ -69,7 +69,7 @@ def session_lock(
 
     Args:
         engine: Any; one connection of it is kept busy.
-        key: Which lock.
+        key: The lock.
         patience_ms: The longest wait for it; at least 1. The lock of a process that was killed is
             free when PostgreSQL notices, a moment later.
     """

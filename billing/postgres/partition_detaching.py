@@ -1,4 +1,4 @@
-"""Taking a partition out of the log without holding anybody up, and finishing what was begun."""
+"""Detaching a partition from the log without blocking readers or writers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from billing.postgres.partitions import PARENT, partition_name
 from billing.postgres.schema import OWNER_ROLE
 
 LOCK_SECONDS: Final = 60
-"""The longest wait for those who read or write the log at that moment; then it is told, and may be
-tried again."""
+"""The longest wait for transactions on the log; then it fails, and may be tried again."""
 
 _PENDING: Final = sa.text(
     """

@@ -5,7 +5,7 @@ CHECK spares PostgreSQL the scan, and ATTACH then takes SHARE UPDATE EXCLUSIVE o
 stops neither readers nor writers
 (https://www.postgresql.org/docs/current/ddl-partitioning.html, "5.12.2.2"). There is no default
 partition: it would have to be scanned under ACCESS EXCLUSIVE at every attach. A month that was
-archived gets no new one: what came for it again would be taken for new.
+archived gets no new one: a repeated event of it would be taken for new.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Partition:
 
 
 def partition_name(month: datetime) -> str:
-    """The partition of the UTC month that ``month`` falls in: ``usage_events_2026_11``."""
+    """Name the partition of the UTC month that ``month`` falls in: ``usage_events_2026_11``."""
     return f"{PARENT}_{month.astimezone(UTC):%Y_%m}"
 
 
@@ -77,18 +77,18 @@ def is_partition_name(name: str) -> bool:
 
 
 def months_back(now: datetime, max_age: timedelta) -> int:
-    """How many months before this one an event of ``max_age`` falls in.
+    """Count the months from an event of ``max_age`` to this one.
 
     Args:
         now: The present instant.
-        max_age: How old an accepted event may be.
+        max_age: The greatest age of an accepted event.
     """
     latest, oldest = now.astimezone(UTC), (now - max_age).astimezone(UTC)
     return (latest.year - oldest.year) * 12 + latest.month - oldest.month
 
 
 def existing_partitions(connection: Connection) -> list[Partition]:
-    """The partitions there are, oldest first."""
+    """List the partitions, oldest first."""
     found = []
     for name, bound in connection.execute(_EXISTING, {"parent": PARENT}):
         lowest, end = re.findall(r"'([0-9a-f-]{36})'", bound)
@@ -111,8 +111,8 @@ def ensure_partitions(
     Args:
         connection: In a transaction, of a login that is a member of the owner role.
         now: The present instant.
-        back_months: How many months before this one.
-        ahead_months: How many after it.
+        back_months: Months before this one.
+        ahead_months: Months after it.
         lock_timeout_ms: The longest wait for a lock; whoever queues for one holds up all behind.
 
     Returns:

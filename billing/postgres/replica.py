@@ -1,4 +1,4 @@
-"""As of when an answer is: a replica repeats what the primary committed, a little later."""
+"""The freshness of answers: a replica repeats the primary's commits a little later."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WHERE: Final = sa.text(
 
 @dataclass(frozen=True, slots=True)
 class AsOf:
-    """Which server answers, and what its answers have in them.
+    """The server that answers, and the instant up to which its answers are complete.
 
     Attributes:
         replica: Whether it is a replica; else the primary, whose answers are complete.
@@ -38,9 +38,9 @@ class AsOf:
 
 
 def as_of(engine: Engine) -> AsOf:
-    """Ask the server that the engine would ask now.
+    """Ask the server that the engine would use now.
 
-    Ask before the question itself: what comes later is then only fresher than was said.
+    Call it before the query itself, whose answer can then only be fresher.
     """
     with engine.connect() as connection:
         replica, repeated, now = connection.execute(_WHERE).one()

@@ -106,8 +106,8 @@ _GONE: Final = sa.text(
 )
 _LIST: Final = sa.text(
     """
-    SELECT id, kind, customer_id, expected, found, detail, cause, remedy, state, note, times_seen,
-        first_seen_at, last_seen_at, ended_at
+    SELECT id, kind, customer_id AS customer, expected, found, detail, cause, remedy, state, note,
+        times_seen, first_seen_at, last_seen_at, ended_at
     FROM discrepancies WHERE :ended OR ended_at IS NULL
     ORDER BY last_seen_at DESC, id DESC LIMIT :limit
     """
@@ -139,18 +139,8 @@ class DiscrepancyStore:
     def list(self, *, ended: bool = False, limit: int = 100) -> Sequence[DiscrepancyRow]:
         """List discrepancies, newest first; ended ones only if asked for."""
         with self._engine.connect() as connection:
-            rows = connection.execute(_LIST, {"ended": ended, "limit": limit}).all()
-        return [
-            DiscrepancyRow(
-                id=row.id, kind=DiscrepancyKind(row.kind), customer=row.customer_id,
-                expected=int(row.expected), found=int(row.found), detail=row.detail,
-                cause=row.cause, remedy=row.remedy,
-                state=DiscrepancyState(row.state), note=row.note, times_seen=row.times_seen,
-                first_seen_at=row.first_seen_at, last_seen_at=row.last_seen_at,
-                ended_at=row.ended_at,
-            )
-            for row in rows
-        ]  # fmt: skip
+            rows = connection.execute(_LIST, {"ended": ended, "limit": limit}).mappings().all()
+        return [DiscrepancyRow(**{**row, **_types(row)}) for row in rows]
 
     def open(self) -> dict[DiscrepancyKind, int]:
         """Count the open ones by kind, for a metric."""
@@ -167,6 +157,16 @@ class DiscrepancyStore:
         with self._engine.connect() as connection:
             first: datetime | None = connection.execute(_OLDEST).scalar_one()
         return first
+
+
+def _types(row: sa.RowMapping) -> dict[str, object]:
+    """Convert the columns that the driver gives in another type."""
+    return {
+        "kind": DiscrepancyKind(row["kind"]),
+        "state": DiscrepancyState(row["state"]),
+        "expected": int(row["expected"]),
+        "found": int(row["found"]),
+    }
 
 
 def _parameters(record: RecordedDiscrepancy, now: datetime) -> dict[str, object]:

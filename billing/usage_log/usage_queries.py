@@ -30,7 +30,7 @@ _HOUR: Final = timedelta(hours=1)
 
 
 class By(StrEnum):
-    """What usage is grouped by."""
+    """The grouping of usage."""
 
     SKU = "sku"
     HOUR = "hour"
@@ -125,7 +125,7 @@ _SUBJECTS: Final = sa.text(
 
 
 class UsageQueries:
-    """What a customer used in a period.
+    """Queries of a customer's usage in a period.
 
     Args:
         engine: Any that may read the log.
@@ -163,7 +163,7 @@ class UsageQueries:
         return totals_of(row)
 
     def subjects(self, customer: str, month: date) -> dict[str, int]:
-        """How many distinct subjects the customer used each SKU on, in a UTC month.
+        """Count the distinct subjects that the customer used each SKU on, in a UTC month.
 
         Args:
             customer: Whose.
@@ -222,7 +222,7 @@ def _parameters(
     pieces: list[_Piece],
     lines: list[tuple[datetime, Mapping[str, Any]]],
 ) -> dict[str, Any]:
-    """What the queries are asked with.
+    """Build the parameters of the queries.
 
     Args:
         customer: Whose.

@@ -70,17 +70,17 @@ def test_what_is_read_back_is_exactly_what_was_written(
     st.lists(st.tuples(st.integers(0, 5), st.binary(min_size=16, max_size=16)), max_size=60),
     st.integers(1, 500),
 )
-def test_a_spill_gives_back_every_record_in_order_however_little_it_may_keep(
+def test_a_sort_buffer_gives_back_every_record_in_order_however_little_it_may_keep(
     records: list[tuple[int, bytes]], most_bytes: int
 ):
     hours = [NOW + n * HOUR for n in range(6)]
-    with SortBuffer(most_bytes) as spill:
+    with SortBuffer(most_bytes) as buffer:
         for hour, identifier in records:
-            spill.add(hours[hour], identifier, identifier * 2)
-        assert spill.hours() == {hours[hour] for hour, _ in records}
+            buffer.add(hours[hour], identifier, identifier * 2)
+        assert buffer.hours() == {hours[hour] for hour, _ in records}
         for n, hour in enumerate(hours):
             wanted = sorted(identifier for found, identifier in records if found == n)
-            assert list(spill.records(hour)) == [(each, each * 2) for each in wanted]
+            assert list(buffer.records(hour)) == [(each, each * 2) for each in wanted]
 
 
 def opened(path: Path, engine: sa.Engine) -> ArchivedMonth:

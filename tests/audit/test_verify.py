@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sealing import HOUR, Bench, month_before
 from support import make_event
 
-from billing.audit.backfill_seals import adopt
+from billing.audit.backfill_seals import backfill_seals
 from billing.audit.row_diff import compare, unlisted
 from billing.audit.seal_chain import (
     Leaves,
@@ -344,8 +344,8 @@ def rewrite_history(bench: Bench) -> None:
     )
     bench.tamper("TRUNCATE log_seal_leaves, log_seals")
     month = month_of(bench.now)
-    adopt(bench.engine, month_before(month), bench.now)
-    adopt(bench.engine, month, bench.now)
+    backfill_seals(bench.engine, month_before(month), bench.now)
+    backfill_seals(bench.engine, month, bench.now)
     bench.tamper("ALTER TABLE log_seals DISABLE TRIGGER ALL")
 
 
@@ -425,9 +425,9 @@ def test_a_log_older_than_sealing_is_adopted_once_and_found_right_afterwards(ben
     bench.log_some(2, task_name="logged since")
     month = month_of(bench.now)
     assert len(bench.verify()) == 12
-    run = adopt(bench.engine, month, bench.now, most_rows=4)
+    run = backfill_seals(bench.engine, month, bench.now, most_rows=4)
     assert (run.seals, run.rows) == (4, 12)
-    assert adopt(bench.engine, month, bench.now).seals == 0
+    assert backfill_seals(bench.engine, month, bench.now).seals == 0
     assert bench.seal().rows == 2
     assert bench.kinds() == []
     assert [seal.adopted for seal in bench.seals()] == [True] * 4 + [False]

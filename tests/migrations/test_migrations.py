@@ -1,4 +1,4 @@
-"""The schema goes up, down and up again, and is what ``billing/postgres/schema.py`` says it is."""
+"""The schema goes up, down and up again, and is what ``billing/postgres/schema/`` says it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the launchers of the three servers have in common."""
+"""Parts that the launchers of the three servers share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to start one server: ``commands`` in this order, and the URL it will answer at."""
+    """A plan to start one server: ``commands`` in this order, and the URL it will answer at."""
 
     url: str
     commands: Sequence[Command]

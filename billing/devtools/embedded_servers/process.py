@@ -24,7 +24,7 @@ from billing.server_urls import started_at
 POLL_SECONDS: Final = 0.05
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_SECONDS: Final = 20.0
-"""How long a server may take to stop before it is killed; RabbitMQ needs about five."""
+"""The longest time for a server to stop before it is killed; RabbitMQ needs about five."""
 _LOG_TAIL_CHARACTERS: Final = 1500
 
 
@@ -57,7 +57,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A started process. ``started`` tells it from a later one of the same pid."""
+    """A started process. ``started`` distinguishes it from a later one of the same pid."""
 
     name: str
     pid: int
@@ -118,7 +118,7 @@ def group_of(user: str | None) -> int | None:
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """What a server sees of our environment: where programs are, and ``extra``."""
+    """Make a server's environment: PATH, and ``extra``."""
     path = os.pathsep.join(
         [os.environ.get("PATH", os.defpath), "/usr/local/bin", "/usr/bin", "/bin"]
     )

@@ -52,7 +52,7 @@ class RabbitMQ:
     """Launches a private RabbitMQ node.
 
     Args:
-        folders: Where to look for ``rabbitmq-server`` beside PATH.
+        folders: Searched for ``rabbitmq-server`` beside PATH.
     """
 
     name = "rabbitmq"

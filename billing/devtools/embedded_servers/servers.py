@@ -46,7 +46,7 @@ _ATTEMPTS: Final = 3
 """A port found free may be taken before the server listens on it; then others are tried."""
 
 _REUSE_SECONDS: Final = 10.0
-"""How long a server that runs already may take to answer before it is replaced."""
+"""The longest time for a server that runs already to answer before it is replaced."""
 
 KOMBU_NOTE: Final = (
     "No RabbitMQ: tasks and events go through Kombu's Redis transport on the embedded Valkey. "
@@ -74,11 +74,11 @@ class LocalServers:
     """The embedded servers of one folder. Starting is idempotent: what runs already is used.
 
     Args:
-        folder: Where data, logs and ``servers.json`` are.
+        folder: For data, logs and ``servers.json``.
         say: Takes lines about what is going on.
         durable: False gives up data safety for speed; for tests.
-        rabbitmq_folders: Where to look for ``rabbitmq-server`` beside PATH.
-        standard_amqp_url: Where a running RabbitMQ is looked for before a private one is started.
+        rabbitmq_folders: Searched for ``rabbitmq-server`` beside PATH.
+        standard_amqp_url: Tried for a running RabbitMQ before a private one is started.
     """
 
     def __init__(

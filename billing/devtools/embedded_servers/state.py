@@ -1,4 +1,4 @@
-"""What is running, written down: ``servers.json``, and the lock around every change of it."""
+"""The record of servers that run: ``servers.json``, and the lock around every change of it."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from billing.server_urls import Endpoints
 from billing.settings import Settings
 
 _STOP_SECONDS: Final = 30.0
-"""How long the processes of the Procfile have after Ctrl-C; honcho kills its own after five."""
+"""The time that the Procfile's processes have after Ctrl-C; honcho kills its own after five."""
 
 
 def up(

@@ -15,7 +15,7 @@ customers = sa.Table(
     sa.Column("time_zone", sa.Text, nullable=False, server_default="UTC"),
     sa.Column("stripe_customer_id", sa.Text, unique=True),
     sa.Column("created_at", instant, nullable=False, server_default=now),
-    # When Stripe told that it has deleted whom it knew this customer by; nobody is linked since.
+    # When Stripe reported that its customer was deleted; none is linked since.
     sa.Column("stripe_deleted_at", instant),
     sa.CheckConstraint("status IN ('active', 'suspended')", name="status"),
 )

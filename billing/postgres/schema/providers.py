@@ -7,7 +7,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from billing.postgres.schema.base import instant, metadata, now
 
-# Invoices as the provider last told of them.
+# Invoices as the provider last reported them.
 provider_invoices = sa.Table(
     "provider_invoices",
     metadata,
@@ -30,7 +30,7 @@ provider_invoices = sa.Table(
     sa.Index("provider_invoices_customer_idx", "customer_id", "period_end"),
 )
 
-# What a provider has told by webhook, once per event: written with its effect.
+# Events that a provider sent by webhook, once each: written with their effect.
 webhook_events = sa.Table(
     "webhook_events",
     metadata,

@@ -20,7 +20,7 @@ quota_fences = sa.Table(
     sa.CheckConstraint("granted_microcredits BETWEEN 0 AND 9007199254740992", name="granted"),
 )
 
-# What a balance counted of an event that the log had already, told under another epoch (published
+# Amounts that a balance counted of events that the log had already under another epoch (published
 # directly, then settled by a run that came back). Each is taken out of that balance once.
 quota_recounts = sa.Table(
     "quota_recounts",

@@ -36,7 +36,7 @@ usage_reports = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("cause", sa.Text, nullable=False, server_default=""),
     sa.Column("detail", sa.Text, nullable=False, server_default=""),
-    # An attempt ended without an answer, and nothing since has told whether it arrived.
+    # An attempt ended without an answer, and nothing since has shown whether it arrived.
     sa.Column("doubtful", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Column("next_at", instant, nullable=False),
