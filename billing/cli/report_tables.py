@@ -19,8 +19,9 @@ from billing.cli.output import (
 from billing.core.credits import format_credits
 from billing.health.cause_help import help_for_parked
 from billing.providers.port import ProviderCause
+from billing.providers.report_value import MAX_HOUR_VALUE
 from billing.reporting.listing import ReportHistory, ReportRow
-from billing.reporting.usage_report import AT_REST, MAX_HOUR_VALUE, TAKEN, ReportState
+from billing.reporting.usage_report import AT_REST, TAKEN, ReportState
 
 
 def hour_text(hour: datetime) -> str:

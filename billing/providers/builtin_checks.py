@@ -16,7 +16,7 @@ from billing.providers.port import (
     ProviderMeter,
     UsageReport,
 )
-from billing.reporting.usage_report import MAX_IDENTIFIER, fits
+from billing.providers.report_value import MAX_IDENTIFIER, fits
 
 _HOUR: Final = timedelta(hours=1)
 

@@ -13,9 +13,6 @@ from datetime import date, datetime, timedelta
 from enum import StrEnum
 from typing import Final, Protocol
 
-MAX_DIGITS: Final = 15
-"""Most significant digits of a value and of a period's total: totals are read back as doubles."""
-
 
 class ProviderVerdict(StrEnum):
     """What a provider's answer means for a report."""

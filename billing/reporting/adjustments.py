@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from billing.providers.port import ProviderMeter
+from billing.providers.report_value import CREDIT_DECIMALS, MAX_HOUR_VALUE, scaled
 from billing.reporting.revision_rules import (
     HOUR,
     Bucket,
@@ -24,15 +25,7 @@ from billing.reporting.revision_rules import (
     revise,
     waits_unsent,
 )
-from billing.reporting.usage_report import (
-    CREDIT_DECIMALS,
-    EVENT_OFFSET,
-    MAX_HOUR_VALUE,
-    TAKEN,
-    ParkedBy,
-    ReportState,
-    scaled,
-)
+from billing.reporting.usage_report import EVENT_OFFSET, TAKEN, ParkedBy, ReportState
 
 
 class Reason(StrEnum):

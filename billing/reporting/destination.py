@@ -8,7 +8,7 @@ from datetime import timedelta
 from enum import StrEnum
 
 from billing.providers.port import ProviderMeter
-from billing.reporting.usage_report import CREDIT_DECIMALS
+from billing.providers.report_value import CREDIT_DECIMALS
 
 
 class CustomerIds(StrEnum):

@@ -6,7 +6,7 @@ from typing import Final
 
 from billing.core.sku import Sku
 from billing.providers.port import ProviderMeter
-from billing.reporting.usage_report import CREDIT_DECIMALS
+from billing.providers.report_value import CREDIT_DECIMALS
 
 MAX_METER_NAME: Final = 100
 """Characters; Stripe's limit of an event name."""

@@ -17,12 +17,13 @@ from sqlalchemy.exc import IntegrityError
 
 from billing.core.periods import Period
 from billing.providers.port import ProviderAnswer, ProviderCause, UsageReport
+from billing.providers.report_value import MAX_HOUR_VALUE
 from billing.reporting import report_queries as queries
 from billing.reporting.closed_periods import ClosedPeriods
 from billing.reporting.destination import CustomerIds, Destination, Metered
 from billing.reporting.listing import ReportListing
 from billing.reporting.planner import Pass
-from billing.reporting.usage_report import DEDUPLICATED_FOR, MAX_HOUR_VALUE, ParkedBy, SendOutcome
+from billing.reporting.usage_report import DEDUPLICATED_FOR, ParkedBy, SendOutcome
 
 __all__ = ["Claimed", "CustomerIds", "Destination", "Metered", "ReportStore", "Sums"]
 

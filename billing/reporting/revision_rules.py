@@ -14,14 +14,8 @@ from typing import Final, NamedTuple
 
 from billing.core.periods import hour_floor
 from billing.providers.port import ProviderCause, ProviderMeter
-from billing.reporting.usage_report import (
-    MAX_HOUR_VALUE,
-    TAKEN,
-    ParkedBy,
-    ReportState,
-    fits_an_hour,
-    scaled,
-)
+from billing.providers.report_value import MAX_HOUR_VALUE, fits_an_hour, scaled
+from billing.reporting.usage_report import TAKEN, ParkedBy, ReportState
 
 HOUR: Final = timedelta(hours=1)
 

@@ -15,19 +15,18 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, CursorResult, Row
 
 from billing.core.periods import hour_floor
+from billing.providers.report_value import CREDIT_DECIMALS, scaled
 from billing.reporting import closed_period_queries as queries
 from billing.reporting.adjustments import Holding, Reason, as_billed
 from billing.reporting.destination import Metered
 from billing.reporting.revision_rules import HOUR
 from billing.reporting.usage_report import (
     BILLED,
-    CREDIT_DECIMALS,
     EVENT_OFFSET,
     OPEN,
     ParkedBy,
     ReportState,
     identifier_of,
-    scaled,
 )
 
 _SEALED: Final = "the provider's invoice was final before this was answered"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Context, Decimal
 from typing import Final
 
-from billing.reporting.usage_report import CREDIT_DECIMALS
+from billing.providers.report_value import CREDIT_DECIMALS
 
 MAX_PRICE_DECIMALS: Final = 12
 """Of a price's ``unit_amount_decimal``, which is in minor units (cents)."""

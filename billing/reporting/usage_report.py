@@ -15,23 +15,11 @@ from enum import StrEnum
 from typing import Final
 
 from billing.core.errors import InvalidValue
-from billing.providers.port import MAX_DIGITS, ProviderAnswer, ProviderVerdict
-
-MAX_IDENTIFIER: Final = 100
-"""Characters; the shortest limit among the providers (Stripe's)."""
-
-CREDIT_DECIMALS: Final = 6
-"""Decimals of a credit that the log keeps; the finest scale of a meter."""
+from billing.providers.port import ProviderAnswer, ProviderVerdict
+from billing.providers.report_value import MAX_IDENTIFIER
 
 DEDUPLICATED_FOR: Final = timedelta(hours=22)
 """How long the same identifier is surely dropped by a provider: 24 hours, less a margin."""
-
-LARGEST_VALUE: Final = 10**MAX_DIGITS - 1
-
-_HOURS_OF_A_MONTH: Final = 31 * 24
-
-MAX_HOUR_VALUE: Final = LARGEST_VALUE // _HOURS_OF_A_MONTH
-"""Most that is sent for one hour: a month of such hours is still exact at a provider."""
 
 EVENT_OFFSET: Final = timedelta(minutes=1)
 """Where in its hour a figure is dated: inside it whatever a clock or a rounding does, and never in
@@ -130,54 +118,6 @@ def identifier_of(
     if len(full) <= MAX_IDENTIFIER:
         return full
     return f"{environment}:{hashlib.sha256(full.encode()).hexdigest()}:r{revision}"
-
-
-@dataclass(frozen=True, slots=True)
-class Scaled:
-    """``value`` in a meter's smallest unit, and what is left of the amount below that unit."""
-
-    value: int
-    remainder_microcredits: int
-
-
-def scaled(amount_microcredits: int, decimals: int = CREDIT_DECIMALS) -> Scaled:
-    """An amount in units of 10^-decimals of a credit; towards zero, exact with its remainder.
-
-    Args:
-        amount_microcredits: Any sign.
-        decimals: Of a credit that the meter counts: 6 are microcredits (nothing remains), 0
-            credits.
-
-    Raises:
-        InvalidValue: ``decimals`` is not within 0 to 6.
-    """
-    if not 0 <= decimals <= CREDIT_DECIMALS:
-        raise InvalidValue("decimals", decimals, f"use 0 to {CREDIT_DECIMALS}")
-    unit: int = 10 ** (CREDIT_DECIMALS - decimals)
-    size, rest = divmod(abs(amount_microcredits), unit)
-    sign = -1 if amount_microcredits < 0 else 1
-    return Scaled(sign * size, sign * rest)
-
-
-def fits_an_hour(value: int) -> bool:
-    """Whether an hour's figure leaves a month's total exact at a provider."""
-    return abs(value) <= MAX_HOUR_VALUE
-
-
-def fits(value: int) -> bool:
-    """Whether a value has at most 15 digits, so that a provider's double gives it back exactly."""
-    return abs(value) <= LARGEST_VALUE
-
-
-def value_text(value: int) -> str:
-    """Decimal digits, never an exponent, for a request.
-
-    Raises:
-        InvalidValue: More than 15 digits.
-    """
-    if not fits(value):
-        raise InvalidValue("value", value, f"at most {MAX_DIGITS} digits are exact at a provider")
-    return str(value)
 
 
 class Step(StrEnum):

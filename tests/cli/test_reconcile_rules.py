@@ -12,9 +12,10 @@ from support import NOW
 from billing.cli.reconcile import REPORTED_BY, Agreement, agreement_of
 from billing.cli.report_tables import why_not_sent
 from billing.core.periods import hour_floor
+from billing.providers.report_value import MAX_HOUR_VALUE
 from billing.reporting.comparison import HourDiffers, ProviderDay
 from billing.reporting.listing import ReportRow
-from billing.reporting.usage_report import MAX_HOUR_VALUE, ReportState
+from billing.reporting.usage_report import ReportState
 
 DAY = date(2026, 11, 9)
 END = datetime.fromisoformat("2026-11-10T00:00:00Z")

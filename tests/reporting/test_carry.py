@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from billing.providers.port import ProviderCause, ProviderMeter
+from billing.providers.report_value import MAX_HOUR_VALUE
 from billing.reporting.adjustments import (
     AdjustmentTerms,
     CarryLine,
@@ -20,14 +21,7 @@ from billing.reporting.adjustments import (
     weigh,
 )
 from billing.reporting.revision_rules import Bucket, Holder, Last, Revision
-from billing.reporting.usage_report import (
-    EVENT_OFFSET,
-    MAX_HOUR_VALUE,
-    OPEN,
-    TAKEN,
-    ParkedBy,
-    ReportState,
-)
+from billing.reporting.usage_report import EVENT_OFFSET, OPEN, TAKEN, ParkedBy, ReportState
 
 UNDER_WAY = datetime(2026, 11, 10, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from billing.providers.port import ProviderCause, ProviderMeter
+from billing.providers.report_value import scaled
 from billing.reporting.adjustments import (
     AdjustmentTerms,
     CarryLine,
@@ -28,7 +29,7 @@ from billing.reporting.adjustments import (
     weigh,
 )
 from billing.reporting.revision_rules import Bucket, Holder, Last, Revision, revise
-from billing.reporting.usage_report import BILLED, OPEN, TAKEN, ParkedBy, ReportState, scaled
+from billing.reporting.usage_report import BILLED, OPEN, TAKEN, ParkedBy, ReportState
 
 START = datetime(2026, 11, 10, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.providers.port import ProviderCause, ProviderMeter
+from billing.providers.report_value import MAX_HOUR_VALUE
 from billing.reporting.revision_rules import (
     EVERY,
     REACH,
@@ -26,7 +27,7 @@ from billing.reporting.revision_rules import (
     reaches_to,
     revise,
 )
-from billing.reporting.usage_report import MAX_HOUR_VALUE, OPEN, TAKEN, ParkedBy, ReportState
+from billing.reporting.usage_report import OPEN, TAKEN, ParkedBy, ReportState
 
 NOW = datetime(2026, 11, 10, 12, 30, tzinfo=UTC)
 METER = ProviderMeter(sku="page-capture", name="m", display_name="Pages")

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from reporting_support import LAST_HOUR, THIS_HOUR, Aged, Container, answer_lost, answering, coarse
 
 from billing.providers.port import ProviderCause
-from billing.reporting.usage_report import MAX_HOUR_VALUE
+from billing.providers.report_value import MAX_HOUR_VALUE
 
 HOUR = timedelta(hours=1)
 KEY = ("acme", "page-capture")

@@ -11,13 +11,19 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from billing.core.errors import InvalidValue
 from billing.providers.port import ProviderAnswer, ProviderCause, ProviderVerdict
+from billing.providers.report_value import (
+    LARGEST_VALUE,
+    MAX_HOUR_VALUE,
+    MAX_IDENTIFIER,
+    fits,
+    fits_an_hour,
+    scaled,
+    value_text,
+)
 from billing.reporting.usage_report import (
     EDGES,
     FIRST_WAIT,
-    LARGEST_VALUE,
     LONGEST_WAIT,
-    MAX_HOUR_VALUE,
-    MAX_IDENTIFIER,
     OPEN,
     TAKEN,
     ReportState,
@@ -25,13 +31,9 @@ from billing.reporting.usage_report import (
     Step,
     after_answer,
     backoff,
-    fits,
-    fits_an_hour,
     identifier_of,
     may_become,
     next_step,
-    scaled,
-    value_text,
 )
 
 NOW = datetime(2026, 11, 10, 12, 30, tzinfo=UTC)

@@ -26,6 +26,7 @@ from billing.providers.port import (
     ProviderMeter,
     UsageReport,
 )
+from billing.providers.report_value import fits, value_text
 from billing.providers.stripe.billing_cycles import StripeCycles
 from billing.providers.stripe.client import (
     PAGE,
@@ -39,7 +40,6 @@ from billing.providers.stripe.client import (
 )
 from billing.providers.stripe.errors import cause_of, failure_of
 from billing.providers.stripe.invoices import StripeInvoices
-from billing.reporting.usage_report import fits, value_text
 
 CUSTOMER_KEY: Final = "stripe_customer_id"
 VALUE_KEY: Final = "value"
