@@ -105,7 +105,7 @@ def _facts(row: ReportRow) -> list[tuple[str, Cell]]:
         ("detail", row.detail),
         ("total (credits)", format_credits(row.total_microcredits)),
         ("provider has then", format_credits(row.held_microcredits)),
-        ("request: meter", f"{row.meter} ({'overwrites' if row.overwrites else 'adds'})"),
+        ("request: meter", f"{row.meter} (overwrites)"),
         ("request: figure", row.value),
         ("request: timestamp", row.event_at),
         ("request: identifier", row.identifier),
@@ -133,10 +133,6 @@ def why_not_sent(row: ReportRow) -> str:
         (row.cause in AT_REST, "it comes to nothing"),
         (row.held_microcredits < 0, "it is below zero; later hours make up for it"),
         (abs(row.value) > MAX_HOUR_VALUE, "its figure is too large; use a coarser scale"),
-        (
-            row.doubtful and not row.overwrites,
-            "it may have arrived: billing report unpark with --arrived or --never-arrived",
-        ),
     )
     less = "it is less than one unit; the next hour with usage takes it along"
     return next((why for is_so, why in obstacles if is_so), less)

@@ -21,22 +21,9 @@ from billing.providers.report_value import MAX_IDENTIFIER, fits
 _HOUR: Final = timedelta(hours=1)
 
 
-def always_there(meters: Sequence[ProviderMeter], if_it_adds: str) -> list[MeterCheck]:
-    """The checks of a provider that needs no set-up but cannot take a meter that adds.
-
-    Args:
-        meters: What is asked for.
-        if_it_adds: The difference to tell of a meter that adds instead of overwriting.
-    """
-    return [
-        MeterCheck(
-            meter=meter,
-            provider_id=meter.name,
-            created=False,
-            differences=() if meter.overwrites else (if_it_adds,),
-        )
-        for meter in meters
-    ]
+def always_there(meters: Sequence[ProviderMeter]) -> list[MeterCheck]:
+    """The checks of a provider that needs no set-up."""
+    return [MeterCheck(meter=meter, provider_id=meter.name, created=False) for meter in meters]
 
 
 def refusal(report: UsageReport) -> ProviderAnswer | None:

@@ -1,8 +1,7 @@
 """The port to a billing provider, in words of ours.
 
 A *meter* is where a provider counts one SKU. A *report* is one figure for one customer, SKU and
-UTC hour. A provider that *overwrites* keeps the last figure of an hour, so a resend can never add;
-one that does not adds every figure it takes under a new identifier.
+UTC hour. A provider keeps the last figure of an hour, so a resend can never add.
 """
 
 from __future__ import annotations
@@ -90,14 +89,13 @@ class ProviderAnswer:
 class ProviderMeter:
     """Where a provider counts one SKU.
 
-    ``name`` is the event name it listens to; ``display_name`` is for people; ``overwrites`` says
-    that the last figure of an hour counts (an hour window) rather than their sum.
+    ``name`` is the event name it listens to; ``display_name`` is for people. The last figure of an
+    hour counts (an hour window).
     """
 
     sku: str
     name: str
     display_name: str
-    overwrites: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -162,9 +162,7 @@ def _tell(bucket: Bucket, terms: AdjustmentTerms) -> Weighed:
         return Weighed(revision=new)
     if new is None:
         told = bucket.last is not None and bucket.last.state in TAKEN
-        new = (
-            _closing(rounded, terms) if told else made(rounded, holder, terms.meter, terms.decimals)
-        )
+        new = _closing(rounded, terms) if told else made(rounded, holder, terms.decimals)
     return Weighed(revision=new, out=_out(bucket, terms, rest, Reason.REMAINDER))
 
 

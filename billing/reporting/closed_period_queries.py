@@ -111,7 +111,7 @@ INSERT: Final = sa.text(
     INSERT INTO usage_reports (customer_id, sku_id, hour, revision, latest, provider, meter,
         overwrites, identifier, customer_ref, value, event_at, total_microcredits,
         held_microcredits, state, cause, detail, next_at, created_at, answered_at, confirmed_at)
-    VALUES (:customer, :sku, :hour, :revision, true, :provider, :meter, :overwrites, :identifier,
+    VALUES (:customer, :sku, :hour, :revision, true, :provider, :meter, true, :identifier,
         :ref, :value, :event_at, :total, :held, :state, :cause, :detail, :now, :now, :now, :now)
     """
 )

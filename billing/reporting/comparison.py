@@ -15,7 +15,7 @@ from billing.core.clock import Clock
 from billing.core.periods import Period
 from billing.providers.port import VERDICTS, Provider, ProviderUnavailable, ProviderVerdict
 from billing.reporting import confirmation_queries as queries
-from billing.reporting.confirmation_rules import LAG, Entry, shown
+from billing.reporting.confirmation_rules import LAG, Entry
 from billing.reporting.confirmations import ConfirmationStore
 from billing.reporting.destination import Destination
 from billing.reporting.rate_limiter import TokenBucket
@@ -183,7 +183,7 @@ class ProviderComparison:
     ) -> tuple[ProviderDay, ProviderUnavailable | None]:
         used, holder = part.used, part.holder
         own = _by_hour(part.entries)
-        accepted = {hour: shown(taken) or 0 for hour, taken in own.items()}
+        accepted = {hour: taken[-1].value for hour, taken in own.items()}
         read, error, problem = self._figures(holder, used.day)
         final = {hour for hour, taken in own.items() if taken[-1].sealed}
         differ = _differences(accepted, read, period, final) if read is not None else ()

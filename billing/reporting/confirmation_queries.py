@@ -58,8 +58,8 @@ DUE: Final = sa.text(
 
 DAY: Final = sa.text(
     """
-    SELECT r.id, r.hour, r.revision, r.provider, r.customer_ref, r.meter, r.overwrites,
-        r.value, r.held_microcredits, r.state, r.cause, r.doubtful, r.confirm_at, r.confirmed_at,
+    SELECT r.id, r.hour, r.revision, r.provider, r.customer_ref, r.meter, r.value,
+        r.held_microcredits, r.state, r.cause, r.doubtful, r.confirm_at, r.confirmed_at,
         r.readings, r.resent,
         coalesce(r.answered_at, r.first_sent_at, r.created_at) AS answered_at,
         EXISTS (
@@ -87,7 +87,7 @@ CONFIRM: Final = sa.text(
     """
     UPDATE usage_reports SET state = 'confirmed', doubtful = false, confirmed_at = :now,
         confirm_at = NULL, detail = '', cause = CASE state WHEN 'parked' THEN :taken ELSE cause END
-    WHERE id = ANY(CAST(:ids AS bigint[]))
+    WHERE id = :id
     """
 )
 
@@ -181,7 +181,6 @@ RECHECK: Final = sa.text(
     """
 )
 
-# On a meter that adds, an earlier revision's amount is part of the later ones: it is only read.
 REJECT: Final = sa.text(
     """
     UPDATE usage_reports SET state = 'parked', cause = :cause, detail = :detail, confirm_at = NULL

@@ -80,7 +80,6 @@ class Entry:
     hour: datetime
     revision: int
     holder: Holder
-    overwrites: bool
     value: int
     held_microcredits: int
     state: ReportState
@@ -128,13 +127,6 @@ class Awaited:
         """
         here = self.last.holder.provider == self.entry.holder.provider
         return self.is_last or (self.behind_rest and here)
-
-    @property
-    def figure(self) -> int:
-        """What the hour shows if this report counts, in the meter's smallest unit."""
-        if self.entry.overwrites:
-            return self.entry.value
-        return (self.without or 0) + self.entry.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +183,7 @@ def _of_bucket(bucket: Sequence[Entry], holder: Holder) -> list[Awaited]:
         found.append(
             Awaited(
                 entry=entry,
-                without=shown(before),
+                without=before[-1].value if before else None,
                 older=tuple(each for each in accepted if each.id != entry.id),
                 last=last,
             )
@@ -202,13 +194,6 @@ def _of_bucket(bucket: Sequence[Entry], holder: Holder) -> list[Awaited]:
     if last.holder == holder and last.state is ReportState.PARKED and last.doubtful:
         add(last, taken)
     return found
-
-
-def shown(taken: Sequence[Entry]) -> int | None:
-    """What an hour shows of the reports that one holder took, the last one last; None of none."""
-    if not taken:
-        return None
-    return taken[-1].value if taken[-1].overwrites else sum(entry.value for entry in taken)
 
 
 def judge(one: Awaited, read: int | None, now: datetime, *, oldest: datetime | None) -> Judgement:
@@ -225,7 +210,7 @@ def judge(one: Awaited, read: int | None, now: datetime, *, oldest: datetime | N
     age = now - entry.answered_at
     due = entry.confirm_at is not None and entry.confirm_at <= now
     early = not due and age < FIRST_READING
-    agrees = read == one.figure or (one.figure == 0 and read is None and age >= LAG)
+    agrees = read == entry.value or (entry.value == 0 and read is None and age >= LAG)
     if agrees and not early:
         return Judgement(ReadingFinding.CONFIRM, entry.readings)
     if not due:
@@ -259,8 +244,7 @@ def _of_accepted(one: Awaited, now: datetime, oldest: datetime | None) -> Judgem
     if now - entry.answered_at < LAG or not one.may_follow:
         return Judgement(ReadingFinding.WAIT, readings, again)
     takes_it = oldest is None or entry.hour >= oldest
-    # On a meter that adds, it would come on top of whatever is there.
-    if entry.overwrites and takes_it and entry.resent < MAX_RESENT:
+    if takes_it and entry.resent < MAX_RESENT:
         return Judgement(ReadingFinding.RESEND, readings)
     return Judgement(ReadingFinding.PARK, readings, again)
 

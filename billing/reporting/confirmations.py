@@ -210,7 +210,6 @@ def _entry(row: Row[Any]) -> Entry:
         hour=row.hour.astimezone(UTC),
         revision=row.revision,
         holder=Holder(row.provider, row.customer_ref, row.meter),
-        overwrites=row.overwrites,
         value=int(row.value),
         held_microcredits=int(row.held_microcredits),
         state=ReportState(row.state),

@@ -289,7 +289,6 @@ class Pass:
             "hour": row.hour,
             "revision": new.revision,
             "meter": new.holder.meter,
-            "overwrites": self._metered[row.sku_id].meter.overwrites,
             "identifier": self._named(row, new),
             "customer_ref": new.holder.customer_ref,
             "value": str(new.value),

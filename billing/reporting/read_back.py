@@ -174,7 +174,7 @@ class ReadBack:
             shown = read.get(one.entry.hour)
             judgement = judge(one, shown, now, oldest=oldest)
             says = "nothing" if shown is None else shown
-            detail = f"reported {one.figure}, read back {says}"
+            detail = f"reported {one.entry.value}, read back {says}"
             found.append(Decided(one, judgement, ParkedBy.DIFFERS.value, detail))
         return found
 

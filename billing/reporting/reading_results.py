@@ -51,10 +51,7 @@ def note(
     entry, judgement = decided.one.entry, decided.judgement
     match judgement.finding:
         case ReadingFinding.CONFIRM:
-            # On a meter that adds it is the sum of all that agreed.
-            along = () if entry.overwrites else decided.one.older
-            ids = [entry.id, *(each.id for each in along)]
-            parameters = {"ids": ids, "now": now, "taken": ProviderCause.TAKEN.value}
+            parameters = {"id": entry.id, "now": now, "taken": ProviderCause.TAKEN.value}
             connection.execute(queries.CONFIRM, parameters)
         case ReadingFinding.WAIT:
             parameters = {"id": entry.id, "readings": judgement.readings}
@@ -80,13 +77,9 @@ def note(
 
 
 def _disprove(connection: Connection, decided: Decided) -> None:
-    """What was accepted for an hour that shows another figure counts as accepted no longer.
-
-    On a meter that adds nobody knows which of them is missing; only the last one is parked.
-    """
+    """What was accepted for an hour that shows another figure counts as accepted no longer."""
     one = decided.one
-    if one.entry.overwrites or not one.is_last:
-        _park(connection, [one.entry.id, *(each.id for each in one.older)], decided)
+    _park(connection, [one.entry.id, *(each.id for each in one.older)], decided)
 
 
 def _gone(
@@ -94,13 +87,11 @@ def _gone(
 ) -> None:
     """Park what a missing customer or meter was told; whoever comes in its place gets it.
 
-    A bucket's last revision says what of it is parked. Where that one says nothing of it, or (on a
-    meter that adds) stands for a part only, another one is written that does.
+    A bucket's last revision says what of it is parked. Where that one says nothing of it, another
+    one is written that does.
     """
-    one = decided.one
-    _park(connection, [one.entry.id, *(each.id for each in one.older)], decided)
-    partly = one.is_last and not one.entry.overwrites and bool(one.older)
-    if partly or one.behind_rest:
+    _disprove(connection, decided)
+    if decided.one.behind_rest:
         _next(connection, group, decided, environment, now)
 
 
@@ -116,10 +107,9 @@ def _next(
     sent, differs = finding is ReadingFinding.RESEND, finding is ReadingFinding.PARK
     bucket = {"customer": group.customer, "sku": group.sku, "hour": entry.hour}
     total = connection.execute(queries.SUPERSEDE, bucket).scalar_one()
-    added = () if entry.overwrites else one.older
     parameters = {
         "id": entry.id, "revision": revision, "total": total, "now": now,
-        "value": entry.value + sum(each.value for each in added),
+        "value": entry.value,
         "state": (ReportState.PENDING if sent else ReportState.PARKED).value,
         "cause": "" if sent else decided.cause, "detail": decided.detail[:_MAX_DETAIL],
         "doubtful": differs, "confirm_at": decided.judgement.confirm_at if differs else None,

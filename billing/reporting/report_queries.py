@@ -167,11 +167,11 @@ INSERT: Final = sa.text(
     INSERT INTO usage_reports (customer_id, sku_id, hour, revision, latest, provider, meter,
         overwrites, identifier, customer_ref, value, event_at, total_microcredits,
         held_microcredits, state, cause, detail, next_at, created_at)
-    SELECT customer, sku, hour, revision, true, :provider, meter, overwrites, identifier,
+    SELECT customer, sku, hour, revision, true, :provider, meter, true, identifier,
         customer_ref, value, event_at, total, held, state, cause, detail, :now, :now
     FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS n (customer text, sku text, hour timestamptz,
-        revision integer, meter text, overwrites boolean, identifier text, customer_ref text,
-        value numeric, event_at timestamptz, total numeric, held numeric, state text, cause text,
+        revision integer, meter text, identifier text, customer_ref text, value numeric,
+        event_at timestamptz, total numeric, held numeric, state text, cause text,
         detail text)
     ON CONFLICT DO NOTHING
     RETURNING identifier
@@ -193,13 +193,6 @@ RECLAIM: Final = sa.text(
     UPDATE usage_reports SET state = 'unknown', doubtful = true, claim = NULL, lease_until = NULL,
         next_at = :now, detail = 'its reporter was gone before the answer was written down'
     WHERE state = 'sending' AND lease_until <= :now
-    """
-)
-
-PARK_UNDECIDED: Final = sa.text(
-    """
-    UPDATE usage_reports SET state = 'parked', cause = :cause, detail = :detail, confirm_at = :now
-    WHERE state = 'unknown' AND NOT overwrites AND first_sent_at <= :before
     """
 )
 
@@ -289,7 +282,6 @@ _AS_IT_IS: Final = """
     WHERE id = :id AND state = 'parked' AND latest AND customer_ref IS NOT NULL
         AND cause NOT IN ('carried', 'nothing_to_tell', 'below_unit')
         AND held_microcredits >= 0 AND abs(value) <= :largest
-        AND (overwrites OR NOT doubtful)
 """
 RETRY: Final = sa.text(_AS_IT_IS)
 

@@ -23,7 +23,7 @@ from billing.reporting.closed_periods import ClosedPeriods
 from billing.reporting.destination import CustomerIds, Destination, Metered
 from billing.reporting.listing import ReportListing
 from billing.reporting.planner import Pass
-from billing.reporting.usage_report import DEDUPLICATED_FOR, ParkedBy, SendOutcome
+from billing.reporting.usage_report import ParkedBy, SendOutcome
 
 __all__ = ["Claimed", "CustomerIds", "Destination", "Metered", "ReportStore", "Sums"]
 
@@ -67,7 +67,11 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What became of a claimed report; the fields are those of ``ReportStore.answer``."""
+    """The answer to a claimed report, and what becomes of it.
+
+    ``next_at``: it is not sent again before. ``confirm_at``: it is read back then, where it was
+    accepted or may have arrived.
+    """
 
     claimed: Claimed
     outcome: SendOutcome
@@ -112,23 +116,13 @@ class ReportStore(ReportListing):
         return Pass(self._engine, destination, until=until, now=now).run()
 
     def recover(self, now: datetime) -> int:
-        """Reports whose reporter is gone become unknown; those that may not be sent again, parked.
+        """Turn reports whose reporter is gone into unknown ones.
 
         Returns:
             How many were left behind in the middle of sending.
         """
         with self._engine.begin() as connection:
-            gone = connection.execute(queries.RECLAIM, {"now": now}).rowcount
-            connection.execute(
-                queries.PARK_UNDECIDED,
-                {
-                    "now": now,
-                    "before": now - DEDUPLICATED_FOR,
-                    "cause": ParkedBy.NO_ANSWER.value,
-                    "detail": "a meter that adds gave no answer for 22 hours: read it back by hand",
-                },
-            )
-        return gone
+            return connection.execute(queries.RECLAIM, {"now": now}).rowcount
 
     def claim(
         self,
@@ -171,36 +165,12 @@ class ReportStore(ReportListing):
             return []
         return sorted((_claimed(row, claim) for row in rows), key=lambda found: found.customer)
 
-    def answer(
-        self,
-        claimed: Claimed,
-        outcome: SendOutcome,
-        answer: ProviderAnswer,
-        *,
-        now: datetime,
-        next_at: datetime,
-        confirm_at: datetime,
-    ) -> bool:
-        """Note what became of a claimed report.
-
-        Args:
-            claimed: As it was taken.
-            outcome: What the answer makes of it.
-            answer: The provider's.
-            now: The time.
-            next_at: Not sent again before.
-            confirm_at: When it is read back, where it was taken, or nobody knows whether it was.
-
-        Returns:
-            False where the claim was lost meanwhile: then nothing is changed, and whoever has it
-            sends the same figure under the same identifier.
-        """
-        answered = Answered(claimed, outcome, answer, now, next_at, confirm_at)
-        with self._engine.begin() as connection:
-            return connection.execute(queries.ANSWER, answered.parameters()).rowcount == 1
-
     def answer_all(self, answered: Sequence[Answered]) -> None:
-        """Note what became of several claimed reports, in one transaction; see ``answer``."""
+        """Note what became of claimed reports, in one transaction.
+
+        Where a claim was lost meanwhile nothing is changed: whoever has it sends the same figure
+        under the same identifier.
+        """
         if not answered:
             return
         # In one order, so that two reporters never wait for each other in a circle.

@@ -179,7 +179,7 @@ def revise(bucket: Bucket, provider: str, meter: ProviderMeter, decimals: int) -
         decimals: Of a credit that the meter counts.
     """
     holder = Holder(provider, bucket.customer_ref, meter.name)
-    return made(bucket, holder, meter, decimals) if _is_due(bucket, holder) else None
+    return made(bucket, holder, decimals) if _is_due(bucket, holder) else None
 
 
 def _is_due(bucket: Bucket, holder: Holder) -> bool:
@@ -198,15 +198,13 @@ def _is_due(bucket: Bucket, holder: Holder) -> bool:
     return held != bucket.taken.get(holder, 0) and _is_worth_another_try(last, holder)
 
 
-def made(bucket: Bucket, holder: Holder, meter: ProviderMeter, decimals: int) -> Revision:
+def made(bucket: Bucket, holder: Holder, decimals: int) -> Revision:
     """The next revision of a bucket, whether or not it is due."""
     last = bucket.last
-    own, held = bucket.taken.get(holder, 0), bucket.held_by(holder)
+    held = bucket.held_by(holder)
     value = scaled(held, decimals).value
-    if not meter.overwrites:
-        value -= scaled(own, decimals).value
     cause = _cause(last, holder, held, value)
-    if not cause and not scaled(held, decimals).value and holder not in bucket.taken:
+    if not cause and not value and holder not in bucket.taken:
         # A provider that never heard of it hears nothing: there is nothing left, or not yet a unit.
         cause = (ParkedBy.BELOW_UNIT if held else ParkedBy.NOTHING_TO_TELL).value
     return Revision(

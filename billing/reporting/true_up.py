@@ -131,7 +131,6 @@ class TrueUp:
             queries.INSERT,
             hour=hour,
             revision=revision,
-            overwrites=self._metered.meter.overwrites,
             identifier=self._named(hour, revision),
             value=value,
             event_at=hour + EVENT_OFFSET,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -17,9 +16,6 @@ from typing import Final
 from billing.core.errors import InvalidValue
 from billing.providers.port import ProviderAnswer, ProviderVerdict
 from billing.providers.report_value import MAX_IDENTIFIER
-
-DEDUPLICATED_FOR: Final = timedelta(hours=22)
-"""How long the same identifier is surely dropped by a provider: 24 hours, less a margin."""
 
 EVENT_OFFSET: Final = timedelta(minutes=1)
 """Where in its hour a figure is dated: inside it whatever a clock or a rounding does, and never in
@@ -48,18 +44,7 @@ class ReportState(StrEnum):
 OPEN: Final = frozenset({ReportState.PENDING, ReportState.SENDING, ReportState.UNKNOWN})
 TAKEN: Final = frozenset({ReportState.ACCEPTED, ReportState.CONFIRMED})
 
-EDGES: Final[Mapping[ReportState, frozenset[ReportState]]] = {
-    ReportState.PENDING: frozenset({ReportState.SENDING, ReportState.PARKED}),
-    ReportState.SENDING: frozenset(
-        {ReportState.ACCEPTED, ReportState.UNKNOWN, ReportState.PENDING, ReportState.PARKED}
-    ),
-    ReportState.UNKNOWN: frozenset({ReportState.SENDING, ReportState.PARKED}),
-    ReportState.ACCEPTED: frozenset({ReportState.CONFIRMED, ReportState.PARKED}),
-    ReportState.CONFIRMED: frozenset(),
-    ReportState.PARKED: frozenset({ReportState.PENDING, ReportState.UNKNOWN, ReportState.ACCEPTED}),
-}
-assert set(EDGES) == set(ReportState)  # noqa: S101 - a relation between constants
-assert set(ReportState) == OPEN | TAKEN | {ReportState.PARKED}  # noqa: S101 - as above
+assert set(ReportState) == OPEN | TAKEN | {ReportState.PARKED}  # noqa: S101 - a relation between constants
 
 
 class ParkedBy(StrEnum):
@@ -70,8 +55,7 @@ class ParkedBy(StrEnum):
     PROVIDER_CHANGED = "provider_changed"
     """It was never sent, and another provider gets this usage."""
     NO_ANSWER = "no_answer"
-    """A meter that adds gave no answer while it would have dropped a repeat: read it back. Once
-    it is known not to have arrived, the hour is told anew."""
+    """A person said that it never arrived: its hour is reported anew."""
     NOTHING_TO_TELL = "nothing_to_tell"
     """What it was about is gone before any provider heard of it; its amount is 0."""
     BELOW_UNIT = "below_unit"
@@ -90,11 +74,6 @@ BILLED: Final = "billed"
 
 AT_REST: Final = frozenset({ParkedBy.CARRIED, ParkedBy.NOTHING_TO_TELL})
 """Parked with an amount of 0: nobody has to do anything."""
-
-
-def may_become(before: ReportState, after: ReportState) -> bool:
-    """Whether a report may go from one state to the other."""
-    return after in EDGES[before]
 
 
 def identifier_of(
@@ -118,52 +97,6 @@ def identifier_of(
     if len(full) <= MAX_IDENTIFIER:
         return full
     return f"{environment}:{hashlib.sha256(full.encode()).hexdigest()}:r{revision}"
-
-
-class Step(StrEnum):
-    """What is to be done with a report."""
-
-    SEND = "send"
-    WAIT = "wait"
-    RECLAIM = "reclaim"
-    """Its reporter is gone in the middle of sending: it becomes unknown."""
-    READ_BACK = "read_back"
-    """It may not be sent again before it was read back."""
-    NOTHING = "nothing"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """What the next step depends on.
-
-    ``next_at``: not to be sent before. ``lease_until``: while sending. ``first_sent_at``: None
-    where no byte ever left. ``overwrites``: of its meter.
-    """
-
-    state: ReportState
-    next_at: datetime
-    lease_until: datetime | None = None
-    first_sent_at: datetime | None = None
-    overwrites: bool = True
-
-
-def next_step(report: Standing, now: datetime) -> Step:
-    """What to do with a report at ``now``.
-
-    On a meter that overwrites the same figure may be sent at any age: no later one was sent,
-    because none is before this one has a definite answer. On a meter that adds, a
-    repeat is harmless only while the provider is sure to drop it.
-    """
-    if report.state in TAKEN or report.state is ReportState.PARKED:
-        return Step.NOTHING
-    if report.state is ReportState.SENDING:
-        gone = report.lease_until is None or report.lease_until <= now
-        return Step.RECLAIM if gone else Step.WAIT
-    first = report.first_sent_at
-    undecided = report.state is ReportState.UNKNOWN and not report.overwrites
-    if undecided and (first is None or now - first >= DEDUPLICATED_FOR):
-        return Step.READ_BACK
-    return Step.SEND if report.next_at <= now else Step.WAIT
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,6 @@ PARKED = ReportRow(
         ({"cause": "nothing_to_tell"}, "comes to nothing"),
         ({"held_microcredits": -1}, "below zero"),
         ({"value": MAX_HOUR_VALUE + 1}, "too large"),
-        ({"doubtful": True, "overwrites": False}, "--never-arrived"),
         ({"cause": "below_unit"}, "less than one unit"),
     ],
     ids=str,

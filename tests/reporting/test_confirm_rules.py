@@ -29,7 +29,7 @@ from billing.reporting.confirmation_rules import (
     put_off_until,
 )
 from billing.reporting.revision_rules import Holder
-from billing.reporting.usage_report import ReportState, may_become
+from billing.reporting.usage_report import ReportState
 
 NOW = datetime(2026, 11, 10, 12, 30, tzinfo=UTC)
 HOUR = datetime(2026, 11, 10, 9, tzinfo=UTC)
@@ -37,7 +37,7 @@ HERE = Holder("stripe", "cus_1", "wb.pages")
 ELSEWHERE = Holder("stripe", "cus_2", "wb.pages")
 MINUTE = timedelta(minutes=1)
 PLAIN = Entry(
-    id=1, hour=HOUR, revision=1, holder=HERE, overwrites=True, value=100,
+    id=1, hour=HOUR, revision=1, holder=HERE, value=100,
     held_microcredits=100, state=ReportState.ACCEPTED, cause="taken", doubtful=False,
     answered_at=NOW - 2 * LAG, confirm_at=NOW, confirmed_at=None, readings=0, resent=0,
     sealed=False,
@@ -83,9 +83,6 @@ FRESH = {"answered_at": NOW - FIRST_READING}
         ({"resent": MAX_RESENT - 1}, 99, ReadingFinding.RESEND),
         ({"resent": MAX_RESENT}, 99, ReadingFinding.PARK),
         ({"resent": MAX_RESENT}, 100, ReadingFinding.CONFIRM),
-        ({"overwrites": False}, 100, ReadingFinding.CONFIRM),
-        ({"overwrites": False}, 99, ReadingFinding.PARK),
-        ({"overwrites": False, **FRESH}, 99, ReadingFinding.WAIT),
         ({"sealed": True}, 99, ReadingFinding.CLOSE),
         ({"sealed": True, **FRESH}, 99, ReadingFinding.WAIT),
         ({"sealed": True}, 100, ReadingFinding.CONFIRM),
@@ -114,41 +111,17 @@ def test_no_figure_is_a_zero_only_once_the_provider_has_had_its_time(
     assert finding(alone(entry(value=0, answered_at=NOW - answered)), read) is expected
 
 
-@given(value=st.integers(0, 10**15 - 1), age=st.integers(0, 10**6), overwrites=st.booleans())
-def test_a_missing_figure_never_confirms_one_that_is_not_zero(
-    value: int, age: int, *, overwrites: bool
-) -> None:
-    one = entry(value=value, overwrites=overwrites, answered_at=NOW - age * MINUTE)
+@given(value=st.integers(0, 10**15 - 1), age=st.integers(0, 10**6))
+def test_a_missing_figure_never_confirms_one_that_is_not_zero(value: int, age: int) -> None:
+    one = entry(value=value, answered_at=NOW - age * MINUTE)
     if value:
         assert finding(alone(one), None) is not ReadingFinding.CONFIRM
-
-
-@given(
-    read=st.none() | st.integers(-5, 10**15),
-    resent=st.integers(0, 9),
-    age=st.integers(0, 10**5),
-    latest=st.booleans(),
-)
-def test_a_meter_that_adds_never_gets_a_figure_again(
-    read: int | None, resent: int, age: int, *, latest: bool
-) -> None:
-    one = entry(overwrites=False, resent=resent, answered_at=NOW - age * MINUTE)
-    later = entry(id=2, revision=2, holder=ELSEWHERE, overwrites=False)
-    waiting = alone(one) if latest else alone(one, later)
-    assert finding(waiting, read) is not ReadingFinding.RESEND
 
 
 def test_what_is_too_old_to_be_taken_is_parked_and_not_sent() -> None:
     one = alone(entry())
     assert finding(one, 99, oldest=HOUR) is ReadingFinding.RESEND
     assert finding(one, 99, oldest=HOUR + timedelta(hours=1)) is ReadingFinding.PARK
-
-
-def test_every_finding_is_an_edge_of_a_reports_life() -> None:
-    assert may_become(ReportState.ACCEPTED, ReportState.CONFIRMED)
-    assert may_become(ReportState.ACCEPTED, ReportState.PARKED)
-    # A parked one that is there after all was accepted, and is read back at the same moment.
-    assert may_become(ReportState.PARKED, ReportState.ACCEPTED)
 
 
 # ---- which reports an hour is read for ----
@@ -163,25 +136,15 @@ def test_a_bucket_with_an_open_revision_is_left_alone() -> None:
 def test_only_the_last_accepted_figure_of_an_hour_is_read() -> None:
     rows = [entry(), entry(id=2, revision=2, value=110)]
     [one] = awaited(rows, HERE)
-    assert (one.entry.id, one.figure, [each.id for each in one.older]) == (2, 110, [1])
+    assert (one.entry.id, one.entry.value, [each.id for each in one.older]) == (2, 110, [1])
     assert awaited([rows[0], replace(rows[1], state=ReportState.CONFIRMED)], HERE) == []
-
-
-def test_on_a_meter_that_adds_an_hour_shows_the_sum_of_all_its_revisions() -> None:
-    rows = [
-        entry(value=7, overwrites=False, state=ReportState.CONFIRMED),
-        entry(id=2, revision=2, value=4, overwrites=False),
-        entry(id=3, revision=3, value=-1, overwrites=False),
-    ]
-    [one] = awaited(rows, HERE)
-    assert (one.figure, one.without, [each.id for each in one.older]) == (10, 11, [2])
 
 
 def test_what_another_place_counts_is_not_part_of_the_hour_here() -> None:
     rows = [entry(), entry(id=2, revision=2, holder=ELSEWHERE, value=5)]
     [here] = awaited(rows, HERE)
     [there] = awaited(rows, ELSEWHERE)
-    assert (here.figure, there.figure) == (100, 5)
+    assert (here.entry.value, there.entry.value) == (100, 5)
     assert (here.is_last, here.behind_rest) == (False, True)
     assert (there.is_last, there.behind_rest) == (True, False)
 
@@ -225,7 +188,7 @@ def test_hours_are_judged_each_for_itself() -> None:
     rows = [entry(id=n, hour=HOUR - n * timedelta(hours=1), value=n) for n in range(24)]
     found = awaited(reversed(rows), HERE)
     assert [one.entry.hour for one in found] == sorted(row.hour for row in rows)
-    assert {one.figure for one in found} == set(range(24))
+    assert {one.entry.value for one in found} == set(range(24))
 
 
 # ---- doubtful ones ----
@@ -237,24 +200,22 @@ def doubtful(**changes: Any) -> Entry:
 
 
 @pytest.mark.parametrize(
-    ("before", "overwrites", "present", "absent", "neither"),
+    ("before", "present", "absent", "neither"),
     [
-        (None, True, 100, None, 70),
-        (None, True, 100, 0, 70),
-        (30, True, 100, 30, None),
-        (30, True, 100, 30, 0),
-        (None, False, 100, None, 70),
-        (30, False, 130, 30, 100),
+        (None, 100, None, 70),
+        (None, 100, 0, 70),
+        (30, 100, 30, None),
+        (30, 100, 30, 0),
     ],
 )
 def test_a_doubtful_figure_is_there_or_twice_not_there_or_a_persons_to_decide(
-    before: int | None, *, overwrites: bool, present: int, absent: int | None, neither: int | None
+    before: int | None, *, present: int, absent: int | None, neither: int | None
 ) -> None:
     older = [] if before is None else [
-        entry(id=9, value=before, state=ReportState.CONFIRMED, overwrites=overwrites)
+        entry(id=9, value=before, state=ReportState.CONFIRMED)
     ]  # fmt: skip
-    one = alone(doubtful(revision=2, overwrites=overwrites), *older)
-    again = alone(doubtful(revision=2, overwrites=overwrites, readings=1), *older)
+    one = alone(doubtful(revision=2), *older)
+    again = alone(doubtful(revision=2, readings=1), *older)
     assert finding(one, present) is ReadingFinding.CONFIRM
     first = judge(one, absent, NOW, oldest=None)
     assert (first.finding, first.readings) == (ReadingFinding.WAIT, 1)

@@ -31,7 +31,6 @@ from billing.reporting.usage_report import OPEN, TAKEN, ParkedBy, ReportState
 
 NOW = datetime(2026, 11, 10, 12, 30, tzinfo=UTC)
 METER = ProviderMeter(sku="page-capture", name="m", display_name="Pages")
-ADDING = ProviderMeter(sku="page-capture", name="m", display_name="Pages", overwrites=False)
 HERE = Holder("stripe", "cus_1", "m")
 THERE = Holder("ledger", "acme", "m")
 BEFORE = Holder("stripe", "cus_0", "m")
@@ -213,20 +212,6 @@ def test_what_a_person_holds_back_stays_so_at_every_provider() -> None:
     held = last(state=ReportState.PARKED, cause=ParkedBy.BY_HAND.value, holder=THERE)
     assert revision(10, last=held) is None
     assert made(12, last=held).cause == ParkedBy.BY_HAND
-
-
-def test_a_meter_that_adds_gets_the_difference() -> None:
-    new = made(14, ADDING, last=last(), taken={HERE: 10})
-    assert (new.value, new.held_microcredits) == (4, 14)
-    assert made(7, ADDING, last=last(), taken={HERE: 10}).value == -3
-
-
-def test_differences_on_a_coarse_meter_add_up_to_the_scaled_total() -> None:
-    first = made(1_500_000, ADDING, 0)
-    second = made(
-        2_100_000, ADDING, 0, last=last(total_microcredits=1_500_000), taken={HERE: 1_500_000}
-    )
-    assert (first.value, second.value) == (1, 1)
 
 
 @given(

@@ -11,8 +11,6 @@ from reporting_support import (
     Container,
     answer_lost,
     answering,
-    killed_after_sending,
-    metered,
 )
 from support import NOW
 
@@ -21,7 +19,6 @@ from billing.core.periods import month_of
 from billing.providers.port import ProviderCause
 from billing.reporting.adjustments import Reason
 from billing.reporting.listing import ReportCount
-from billing.reporting.report_store import Metered
 from billing.reporting.usage_report import ReportState
 
 HOUR = timedelta(hours=1)
@@ -158,29 +155,3 @@ def test_a_refusal_is_lifted_by_a_retry_and_not_by_a_decision(told: Container) -
     for arrived in (True, False, None):
         assert not told.reports.unpark(refused.id, arrived=arrived, now=NOW)
     assert told.reports.retry(refused.id, now=NOW)
-
-
-def adding(sku: str) -> Metered:
-    meter = metered(sku).meter
-    return Metered(meter=type(meter)(sku=sku, name=meter.name, display_name=sku, overwrites=False))
-
-
-@pytest.mark.parametrize("arrived", [True, False])
-def test_the_silence_of_a_meter_that_adds_is_decided(container: Container, arrived: bool) -> None:
-    container.metered = adding
-    container.use(7)
-    container.ledger.faults.append(killed_after_sending)
-    container.die()
-    container.ledger.always = answering(ProviderCause.TIMED_OUT)
-    container.later(hours=1)
-    container.advance()
-    container.later(hours=22)
-    container.advance()
-    assert container.states() == [(1, "parked", "no_answer")]
-    assert not container.reports.unpark(1, arrived=None, now=NOW)
-    assert container.reports.unpark(1, arrived=arrived, now=NOW)
-    container.ledger.always = answering(ProviderCause.TAKEN)
-    container.ledger.seen.clear()
-    container.advance()
-    assert [report.value for report in container.ledger.seen] == ([] if arrived else [7])
-    assert container.books().accepted == 7

@@ -16,9 +16,9 @@ from support import NOW
 from billing.core.errors import InvalidValue
 from billing.providers.port import ProviderAnswer, ProviderCause, ProviderMeter, ProviderUnavailable
 from billing.reporting.rate_limiter import TokenBucket
-from billing.reporting.report_store import Answered, CustomerIds, Destination, Metered
+from billing.reporting.report_store import Answered, Claimed, CustomerIds, Destination, Metered
 from billing.reporting.revision_rules import EVERY, Depth
-from billing.reporting.usage_report import ReportState, after_answer
+from billing.reporting.usage_report import ReportState, SendOutcome, after_answer
 
 LEASE = timedelta(minutes=5)
 
@@ -126,17 +126,15 @@ def test_a_reporter_that_lost_its_claim_changes_nothing(container: Container) ->
         ProviderAnswer(cause=ProviderCause.TOO_OLD),
     )
     parked = after_answer(refused, doubtful=False)
-    assert not container.reports.answer(
-        slow, parked, refused, now=later, next_at=later, confirm_at=later
-    )
-    accepted = after_answer(taken, doubtful=True)
-    assert container.reports.answer(
-        fast, accepted, taken, now=later, next_at=later, confirm_at=later
-    )
-    assert not container.reports.answer(
-        fast, parked, refused, now=later, next_at=later, confirm_at=later
-    )
-    # As a run notes them, several together.
+
+    def answered(claimed: Claimed, outcome: SendOutcome, answer: ProviderAnswer) -> str:
+        container.reports.answer_all([Answered(claimed, outcome, answer, later, later, later)])
+        [(_, state, _)] = container.states()
+        return state
+
+    assert answered(slow, parked, refused) == "sending"
+    assert answered(fast, after_answer(taken, doubtful=True), taken) == "accepted"
+    assert answered(fast, parked, refused) == "accepted"
     container.reports.answer_all(
         [Answered(lost, parked, refused, later, later, later) for lost in (slow, fast)]
     )

@@ -32,7 +32,6 @@ from billing.providers.stripe.client import (
     PAGE,
     StripeUnanswered,
     asking,
-    client_of,
     idempotency_key,
     is_missing,
     metadata_of,
@@ -72,16 +71,6 @@ class StripeProvider:
         self._invoices = StripeInvoices(client)
         self._cycles = StripeCycles(client, ours)
         self._meter_ids: dict[str, str] = {}
-
-    @classmethod
-    def connect(cls, key: str, base: str = "") -> StripeProvider:
-        """A provider with a client of its own; nothing is sent.
-
-        Args:
-            key: The secret key; see ``stripe_key.check_key``.
-            base: Another address than Stripe's, for a local Stripe.
-        """
-        return cls(client_of(key, base))
 
     def ensure_meters(
         self, meters: Sequence[ProviderMeter], *, dry_run: bool = False
@@ -219,7 +208,7 @@ class StripeProvider:
             meter=meter,
             provider_id=found.id,
             created=created,
-            differences=differences(meter, found),
+            differences=differences(found),
         )
 
     def _made(self, meter: ProviderMeter) -> stripe.billing.Meter:
@@ -229,9 +218,8 @@ class StripeProvider:
             "default_aggregation": {"formula": "sum"},
             "customer_mapping": {"type": "by_id", "event_payload_key": CUSTOMER_KEY},
             "value_settings": {"event_payload_key": VALUE_KEY},
+            "event_time_window": "hour",
         }
-        if meter.overwrites:
-            params["event_time_window"] = "hour"
         content = hashlib.sha256(repr(sorted(params.items())).encode()).hexdigest()[:16]
         made: stripe.billing.Meter = once(
             idempotency_key("meter", meter.name, content),
@@ -247,12 +235,12 @@ class StripeProvider:
         return _oldest(hits) if hits else None
 
 
-def differences(meter: ProviderMeter, found: Any) -> tuple[str, ...]:  # noqa: ANN401 - a meter of Stripe's
+def differences(found: Any) -> tuple[str, ...]:  # noqa: ANN401 - a meter of Stripe's
     """What of a meter at Stripe would count otherwise than is needed. Pure."""
     compared = (
         ("status", found.status, "active"),
         ("default_aggregation.formula", found.default_aggregation.formula, "sum"),
-        ("event_time_window", found.event_time_window, "hour" if meter.overwrites else None),
+        ("event_time_window", found.event_time_window, "hour"),
         ("customer_mapping.type", found.customer_mapping.type, "by_id"),
         (
             "customer_mapping.event_payload_key",
