@@ -20,7 +20,8 @@ from billing.providers.ledger import LedgerProvider
 from billing.providers.port import Provider, ProviderMeter
 from billing.providers.stripe.api_key import check_key
 from billing.providers.stripe.client import client_of
-from billing.providers.stripe.customers import StripeCustomer, customer_at
+from billing.providers.stripe.customer_link import StripeCustomer
+from billing.providers.stripe.customers import customer_at
 from billing.providers.stripe.provider import StripeProvider
 from billing.reporting.comparison import ProviderComparison
 from billing.reporting.confirmations import ConfirmationStore

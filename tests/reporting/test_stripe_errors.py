@@ -11,6 +11,7 @@ from stripe.events import V1BillingMeterErrorReportTriggeredEvent as ErrorReport
 from stripe_description import operation
 
 from billing.providers.port import VERDICTS, ProviderCause, ProviderVerdict
+from billing.providers.stripe.client import failure_of
 from billing.providers.stripe.errors import (
     CODES,
     KINDS,
@@ -19,7 +20,6 @@ from billing.providers.stripe.errors import (
     StripeErrorKind,
     cause_of,
     cause_of_code,
-    failure_of,
 )
 
 DUPLICATE = "An event already exists with identifier wb:1:r1."

@@ -13,7 +13,8 @@ from stripe_bench import EVENTS, HOUR, METER, METERS, LocalStripe, delete, repor
 
 from billing.providers.port import ProviderCause, ProviderUnavailable, ProviderVerdict
 from billing.providers.stripe.client import StripeUnanswered, client_of
-from billing.providers.stripe.provider import StripeProvider, exact
+from billing.providers.stripe.provider import StripeProvider
+from billing.providers.stripe.usage import exact
 
 
 def figures(provider: StripeProvider, customer_ref: str) -> dict[Any, int]:
