@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import sqlalchemy as sa
 
@@ -29,8 +29,10 @@ from billing.stripe_webhooks.stripe_event import (
     ProviderNotice,
     Unreadable,
 )
-from billing.stripe_webhooks.stripe_reads import StripeReads
 from billing.stripe_webhooks.topups import TopupTerms, note_checkout
+
+if TYPE_CHECKING:  # stripe is an extra
+    from billing.stripe_webhooks.stripe_reads import StripeReads
 
 REJECTED: Final = WebhookAlarm(
     "the provider rejected usage that it had taken",
@@ -41,9 +43,8 @@ Effect = Callable[[sa.Connection, datetime], EventOutcome]
 """What an event does, in a given transaction and at a given time."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AtStripe:
-    """How Stripe is asked: ``provider`` for invoices, ``reads`` for the rest."""
+class StripeAccess(Protocol):
+    """Access to Stripe: ``provider`` for invoices, ``reads`` for the rest."""
 
     provider: Provider
     reads: StripeReads
@@ -57,7 +58,7 @@ class EventHandlers:
     what credits are worth.
     """
 
-    stripe: Callable[[], AtStripe]
+    stripe: Callable[[], StripeAccess]
     confirmations: ConfirmationStore
     terms: TopupTerms
 
@@ -125,7 +126,7 @@ def _checkout(notice: ProviderNotice, reads: StripeReads, terms: TopupTerms) -> 
 
 
 def _meter_errors(
-    notice: ProviderNotice, stripe: AtStripe, confirmations: ConfirmationStore
+    notice: ProviderNotice, stripe: StripeAccess, confirmations: ConfirmationStore
 ) -> Effect:
     errors = read_meter_errors(stripe.reads.thin_event(notice.id))
     meter = stripe.reads.meter_name(notice.thing) if notice.thing else None
