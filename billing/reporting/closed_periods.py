@@ -10,14 +10,45 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
 from billing.providers.port import ProviderInvoice
-from billing.reporting import closed_period_queries as queries
 from billing.reporting.destination import Metered
-from billing.reporting.true_up import Difference, TrueUp
+from billing.reporting.true_up import LOOK_BACK, Difference, TrueUp
+
+_NOTICE: Final = sa.text(
+    """
+    INSERT INTO report_seals (provider, customer_id, customer_ref, meter, period_start, period_end,
+        invoice_ref, billed_value, noticed_at)
+    VALUES (:provider, :customer, :ref, :meter, :start, :end, :invoice, :billed, :now)
+    ON CONFLICT (provider, invoice_ref, meter, period_end) DO NOTHING
+    """
+)
+
+_LIST: Final = sa.text(
+    """
+    SELECT id, provider, customer_id, customer_ref, meter, period_start, period_end, invoice_ref,
+        billed_value, noticed_at, settled_at
+    FROM report_seals
+    WHERE (CAST(:provider AS text) IS NULL OR provider = CAST(:provider AS text))
+        AND (NOT :unsettled OR settled_at IS NULL)
+    ORDER BY period_end DESC, id DESC LIMIT :limit
+    """
+)
+
+_UNSETTLED: Final = sa.text(
+    """
+    SELECT DISTINCT provider, customer_id, customer_ref, meter, period_start, period_end
+    FROM report_seals
+    WHERE settled_at IS NULL AND period_end <= :now
+        AND (CAST(:provider AS text) IS NULL OR provider = CAST(:provider AS text))
+    ORDER BY period_end, provider, customer_id, customer_ref, meter, period_start
+    """
+)
 
 
 def notice(
@@ -55,9 +86,9 @@ def notice(
             "meter": meter, "start": starts[meter, end], "end": end,
             "invoice": invoice.provider_id, "billed": value, "now": now,
         }  # fmt: skip
-        sealed += connection.execute(queries.NOTICE, parameters).rowcount
+        sealed += connection.execute(_NOTICE, parameters).rowcount
     if sealed:
-        connection.execute(queries.LOOK_BACK)
+        connection.execute(LOOK_BACK)
     return sealed
 
 
@@ -124,9 +155,7 @@ class ClosedPeriods:
         """
         differed = []
         with self._engine.connect() as connection:
-            waiting = connection.execute(
-                queries.UNSETTLED, {"provider": provider, "now": now}
-            ).all()
+            waiting = connection.execute(_UNSETTLED, {"provider": provider, "now": now}).all()
         for row in waiting:
             found = metered(row.meter)
             if found is None:
@@ -161,5 +190,5 @@ class ClosedPeriods:
                     billed_value=int(row.billed_value), noticed_at=row.noticed_at,
                     settled_at=row.settled_at,
                 )
-                for row in connection.execute(queries.LIST, parameters)
+                for row in connection.execute(_LIST, parameters)
             ]  # fmt: skip

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from typing import Final
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from billing.core.clock import Clock
 from billing.core.periods import Period
 from billing.providers.port import VERDICTS, Provider, ProviderUnavailable, ProviderVerdict
-from billing.reporting import confirmation_queries as queries
 from billing.reporting.confirmation_rules import LAG, Entry
 from billing.reporting.confirmations import ConfirmationStore
 from billing.reporting.destination import Destination
@@ -22,6 +22,40 @@ from billing.reporting.rate_limiter import TokenBucket
 from billing.reporting.read_back import ReadBackPace
 from billing.reporting.revision_rules import Holder
 from billing.reporting.usage_report import TAKEN
+
+# What is to be reported of a customer's days: its usage, less what was carried out of their hours,
+# and what was carried into them; and the days that anything was reported of.
+_DAYS: Final = sa.text(
+    """
+    SELECT sku_id, CAST(hour AT TIME ZONE 'UTC' AS date) AS day, sum(amount) AS total
+    FROM (
+        SELECT sku_id, hour, amount_microcredits AS amount, false AS reported FROM usage_hourly
+        WHERE customer_id = :customer AND hour >= :start AND hour < :end
+        UNION ALL
+        SELECT sku_id, from_hour, -amount_microcredits, false FROM report_carries
+        WHERE customer_id = :customer AND from_hour >= :start AND from_hour < :end
+        UNION ALL
+        SELECT sku_id, to_hour, amount_microcredits, false FROM report_carries
+        WHERE customer_id = :customer AND to_hour >= :start AND to_hour < :end
+        UNION ALL
+        SELECT sku_id, hour, 0, true FROM usage_reports
+        WHERE customer_id = :customer AND hour >= :start AND hour < :end
+            AND provider = :provider AND state IN ('accepted', 'confirmed')
+    ) AS told
+    GROUP BY 1, 2 HAVING sum(amount) <> 0 OR bool_or(reported)
+    ORDER BY 1, 2
+    """
+)
+
+_CUSTOMERS: Final = """
+    SELECT id, {ref} AS customer_ref FROM customers
+    WHERE CAST(:customer AS text) IS NULL OR id = CAST(:customer AS text) ORDER BY id
+"""
+
+_CUSTOMERS_BY: Final = {
+    column: sa.text(_CUSTOMERS.format(ref=column)) for column in ("id", "stripe_customer_id")
+}
+
 
 NOT_LINKED: Final = "the provider does not know this customer: nothing can have been reported"
 NO_METER: Final = "the SKU has no meter: nothing can have been reported"
@@ -145,14 +179,14 @@ class ProviderComparison:
     def _days(self, period: Period, customer: str | None) -> Iterator[_Used]:
         column = self._destination.customer_ids.value
         with self._engine.connect() as connection:
-            found = connection.execute(queries.CUSTOMERS[column], {"customer": customer}).all()
+            found = connection.execute(_CUSTOMERS_BY[column], {"customer": customer}).all()
         for one in found:
             parameters = {
                 "customer": one.id, "provider": self._provider.name,
                 "start": period.start, "end": period.end,
             }  # fmt: skip
             with self._engine.connect() as connection:
-                days = connection.execute(queries.DAYS, parameters).all()
+                days = connection.execute(_DAYS, parameters).all()
             for day in days:
                 yield _Used(one.id, one.customer_ref, day.sku_id, day.day, int(day.total))
 

@@ -13,21 +13,16 @@ from sqlalchemy.engine import Engine, Row
 from billing.core.errors import NotFound
 from billing.core.periods import Period
 from billing.reporting.adjustments import Reason
+from billing.reporting.bucket_sql import held_of
 from billing.reporting.usage_report import ReportState
 
 # What a bucket's last revision adds to what providers have: open or parked. 0 of any other row.
-_AMOUNT: Final = """
+_AMOUNT: Final = f"""
     CASE WHEN r.latest AND r.state NOT IN ('accepted', 'confirmed') THEN
         r.total_microcredits - coalesce((
-            SELECT sum(has.held_microcredits) FROM (
-                SELECT DISTINCT ON (provider, customer_ref, meter) held_microcredits
-                FROM usage_reports AS a
-                WHERE a.customer_id = r.customer_id AND a.sku_id = r.sku_id AND a.hour = r.hour
-                    AND a.state IN ('accepted', 'confirmed')
-                ORDER BY provider, customer_ref, meter, revision DESC
-            ) AS has), 0)
+            SELECT sum(has.held_microcredits) FROM ({held_of("r")}) AS has), 0)
         ELSE 0 END
-"""
+"""  # noqa: S608 - made of constants
 _ROW: Final = f"""
     r.id, r.customer_id, r.sku_id, r.hour, r.revision, r.latest, r.provider, r.meter, r.overwrites,
     r.identifier, r.customer_ref, r.value, r.event_at, r.total_microcredits, r.held_microcredits,

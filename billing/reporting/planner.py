@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection, Engine, Row
 
 from billing.core.periods import hour_floor
 from billing.postgres.locks import AdvisoryLock, try_lock
-from billing.reporting import report_queries as queries
+from billing.reporting import planner_sql as queries
 from billing.reporting.adjustments import (
     AdjustmentTerms,
     CarryLine,
@@ -30,7 +30,6 @@ from billing.reporting.adjustments import (
 )
 from billing.reporting.destination import Destination, Metered
 from billing.reporting.revision_rules import (
-    FOLLOWS_THE_CUSTOMER,
     Bucket,
     Depth,
     Holder,
@@ -133,10 +132,7 @@ class Pass:
         parameters = self._of_meters() | {
             "since": reaches_to(depth, self._now),
             "until": self._until,
-            "too_old": self._too_old,
             "at_rest": sorted({*AT_REST, ParkedBy.BY_HAND}),
-            "no_answer": ParkedBy.NO_ANSWER.value,
-            "follows": sorted(FOLLOWS_THE_CUSTOMER),
         }
         result = reading.execute(
             queries.DUE[self._destination.customer_ids.value],

@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from billing.core.periods import Period
 from billing.providers.port import ProviderAnswer, ProviderCause, UsageReport
 from billing.providers.report_value import MAX_HOUR_VALUE
-from billing.reporting import report_queries as queries
+from billing.reporting import report_store_sql as queries
 from billing.reporting.closed_periods import ClosedPeriods
 from billing.reporting.destination import CustomerIds, Destination, Metered
 from billing.reporting.listing import ReportListing

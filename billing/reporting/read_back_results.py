@@ -6,14 +6,74 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Final
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing.providers.port import ProviderCause
-from billing.reporting import confirmation_queries as queries
 from billing.reporting.confirmation_rules import Decided, Group, ReadingFinding
 from billing.reporting.usage_report import ReportState, identifier_of
 
 _MAX_DETAIL: Final = 500
+
+
+# A revision that was written meanwhile is not seen here, but then what was the last one before it
+# is no longer: whoever writes one has locked that first.
+_LOCK: Final = sa.text(
+    """
+    SELECT id, hour, revision, latest, state, readings, doubtful FROM usage_reports
+    WHERE customer_id = :customer AND sku_id = :sku
+        AND hour = ANY(CAST(:hours AS timestamptz[]))
+    ORDER BY id FOR UPDATE
+    """
+)
+
+_CONFIRM: Final = sa.text(
+    """
+    UPDATE usage_reports SET state = 'confirmed', doubtful = false, confirmed_at = :now,
+        confirm_at = NULL, detail = '', cause = CASE state WHEN 'parked' THEN :taken ELSE cause END
+    WHERE id = :id
+    """
+)
+
+_READ_AGAIN: Final = sa.text(
+    "UPDATE usage_reports SET readings = :readings, confirm_at = :confirm_at WHERE id = :id"
+)
+
+_CLEAR: Final = sa.text(
+    """
+    UPDATE usage_reports SET doubtful = false, readings = 0, confirm_at = NULL WHERE id = :id
+    """
+)
+
+_CLOSE: Final = sa.text("UPDATE usage_reports SET confirm_at = NULL WHERE id = :id")
+
+_PARK: Final = sa.text(
+    """
+    UPDATE usage_reports SET state = 'parked', cause = :cause, detail = :detail,
+        doubtful = :doubtful, readings = 0, confirm_at = :confirm_at
+    WHERE id = ANY(CAST(:ids AS bigint[]))
+    """
+)
+
+_SUPERSEDE: Final = sa.text(
+    """
+    UPDATE usage_reports SET latest = false
+    WHERE customer_id = :customer AND sku_id = :sku AND hour = :hour AND latest
+    RETURNING total_microcredits
+    """
+)
+
+_INSERT: Final = sa.text(
+    """
+    INSERT INTO usage_reports (customer_id, sku_id, hour, revision, latest, provider, meter,
+        overwrites, identifier, customer_ref, value, event_at, total_microcredits,
+        held_microcredits, state, cause, detail, doubtful, confirm_at, next_at, created_at, resent)
+    SELECT customer_id, sku_id, hour, :revision, true, provider, meter, overwrites, :identifier,
+        customer_ref, :value, event_at, :total, held_microcredits, :state, :cause, :detail,
+        :doubtful, :confirm_at, :now, :now, :resent
+    FROM usage_reports WHERE id = :id
+    """
+)
 
 
 def still(connection: Connection, group: Group, decided: Sequence[Decided]) -> Iterator[Decided]:
@@ -23,7 +83,7 @@ def still(connection: Connection, group: Group, decided: Sequence[Decided]) -> I
         "sku": group.sku,
         "hours": sorted({each.one.entry.hour for each in decided}),
     }
-    locked = connection.execute(queries.LOCK, parameters).all()
+    locked = connection.execute(_LOCK, parameters).all()
     rows = {row.id: (ReportState(row.state), row.readings, row.doubtful) for row in locked}
     latest = {row.hour: row.id for row in locked if row.latest}
     for each in decided:
@@ -52,15 +112,15 @@ def note(
     match judgement.finding:
         case ReadingFinding.CONFIRM:
             parameters = {"id": entry.id, "now": now, "taken": ProviderCause.TAKEN.value}
-            connection.execute(queries.CONFIRM, parameters)
+            connection.execute(_CONFIRM, parameters)
         case ReadingFinding.WAIT:
             parameters = {"id": entry.id, "readings": judgement.readings}
             at = {"confirm_at": judgement.confirm_at}
-            connection.execute(queries.READ_AGAIN, parameters | at)
+            connection.execute(_READ_AGAIN, parameters | at)
         case ReadingFinding.CLEAR:
-            connection.execute(queries.CLEAR, {"id": entry.id})
+            connection.execute(_CLEAR, {"id": entry.id})
         case ReadingFinding.CLOSE:
-            connection.execute(queries.CLOSE, {"id": entry.id})
+            connection.execute(_CLOSE, {"id": entry.id})
         case ReadingFinding.RESEND:
             _disprove(connection, decided)
             _next(connection, group, decided, environment, now)
@@ -106,7 +166,7 @@ def _next(
     entry, revision = one.entry, one.last.revision + 1
     sent, differs = finding is ReadingFinding.RESEND, finding is ReadingFinding.PARK
     bucket = {"customer": group.customer, "sku": group.sku, "hour": entry.hour}
-    total = connection.execute(queries.SUPERSEDE, bucket).scalar_one()
+    total = connection.execute(_SUPERSEDE, bucket).scalar_one()
     parameters = {
         "id": entry.id, "revision": revision, "total": total, "now": now,
         "value": entry.value,
@@ -119,7 +179,7 @@ def _next(
             entry.hour, revision,
         ),
     }  # fmt: skip
-    connection.execute(queries.INSERT, parameters)
+    connection.execute(_INSERT, parameters)
 
 
 def _park(
@@ -134,4 +194,4 @@ def _park(
         "ids": list(ids), "cause": decided.cause, "detail": decided.detail[:_MAX_DETAIL],
         "doubtful": doubtful, "confirm_at": confirm_at,
     }  # fmt: skip
-    connection.execute(queries.PARK, parameters)
+    connection.execute(_PARK, parameters)
