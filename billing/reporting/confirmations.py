@@ -1,4 +1,4 @@
-"""Reading back in PostgreSQL: which figures are due, and what a reading makes of them.
+"""ReadBackResult back in PostgreSQL: which figures are due, and what a reading makes of them.
 
 A reading is applied only to reports that still stand as they stood before it: whoever was faster
 (another reader, the plan, a person) has its way, and the figure is read again. So any number of
@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection, Engine, Row
 from billing.core.clock import EPOCH
 from billing.providers.port import ProviderCause
 from billing.reporting.bucket_sql import PERIOD_IS_FINAL
-from billing.reporting.confirmation_rules import Decided, Entry, Group, ReadingFinding
+from billing.reporting.confirmation_rules import Decided, Entry, Group, ReadBackFinding
 from billing.reporting.read_back_results import note, still
 from billing.reporting.revision_rules import Holder
 from billing.reporting.usage_report import ReportState
@@ -173,7 +173,7 @@ class ConfirmationStore:
             return list(connection.execute(_PROVIDERS).scalars())
 
     def prepare(self, provider: str, now: datetime) -> None:
-        """Drop what a later figure stands for, and take on doubtful reports that nobody reads."""
+        """Forget superseded figures, and schedule reports of unknown outcome that nobody reads."""
         with self._engine.begin() as connection:
             for statement in (_FORGET, _ADOPT):
                 connection.execute(statement, {"provider": provider, "now": now})
@@ -208,7 +208,7 @@ class ConfirmationStore:
 
     def apply(
         self, group: Group, decided: Sequence[Decided], *, environment: str, now: datetime
-    ) -> Counter[ReadingFinding]:
+    ) -> Counter[ReadBackFinding]:
         """Note what a reading made of reports, of those that still stand as they did before it.
 
         Args:
@@ -220,8 +220,8 @@ class ConfirmationStore:
         Returns:
             How many of each finding were noted.
         """
-        wanted = [one for one in decided if one.judgement.finding is not ReadingFinding.LEAVE]
-        done: Counter[ReadingFinding] = Counter()
+        wanted = [one for one in decided if one.judgement.finding is not ReadBackFinding.LEAVE]
+        done: Counter[ReadBackFinding] = Counter()
         if not wanted:
             return done
         with self._engine.begin() as connection:
@@ -322,7 +322,7 @@ def _entry(row: Row[Any]) -> Entry:
         held_microcredits=int(row.held_microcredits),
         state=ReportState(row.state),
         cause=row.cause,
-        doubtful=row.doubtful,
+        outcome_unknown=row.doubtful,
         answered_at=row.answered_at,
         confirm_at=row.confirm_at,
         confirmed_at=row.confirmed_at,

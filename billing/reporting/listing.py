@@ -12,7 +12,7 @@ from sqlalchemy.engine import Engine, Row
 
 from billing.core.errors import NotFound
 from billing.core.periods import Period
-from billing.reporting.adjustments import Reason
+from billing.reporting.adjustments import AdjustmentReason
 from billing.reporting.bucket_sql import held_of
 from billing.reporting.usage_report import ReportState
 
@@ -154,7 +154,7 @@ class ReportRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CarryRow:
+class AdjustmentRow:
     """A carry line: an amount of either sign that is reported in ``to_hour``."""
 
     id: int
@@ -163,7 +163,7 @@ class CarryRow:
     from_hour: datetime
     to_hour: datetime
     amount_microcredits: int
-    reason: Reason
+    reason: AdjustmentReason
     note: str
     created_at: datetime
 
@@ -174,7 +174,7 @@ class ReportHistory:
 
     report: ReportRow
     revisions: Sequence[ReportRow]
-    carries: Sequence[CarryRow]
+    carries: Sequence[AdjustmentRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +226,7 @@ class ReportListing:
         sku: str | None = None,
         period: Period | None = None,
         limit: int = 100,
-    ) -> Sequence[CarryRow]:
+    ) -> Sequence[AdjustmentRow]:
         """Carry lines, the newest first.
 
         Args:
@@ -248,7 +248,7 @@ class ReportListing:
             rows = connection.execute(_COUNTS, {"provider": provider}).all()
         return {ReportState(row.state): ReportCount(row.reports, int(row.amount)) for row in rows}
 
-    def parked_by_cause(self, provider: str) -> Sequence[NeedsAttention]:
+    def attention_by_cause(self, provider: str) -> Sequence[NeedsAttention]:
         """What is parked at a provider with an amount, by cause."""
         with self._engine.connect() as connection:
             rows = connection.execute(_PARKED, {"provider": provider}).all()
@@ -315,15 +315,15 @@ def _report(row: Row[Any]) -> ReportRow:
     )
 
 
-def _carry(row: Row[Any]) -> CarryRow:
-    return CarryRow(
+def _carry(row: Row[Any]) -> AdjustmentRow:
+    return AdjustmentRow(
         id=row.id,
         customer=row.customer_id,
         sku=row.sku_id,
         from_hour=row.from_hour,
         to_hour=row.to_hour,
         amount_microcredits=int(row.amount_microcredits),
-        reason=Reason(row.reason),
+        reason=AdjustmentReason(row.reason),
         note=row.note,
         created_at=row.created_at,
     )

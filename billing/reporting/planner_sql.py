@@ -34,7 +34,7 @@ _BUCKET: Final = """
     (
         SELECT max(s.period_end) FROM report_seals AS s
         WHERE s.customer_id = t.customer_id AND s.meter = ANY({names})
-    ) AS sealed_until,
+    ) AS closed_until,
     (
         SELECT jsonb_agg(jsonb_build_array(
             has.provider, has.customer_ref, has.meter, has.held_microcredits::text))

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing.providers.port import ProviderCause
-from billing.reporting.confirmation_rules import Decided, Group, ReadingFinding
+from billing.reporting.confirmation_rules import Decided, Group, ReadBackFinding
 from billing.reporting.usage_report import ReportState, identifier_of
 
 _MAX_DETAIL: Final = 500
@@ -89,7 +89,7 @@ def still(connection: Connection, group: Group, decided: Sequence[Decided]) -> I
     for each in decided:
         one = each.one
         as_before = all(
-            rows.get(entry.id) == (entry.state, entry.readings, entry.doubtful)
+            rows.get(entry.id) == (entry.state, entry.readings, entry.outcome_unknown)
             for entry in (one.entry, one.last)
         )
         if as_before and latest.get(one.entry.hour) == one.last.id:
@@ -110,29 +110,29 @@ def note(
     """
     entry, judgement = decided.one.entry, decided.judgement
     match judgement.finding:
-        case ReadingFinding.CONFIRM:
+        case ReadBackFinding.CONFIRM:
             parameters = {"id": entry.id, "now": now, "taken": ProviderCause.TAKEN.value}
             connection.execute(_CONFIRM, parameters)
-        case ReadingFinding.WAIT:
+        case ReadBackFinding.WAIT:
             parameters = {"id": entry.id, "readings": judgement.readings}
             at = {"confirm_at": judgement.confirm_at}
             connection.execute(_READ_AGAIN, parameters | at)
-        case ReadingFinding.CLEAR:
+        case ReadBackFinding.CLEAR:
             connection.execute(_CLEAR, {"id": entry.id})
-        case ReadingFinding.CLOSE:
+        case ReadBackFinding.CLOSE:
             connection.execute(_CLOSE, {"id": entry.id})
-        case ReadingFinding.RESEND:
+        case ReadBackFinding.RESEND:
             _disprove(connection, decided)
             _next(connection, group, decided, environment, now)
-        case ReadingFinding.PARK:
+        case ReadBackFinding.PARK:
             _disprove(connection, decided)
             if decided.one.is_last:
-                _park(connection, [entry.id], decided, judgement.confirm_at, doubtful=True)
+                _park(connection, [entry.id], decided, judgement.confirm_at, outcome_unknown=True)
             else:
                 _next(connection, group, decided, environment, now)
-        case ReadingFinding.GONE:
+        case ReadBackFinding.GONE:
             _gone(connection, group, decided, environment, now)
-        case ReadingFinding.LEAVE:
+        case ReadBackFinding.LEAVE:
             return
 
 
@@ -160,17 +160,18 @@ def _next(
 ) -> None:
     """Write the bucket's next revision, of the same figure: to be sent, or parked.
 
-    One that differs is doubtful: nothing follows it, here or elsewhere, before a person has looked.
+    The outcome of one that differs is unknown: nothing follows it, here or elsewhere, before a
+    person has looked.
     """
     one, finding = decided.one, decided.judgement.finding
     entry, revision = one.entry, one.last.revision + 1
-    sent, differs = finding is ReadingFinding.RESEND, finding is ReadingFinding.PARK
+    sent, differs = finding is ReadBackFinding.RESEND, finding is ReadBackFinding.PARK
     bucket = {"customer": group.customer, "sku": group.sku, "hour": entry.hour}
     total = connection.execute(_SUPERSEDE, bucket).scalar_one()
     parameters = {
         "id": entry.id, "revision": revision, "total": total, "now": now,
         "value": entry.value,
-        "state": (ReportState.PENDING if sent else ReportState.PARKED).value,
+        "state": (ReportState.PENDING if sent else ReportState.NEEDS_ATTENTION).value,
         "cause": "" if sent else decided.cause, "detail": decided.detail[:_MAX_DETAIL],
         "doubtful": differs, "confirm_at": decided.judgement.confirm_at if differs else None,
         "resent": entry.resent + int(sent),
@@ -188,10 +189,10 @@ def _park(
     decided: Decided,
     confirm_at: datetime | None = None,
     *,
-    doubtful: bool = False,
+    outcome_unknown: bool = False,
 ) -> None:
     parameters = {
         "ids": list(ids), "cause": decided.cause, "detail": decided.detail[:_MAX_DETAIL],
-        "doubtful": doubtful, "confirm_at": confirm_at,
+        "doubtful": outcome_unknown, "confirm_at": confirm_at,
     }  # fmt: skip
     connection.execute(_PARK, parameters)

@@ -23,7 +23,7 @@ from billing.reporting.closed_periods import ClosedPeriods
 from billing.reporting.destination import CustomerIds, Destination, Metered
 from billing.reporting.listing import ReportListing
 from billing.reporting.planner import Pass
-from billing.reporting.usage_report import ParkedBy, SendOutcome
+from billing.reporting.usage_report import AttentionCause, SendOutcome
 
 __all__ = ["Claimed", "CustomerIds", "Destination", "Metered", "ReportStore", "Sums"]
 
@@ -37,7 +37,7 @@ class Claimed:
     customer: str
     report: UsageReport
     attempts: int
-    doubtful: bool
+    outcome_unknown: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ class Answered:
         """As the statement takes them."""
         return {
             "id": self.claimed.id, "claim": self.claimed.claim,
-            "state": self.outcome.state.value, "doubtful": self.outcome.doubtful,
+            "state": self.outcome.state.value, "doubtful": self.outcome.outcome_unknown,
             "cause": self.answer.cause.value, "detail": self.answer.detail[:500],
             "now": self.now, "next_at": self.next_at, "confirm_at": self.confirm_at,
         }  # fmt: skip
@@ -102,7 +102,7 @@ class ReportStore(ReportListing):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
-        self.seals = ClosedPeriods(engine)
+        self.closed_periods = ClosedPeriods(engine)
 
     def plan(self, destination: Destination, *, until: datetime, now: datetime) -> int:
         """Write down every revision and carry line that is due for hours before ``until``.
@@ -195,11 +195,11 @@ class ReportStore(ReportListing):
         with self._engine.begin() as connection:
             return connection.execute(queries.RETRY, parameters).rowcount == 1
 
-    def unpark(self, report: int, *, arrived: bool | None, now: datetime) -> bool:
+    def lift_hold(self, report: int, *, arrived: bool | None, now: datetime) -> bool:
         """Lift a hold by hand, or decide what nobody knew: whether a report arrived.
 
         Args:
-            report: A bucket's last revision, parked by hand, for want of an answer, or doubtful.
+            report: A bucket's last revision, held back by hand, or of unknown outcome.
             arrived: True: it was sent, and the provider has it; it is read back. False: it has it
                 not, and the hour is told anew, or carried. None: it is sent again as it is.
             now: The time.
@@ -209,16 +209,16 @@ class ReportStore(ReportListing):
         """
         statement, cause = {
             True: (queries.ARRIVED, ProviderCause.TAKEN.value),
-            False: (queries.NEVER_ARRIVED, ParkedBy.NO_ANSWER.value),
+            False: (queries.NEVER_ARRIVED, AttentionCause.NO_ANSWER.value),
             None: (queries.UNPARK, ""),
         }[arrived]
         parameters = {"id": report, "now": now, "cause": cause, "largest": MAX_HOUR_VALUE}
         with self._engine.begin() as connection:
             return connection.execute(statement, parameters).rowcount == 1
 
-    def park(self, report: int, detail: str) -> bool:
+    def hold_back(self, report: int, detail: str) -> bool:
         """Hold back a report that is pending or unknown; False where it is neither."""
-        parameters = {"id": report, "cause": ParkedBy.BY_HAND.value, "detail": detail[:500]}
+        parameters = {"id": report, "cause": AttentionCause.BY_HAND.value, "detail": detail[:500]}
         with self._engine.begin() as connection:
             return connection.execute(queries.PARK, parameters).rowcount == 1
 
@@ -264,5 +264,5 @@ def _claimed(row: Row[Any], claim: UUID) -> Claimed:
             timestamp=row.event_at,
         ),
         attempts=row.attempts,
-        doubtful=row.doubtful,
+        outcome_unknown=row.doubtful,
     )

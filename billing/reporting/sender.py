@@ -151,7 +151,7 @@ class ReportSender:
         for provider in (*self._former, self._provider):
             self._drain(provider, done, until)
         now = self._clock.now()
-        done.differed.extend(self._reports.seals.settle(None, self._counted, now))
+        done.differed.extend(self._reports.closed_periods.true_up(None, self._counted, now))
         closed = hour_floor(now) + HOUR if up_to_now else closed_before(now, self._pace.lag)
         done.planned = self._reports.plan(self._destination, until=closed, now=now)
         reach("report.after_plan")
@@ -258,7 +258,7 @@ class ReportSender:
         reach("report.after_send")
         if answer.verdict is ProviderVerdict.STOPPED:
             stop.set()
-        outcome = after_answer(answer, doubtful=claimed.doubtful)
+        outcome = after_answer(answer, outcome_unknown=claimed.outcome_unknown)
         now = self._clock.now()
         wait = outcome.state is ReportState.UNKNOWN
         next_at = now + backoff(claimed.attempts, self._jitter()) if wait else now

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection, CursorResult, Row
 
 from billing.core.periods import hour_floor
 from billing.providers.report_value import CREDIT_DECIMALS, scaled
-from billing.reporting.adjustments import Holding, Reason, as_billed
+from billing.reporting.adjustments import AdjustmentReason, Holding, as_billed
 from billing.reporting.bucket_sql import held_of
 from billing.reporting.destination import Metered
 from billing.reporting.revision_rules import HOUR
@@ -24,7 +24,7 @@ from billing.reporting.usage_report import (
     BILLED,
     EVENT_OFFSET,
     OPEN,
-    ParkedBy,
+    AttentionCause,
     ReportState,
     identifier_of,
 )
@@ -168,7 +168,7 @@ class TrueUp:
         if all(seal.settled_at is not None for seal in seals):
             return None
         billed = sum(int(seal.billed_value) for seal in seals)
-        self._execute(_PARK_OPEN, cause=ParkedBy.SEALED.value, detail=_SEALED)
+        self._execute(_PARK_OPEN, cause=AttentionCause.PERIOD_CLOSED.value, detail=_SEALED)
         self._execute(_LOCK_HOURS)
         hours = {row.hour: row for row in self._execute(_HOURS)}
         holdings = [
@@ -225,7 +225,9 @@ class TrueUp:
             cause=BILLED,
             detail=detail,
         )
-        self._execute(_CARRY, hour=hour, amount=-added, reason=Reason.BILLED.value, note=detail)
+        self._execute(
+            _CARRY, hour=hour, amount=-added, reason=AdjustmentReason.BILLED.value, note=detail
+        )
 
     def _named(self, hour: datetime, revision: int) -> str:
         """It is sent to nobody; its name only has to be its own."""
@@ -245,10 +247,13 @@ def _decided(hours: Iterable[Row[Any]], *, differs: bool) -> bool:
     """
     return not any(
         row.state in OPEN
-        or (row.state == ReportState.PARKED and (row.doubtful or (differs and _by_hand(row))))
+        or (
+            row.state == ReportState.NEEDS_ATTENTION
+            and (row.doubtful or (differs and _by_hand(row)))
+        )
         for row in hours
     )
 
 
 def _by_hand(row: Row[Any]) -> bool:
-    return bool(row.cause == ParkedBy.BY_HAND)
+    return bool(row.cause == AttentionCause.BY_HAND)

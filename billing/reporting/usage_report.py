@@ -37,17 +37,17 @@ class ReportState(StrEnum):
     """The provider says that it has it."""
     CONFIRMED = "confirmed"
     """It was read back."""
-    PARKED = "parked"
+    NEEDS_ATTENTION = "parked"
     """Needs a person or a set-up. Nothing of it is lost: it counts as parked."""
 
 
 OPEN: Final = frozenset({ReportState.PENDING, ReportState.SENDING, ReportState.UNKNOWN})
 TAKEN: Final = frozenset({ReportState.ACCEPTED, ReportState.CONFIRMED})
 
-assert set(ReportState) == OPEN | TAKEN | {ReportState.PARKED}  # noqa: S101 - a relation between constants
+assert set(ReportState) == OPEN | TAKEN | {ReportState.NEEDS_ATTENTION}  # noqa: S101 - a relation between constants
 
 
-class ParkedBy(StrEnum):
+class AttentionCause(StrEnum):
     """Why a report is parked, where it was not the provider's answer (``provider.Cause``)."""
 
     BELOW_ZERO = "below_zero"
@@ -60,7 +60,7 @@ class ParkedBy(StrEnum):
     """What it was about is gone before any provider heard of it; its amount is 0."""
     BELOW_UNIT = "below_unit"
     """Less than the meter's unit: the next hour with usage takes it along."""
-    SEALED = "sealed"
+    PERIOD_CLOSED = "sealed"
     """It was open when the provider made its period final. What did not arrive is carried."""
     CARRIED = "carried"
     """What the hour came to beyond what the provider has was carried on; its amount is 0."""
@@ -72,7 +72,7 @@ class ParkedBy(StrEnum):
 BILLED: Final = "billed"
 """The cause of a confirmed revision that says what the provider's invoice billed."""
 
-AT_REST: Final = frozenset({ParkedBy.CARRIED, ParkedBy.NOTHING_TO_TELL})
+AT_REST: Final = frozenset({AttentionCause.CARRIED, AttentionCause.NOTHING_TO_TELL})
 """Parked with an amount of 0: nobody has to do anything."""
 
 
@@ -103,30 +103,32 @@ def identifier_of(
 class SendOutcome:
     """What an answer makes of a report.
 
-    ``doubtful``: it may have arrived although the provider has not said so.
+    ``outcome_unknown``: it may have arrived although the provider has not said so.
     """
 
     state: ReportState
-    doubtful: bool
+    outcome_unknown: bool
 
 
-def after_answer(answer: ProviderAnswer, *, doubtful: bool) -> SendOutcome:
+def after_answer(answer: ProviderAnswer, *, outcome_unknown: bool) -> SendOutcome:
     """The state after an answer to a report that was being sent.
 
     Args:
         answer: The provider's.
-        doubtful: Whether an attempt before ended without one. Then a refusal tells of this attempt
-            only, and whether the earlier one arrived stays open.
+        outcome_unknown: Whether an attempt before ended without one. Then a refusal tells of this
+            attempt only, and whether the earlier one arrived stays open.
     """
     match answer.verdict:
         case ProviderVerdict.ACCEPTED:
-            return SendOutcome(ReportState.ACCEPTED, doubtful=False)
+            return SendOutcome(ReportState.ACCEPTED, outcome_unknown=False)
         case ProviderVerdict.UNKNOWN:
-            return SendOutcome(ReportState.UNKNOWN, doubtful=True)
+            return SendOutcome(ReportState.UNKNOWN, outcome_unknown=True)
         case ProviderVerdict.REFUSED:
-            return SendOutcome(ReportState.PARKED, doubtful)
+            return SendOutcome(ReportState.NEEDS_ATTENTION, outcome_unknown)
         case ProviderVerdict.STOPPED:
-            return SendOutcome(ReportState.UNKNOWN if doubtful else ReportState.PENDING, doubtful)
+            return SendOutcome(
+                ReportState.UNKNOWN if outcome_unknown else ReportState.PENDING, outcome_unknown
+            )
 
 
 FIRST_WAIT: Final = timedelta(seconds=5)

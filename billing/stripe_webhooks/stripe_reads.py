@@ -16,7 +16,7 @@ Found = TypeVar("Found", bound=stripe.StripeObject)
 
 
 class StripeReads:
-    """Reads of things that only notices need.
+    """Reads of things that only events need.
 
     Every method raises ``StripeUnanswered`` where Stripe has no answer or refuses to give one.
 

@@ -14,10 +14,10 @@ from billing.postgres.locks import AdvisoryLockClass, lock_name
 from billing.postgres.schema import customers, grants
 from billing.stripe_webhooks.checkout import Checkout, NotYet, credits_bought
 from billing.stripe_webhooks.event_store import EventOutcome, WebhookAlarm
-from billing.stripe_webhooks.stripe_event import NoticeResult
+from billing.stripe_webhooks.stripe_event import EventResult
 
 NOT_GIVEN: Final = WebhookAlarm(
-    "credits were paid for and could not be given",
+    "paid_credits_not_given",
     "put right what the detail says, then: billing stripe events retry ID",
 )
 
@@ -37,7 +37,7 @@ def note_checkout(connection: sa.Connection, checkout: Checkout, terms: TopupTer
     """
     if not checkout.paid_top_up:
         return EventOutcome(
-            result=NoticeResult.IGNORED,
+            result=EventResult.IGNORED,
             detail=f"{checkout.id}: mode {checkout.mode}, payment {checkout.payment_status}; "
             "credits are given for a paid checkout in payment mode",
         )
@@ -45,19 +45,19 @@ def note_checkout(connection: sa.Connection, checkout: Checkout, terms: TopupTer
         given = _given_before(connection, checkout.reference)
         if given is not None:
             detail = f"{checkout.id}: its credits were given to {given} before"
-            return EventOutcome(result=NoticeResult.IGNORED, detail=detail)
+            return EventOutcome(result=EventResult.IGNORED, detail=detail)
         amount = credits_bought(checkout, currency=terms.currency, credit_value=terms.credit_value)
         if not amount:
             return EventOutcome(
-                result=NoticeResult.IGNORED, detail=f"{checkout.id} bought no credits"
+                result=EventResult.IGNORED, detail=f"{checkout.id} bought no credits"
             )
         customer = _customer(connection, checkout)
         _give(connection, customer, checkout, amount)
     except NotYet as error:
         detail = f"{checkout.id}: {error.reason}"
-        return EventOutcome(result=NoticeResult.KEPT, detail=detail, alarm=NOT_GIVEN)
+        return EventOutcome(result=EventResult.KEPT, detail=detail, alarm=NOT_GIVEN)
     return EventOutcome(
-        result=NoticeResult.DONE,
+        result=EventResult.DONE,
         detail=f"{checkout.id}: {format_credits(amount)} credits to {customer}",
         customers=frozenset({customer}),
     )

@@ -60,7 +60,7 @@ HOUR = hour_floor(NOW)
 PARKED = ReportRow(
     id=1, customer="acme", sku="page-capture", hour=HOUR, revision=1, latest=True,
     provider="stripe", meter="m", overwrites=True, identifier="i", customer_ref="cus_1", value=1,
-    event_at=HOUR, total_microcredits=1, held_microcredits=1, state=ReportState.PARKED,
+    event_at=HOUR, total_microcredits=1, held_microcredits=1, state=ReportState.NEEDS_ATTENTION,
     cause="by_hand", detail="", doubtful=False, attempts=1, next_at=HOUR, lease_until=None,
     created_at=HOUR,
     first_sent_at=None, answered_at=None, confirm_at=None, readings=0, resent=0, confirmed_at=None,

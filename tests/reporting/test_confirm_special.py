@@ -99,7 +99,7 @@ def test_what_a_person_held_back_without_an_answer_is_read_back_too(desk: Desk) 
     desk.container.ledger.faults.append(answer_lost)
     desk.advance(desk.container.ledger)
     [(number,)] = desk.rows("id")
-    assert desk.container.reports.park(number, "disputed")
+    assert desk.container.reports.hold_back(number, "disputed")
     desk.later(minutes=15)
     assert desk.confirm().confirmed == 1
     desk.assert_all_confirmed()

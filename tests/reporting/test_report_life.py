@@ -27,7 +27,7 @@ OF_STATE: dict[ReportState, dict[str, Any]] = {
     ReportState.SENDING: {
         "lease_until": NOW + LEASE, "claim": CLAIM, "first_sent_at": NOW, "attempts": 1,
     },
-    ReportState.PARKED: {"cause": ProviderCause.TOO_OLD.value},
+    ReportState.NEEDS_ATTENTION: {"cause": ProviderCause.TOO_OLD.value},
 }  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def accept(reports: ReportStore) -> None:
     found = reports.list()[0]
     answer = ProviderAnswer(cause=ProviderCause.TAKEN)
     claimed: Any = type("Claim", (), {"id": found.id, "claim": CLAIM})()
-    outcome = after_answer(answer, doubtful=True)
+    outcome = after_answer(answer, outcome_unknown=True)
     reports.answer_all([Answered(claimed, outcome, answer, NOW, NOW, NOW)])
 
 
@@ -75,11 +75,11 @@ OPERATIONS: dict[str, tuple[Operation, dict[str, str]]] = {
     "recover": (lambda reports: reports.recover(NOW + LEASE), {"sending": "unknown"}),
     "accept": (accept, {"sending": "accepted"}),
     "park": (
-        lambda reports: reports.park(1, "by hand"), {"pending": "parked", "unknown": "parked"}
+        lambda reports: reports.hold_back(1, "by hand"), {"pending": "parked", "unknown": "parked"}
     ),
     "retry": (lambda reports: reports.retry(1, now=NOW), {"parked": "pending"}),
-    "unpark": (lambda reports: reports.unpark(1, arrived=None, now=NOW), {}),
-    "arrived": (lambda reports: reports.unpark(1, arrived=True, now=NOW), {}),
+    "unpark": (lambda reports: reports.lift_hold(1, arrived=None, now=NOW), {}),
+    "arrived": (lambda reports: reports.lift_hold(1, arrived=True, now=NOW), {}),
 }  # fmt: skip
 
 
@@ -103,7 +103,7 @@ STEPS: list[tuple[ReportState, dict[str, Any], str]] = [
     (ReportState.UNKNOWN, {"first_sent_at": NOW - timedelta(days=34)}, "sending"),
     (ReportState.ACCEPTED, {}, "accepted"),
     (ReportState.CONFIRMED, {}, "confirmed"),
-    (ReportState.PARKED, {}, "parked"),
+    (ReportState.NEEDS_ATTENTION, {}, "parked"),
 ]
 
 
@@ -112,5 +112,5 @@ def test_the_next_step_follows_from_state_and_time(report: Container) -> None:
         put(report, state, **columns)
         report.reports.recover(NOW)
         claimed = report.reports.claim("ledger", now=NOW, lease=LEASE, limit=9)
-        again = bool(claimed) and claimed[0].attempts > 1 and claimed[0].doubtful
+        again = bool(claimed) and claimed[0].attempts > 1 and claimed[0].outcome_unknown
         assert ("claimed again" if again else state_of(report)) == after, (state, columns)

@@ -137,32 +137,32 @@ def test_sixteen_digits_do_not_fit(value: int) -> None:
 
 
 @pytest.mark.parametrize("cause", list(ProviderCause))
-@pytest.mark.parametrize("doubtful", [False, True])
-def test_every_answer_ends_the_sending(cause: ProviderCause, doubtful: bool) -> None:
-    outcome = after_answer(ProviderAnswer(cause=cause), doubtful=doubtful)
+@pytest.mark.parametrize("outcome_unknown", [False, True])
+def test_every_answer_ends_the_sending(cause: ProviderCause, outcome_unknown: bool) -> None:
+    outcome = after_answer(ProviderAnswer(cause=cause), outcome_unknown=outcome_unknown)
     assert outcome.state in {
-        ReportState.ACCEPTED, ReportState.UNKNOWN, ReportState.PENDING, ReportState.PARKED,
+        ReportState.ACCEPTED, ReportState.UNKNOWN, ReportState.PENDING, ReportState.NEEDS_ATTENTION,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("cause", "doubtful", "state", "doubtful_after"),
+    ("cause", "outcome_unknown", "state", "doubtful_after"),
     [
         (ProviderCause.TAKEN, True, ReportState.ACCEPTED, False),
         (ProviderCause.DUPLICATE_IDENTIFIER, True, ReportState.ACCEPTED, False),
         (ProviderCause.TIMED_OUT, False, ReportState.UNKNOWN, True),
         (ProviderCause.RATE_LIMITED, False, ReportState.UNKNOWN, True),
-        (ProviderCause.CUSTOMER_MISSING, False, ReportState.PARKED, False),
-        (ProviderCause.CUSTOMER_MISSING, True, ReportState.PARKED, True),
+        (ProviderCause.CUSTOMER_MISSING, False, ReportState.NEEDS_ATTENTION, False),
+        (ProviderCause.CUSTOMER_MISSING, True, ReportState.NEEDS_ATTENTION, True),
         (ProviderCause.KEY_REFUSED, False, ReportState.PENDING, False),
         (ProviderCause.KEY_REFUSED, True, ReportState.UNKNOWN, True),
     ],
 )
 def test_only_acceptance_ends_the_doubt_about_an_earlier_attempt(
-    cause: ProviderCause, doubtful: bool, state: ReportState, doubtful_after: bool
+    cause: ProviderCause, outcome_unknown: bool, state: ReportState, doubtful_after: bool
 ) -> None:
-    outcome = after_answer(ProviderAnswer(cause=cause), doubtful=doubtful)
-    assert (outcome.state, outcome.doubtful) == (state, doubtful_after)
+    outcome = after_answer(ProviderAnswer(cause=cause), outcome_unknown=outcome_unknown)
+    assert (outcome.state, outcome.outcome_unknown) == (state, doubtful_after)
 
 
 @given(attempts=st.integers(0, 10**6), jitter=st.floats(0, 1))
@@ -184,7 +184,7 @@ class ReportLife(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.state = ReportState.PENDING
-        self.doubtful = False
+        self.outcome_unknown = False
         self.provider_has_it = False
 
     @precondition(lambda self: self.state in (ReportState.PENDING, ReportState.UNKNOWN))
@@ -200,35 +200,35 @@ class ReportLife(RuleBasedStateMachine):
             return
         taken = answer.verdict is ProviderVerdict.ACCEPTED
         self.provider_has_it |= taken or (answer.verdict is ProviderVerdict.UNKNOWN and arrived)
-        outcome = after_answer(answer, doubtful=self.doubtful)
+        outcome = after_answer(answer, outcome_unknown=self.outcome_unknown)
         self.state = outcome.state
-        self.doubtful = outcome.doubtful
+        self.outcome_unknown = outcome.outcome_unknown
 
     @precondition(lambda self: self.state is ReportState.SENDING)
     @rule(arrived=st.booleans())
     def left_behind(self, arrived: bool) -> None:
         self.provider_has_it |= arrived
         self.state = ReportState.UNKNOWN
-        self.doubtful = True
+        self.outcome_unknown = True
 
     @precondition(lambda self: self.state in TAKEN)
     @rule()
     def next_revision(self) -> None:
-        self.state, self.doubtful, self.provider_has_it = ReportState.PENDING, False, False
+        self.state, self.outcome_unknown, self.provider_has_it = ReportState.PENDING, False, False
 
-    @precondition(lambda self: self.state is ReportState.PARKED)
+    @precondition(lambda self: self.state is ReportState.NEEDS_ATTENTION)
     @rule()
     def retried(self) -> None:
-        self.state = ReportState.UNKNOWN if self.doubtful else ReportState.PENDING
+        self.state = ReportState.UNKNOWN if self.outcome_unknown else ReportState.PENDING
 
     @invariant()
     def the_books_say_no_more_than_is_known(self) -> None:
         if self.state in TAKEN:
             assert self.provider_has_it
-        elif not self.doubtful:
+        elif not self.outcome_unknown:
             assert not self.provider_has_it
         if self.state is ReportState.PENDING:
-            assert not self.doubtful
+            assert not self.outcome_unknown
 
 
 TestReportLife = ReportLife.TestCase
