@@ -53,7 +53,7 @@ for the first reading of the next ones for so long. What differs or was told of 
 
 
 class ReportingServices:
-    """Everything between the rollups and a provider. Nothing connects before it is used.
+    """The services between the rollups and a provider. Nothing connects before it is used.
 
     Args:
         settings: Which provider, its key, and the pace.
@@ -72,7 +72,7 @@ class ReportingServices:
 
     @cached_property
     def provider(self) -> Provider:
-        """Who gets usage now.
+        """The provider that gets usage now.
 
         Raises:
             ConfigurationError: It cannot be talked to as the settings are.
@@ -153,7 +153,7 @@ class ReportingServices:
 
     @cached_property
     def webhook_processor(self) -> WebhookProcessor:
-        """What Stripe tells by itself; its key is needed only where Stripe has to be asked."""
+        """The processor of Stripe's events; the key is needed only where Stripe has to be asked."""
         settings = self._settings
         handlers = EventHandlers(
             stripe=lambda: self._stripe_account,
@@ -179,7 +179,7 @@ class ReportingServices:
         return ReportStore(self._engine)
 
     def metered(self) -> dict[str, Metered]:
-        """How each SKU is counted at the provider, by its id."""
+        """The meter of each SKU at the provider, by the SKU's id."""
         return {
             sku.id: Metered(
                 meter=meter_of(sku, self._settings.environment), decimals=sku.meter_decimals
@@ -188,7 +188,7 @@ class ReportingServices:
         }
 
     def destination(self, metered: dict[str, Metered]) -> Destination:
-        """Where usage goes now."""
+        """The destination of usage now."""
         name = self._settings.provider_name
         return Destination(
             environment=self._settings.environment,

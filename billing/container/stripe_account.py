@@ -11,7 +11,7 @@ from billing.stripe_webhooks.stripe_reads import StripeReads
 
 
 class StripeAccount:
-    """Everything that is asked of one account; nothing connects before it is used.
+    """Requests to one account; nothing connects before it is used.
 
     Args:
         key: The secret key, checked.

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 
 class ProviderVerdict(StrEnum):
-    """What a provider's answer means for a report."""
+    """The meaning of a provider's answer for a report."""
 
     ACCEPTED = "accepted"
     """It has the figure (a duplicate identifier says so too). Not yet confirmed: see read_back."""
@@ -27,7 +27,7 @@ class ProviderVerdict(StrEnum):
 
 
 class ProviderCause(StrEnum):
-    """Why, as an exhaustive list; each belongs to one verdict (``VERDICTS``)."""
+    """The cause of an answer, exhaustively; each belongs to one verdict (``VERDICTS``)."""
 
     TAKEN = "taken"
     DUPLICATE_IDENTIFIER = "duplicate_identifier"
@@ -81,13 +81,13 @@ class ProviderAnswer:
 
     @property
     def verdict(self) -> ProviderVerdict:
-        """What it means for the report."""
+        """The meaning for the report."""
         return VERDICTS[self.cause]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderMeter:
-    """Where a provider counts one SKU.
+    """A provider's counter of one SKU.
 
     ``name`` is the event name it listens to; ``display_name`` is for people. The last figure of an
     hour counts (an hour window).
@@ -100,7 +100,7 @@ class ProviderMeter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeterCheck:
-    """What ``ensure_meters`` found or did for one meter.
+    """The result of ``ensure_meters`` for one meter.
 
     ``differences`` are texts such as ``event_time_window is day, needed hour``: then nothing may be
     reported to it. ``provider_id`` is the provider's own id, empty where it does not exist yet.
@@ -154,7 +154,7 @@ class Invoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeteredLine:
-    """What a provider's invoice bills of one meter: ``value`` in the meter's smallest unit.
+    """The billed usage of one meter on an invoice: ``value`` in the meter's smallest unit.
 
     Of several lines of one meter and period (tiers, a price changed in between) the sum.
     """

@@ -1,6 +1,6 @@
-"""What is reported in a later hour than it was used in: signed carry lines. Pure.
+"""Adjustments: amounts reported in a later hour than they were used in, signed. Pure.
 
-An event is never dated anew. What its hour can no longer tell a provider is taken out of that hour
+An event is never dated anew. What its hour can no longer report to a provider leaves that hour
 by a line and put into a later one, so that both come to what is said of them, and the sum of all
 hours to the log.
 """
@@ -29,7 +29,7 @@ from billing.reporting.usage_report import EVENT_OFFSET, TAKEN, AttentionCause, 
 
 
 class AdjustmentReason(StrEnum):
-    """Why an amount is carried."""
+    """The reason of an adjustment."""
 
     LATE = "late"
     """The provider's invoice for its hour is final."""
@@ -55,10 +55,10 @@ class Adjustment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdjustmentTerms:
-    """What else a bucket's next step depends on.
+    """Terms that a bucket's next step depends on, beside the bucket.
 
-    ``provider``, ``meter`` and ``decimals`` (of a credit) are where it is told. ``under_way``: the
-    start of the hour of now; what is carried goes there. ``too_old``: the provider takes no hour
+    ``provider``, ``meter`` and ``decimals`` (of a credit) are where it is reported. ``under_way``:
+    the start of the hour of now, into which is carried. ``too_old``: the provider takes no hour
     that starts before; None: any.
     """
 
@@ -71,7 +71,7 @@ class AdjustmentTerms:
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """What an hour could not tell: below zero, or above it and less than the meter's unit."""
+    """An amount that its hour cannot report: below zero, or less than the meter's unit."""
 
     hour: datetime
     amount_microcredits: int
@@ -79,7 +79,7 @@ class Leftover:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BucketPlan:
-    """What becomes of a bucket.
+    """The revision and the adjustments that a bucket needs.
 
     ``out`` leaves it, always with a revision that does without that amount. ``taken`` are lines out
     of leftovers into it.
@@ -96,7 +96,7 @@ def too_old_before(now: datetime, max_age: timedelta | None) -> datetime | None:
 
 
 def closing_reason(bucket: Bucket, too_old: datetime | None) -> AdjustmentReason | None:
-    """Why nothing is sent for a bucket any more; None where it may be.
+    """The reason why nothing is sent for a bucket any more; None where it may be.
 
     An hour in which a period ends is billed with the next one.
     """
@@ -114,7 +114,7 @@ def plan_bucket(
 
     Args:
         bucket: What it comes to, and its last revision.
-        terms: Where it is told.
+        terms: Where it is reported.
         leftovers: Of the customer's SKU; those of earlier hours are taken along.
     """
     reason = closing_reason(bucket, terms.too_old)
@@ -131,7 +131,7 @@ def plan_bucket(
         total_microcredits=bucket.total_microcredits + amount,
         carried_in_microcredits=bucket.carried_in_microcredits + amount,
     )
-    return replace(_tell(grown, terms), taken=taken)
+    return replace(_whole_units(grown, terms), taken=taken)
 
 
 def _by_hand(last: Last | None) -> bool:
@@ -143,7 +143,7 @@ def _by_hand(last: Last | None) -> bool:
 
 
 def _close(bucket: Bucket, terms: AdjustmentTerms, reason: AdjustmentReason) -> BucketPlan:
-    """What the providers have is what the hour comes to; the rest is carried."""
+    """Close an hour: it comes to what the providers have, and the rest is carried."""
     last = bucket.last
     if bucket.hour >= terms.under_way:
         return BucketPlan()
@@ -157,7 +157,7 @@ def _close(bucket: Bucket, terms: AdjustmentTerms, reason: AdjustmentReason) -> 
     return BucketPlan(revision=_closing(bucket, terms), out=_out(bucket, terms, rest, reason))
 
 
-def _tell(bucket: Bucket, terms: AdjustmentTerms) -> BucketPlan:
+def _whole_units(bucket: Bucket, terms: AdjustmentTerms) -> BucketPlan:
     """A revision in whole units of the meter; what is left goes on to the hour under way."""
     holder = Holder(terms.provider, bucket.customer_ref, terms.meter.name)
     rest = _rest(bucket, holder, terms.decimals)
@@ -167,13 +167,13 @@ def _tell(bucket: Bucket, terms: AdjustmentTerms) -> BucketPlan:
         # Of the hour under way the rest stays; it is told when the hour is over.
         return BucketPlan(revision=new)
     if new is None:
-        told = bucket.last is not None and bucket.last.state in TAKEN
-        new = _closing(rounded, terms) if told else made(rounded, holder, terms.decimals)
+        accepted = bucket.last is not None and bucket.last.state in TAKEN
+        new = _closing(rounded, terms) if accepted else made(rounded, holder, terms.decimals)
     return BucketPlan(revision=new, out=_out(bucket, terms, rest, AdjustmentReason.REMAINDER))
 
 
 def _rest(bucket: Bucket, holder: Holder, decimals: int) -> int:
-    """What an hour does not tell: less than a unit, or above what fits into an hour.
+    """The rest that an hour cannot report: less than a unit, or above what fits into it.
 
     The latter only of what came from other hours, after a long outage: an hour that is by itself
     too large is parked and needs a coarser meter.
@@ -225,21 +225,26 @@ def _take(
 ) -> tuple[Adjustment, ...]:
     """Lines out of earlier leftovers, never more below zero than the hour is above it.
 
-    What is below a unit is taken along where something is told anyway; what is below zero also
-    lowers an hour that was told already.
+    Less than a unit is taken along where something is reported anyway; an amount below zero also
+    lowers an hour that was reported already.
     """
     if bucket.customer_ref is None:
         return ()
-    tells = plain is not None and (
+    reports = plain is not None and (
         plain.state is ReportState.PENDING or plain.cause == AttentionCause.BELOW_UNIT
     )
-    told = plain is None and bucket.last is not None and bucket.last.state in TAKEN
+    accepted = plain is None and bucket.last is not None and bucket.last.state in TAKEN
     room = bucket.held_by(Holder(terms.provider, bucket.customer_ref, terms.meter.name))
     lines: list[Adjustment] = []
     for each in sorted(leftovers, key=lambda one: one.hour):
         below = each.amount_microcredits < 0
         amount = max(each.amount_microcredits, -room) if below else each.amount_microcredits
-        if each.hour >= bucket.hour or room <= 0 or not amount or not (tells or (told and below)):
+        if (
+            each.hour >= bucket.hour
+            or room <= 0
+            or not amount
+            or not (reports or (accepted and below))
+        ):
             continue
         room += amount
         lines.append(
@@ -254,7 +259,7 @@ def _take(
 
 
 def left_over(bucket: Bucket, terms: AdjustmentTerms) -> Leftover | None:
-    """What a parked bucket leaves to a later hour; None where it has to be told in its own.
+    """The amount that a bucket leaves to a later hour; None where it belongs to its own.
 
     A bucket that is closed at its provider leaves nothing: what it comes to is carried otherwise.
     """
@@ -266,7 +271,7 @@ def left_over(bucket: Bucket, terms: AdjustmentTerms) -> Leftover | None:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What a provider accepted for an hour: ``value`` in its meter's smallest unit."""
+    """A figure that a provider accepted for an hour, in its meter's smallest unit."""
 
     hour: datetime
     answered_at: datetime

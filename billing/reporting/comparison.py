@@ -1,4 +1,4 @@
-"""What a provider counts, read live, against what it accepted and what was logged."""
+"""Comparison of a provider's live figures with the accepted ones and with the log."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _DAYS: Final = sa.text(
         SELECT sku_id, hour, 0, true FROM usage_reports
         WHERE customer_id = :customer AND hour >= :start AND hour < :end
             AND provider = :provider AND state IN ('accepted', 'confirmed')
-    ) AS told
+    ) AS part
     GROUP BY 1, 2 HAVING sum(amount) <> 0 OR bool_or(reported)
     ORDER BY 1, 2
     """
@@ -100,12 +100,12 @@ class ProviderDay:
 
     @property
     def difference(self) -> int:
-        """What the provider counts more (or, below zero, less) than it accepted; 0 if unread."""
+        """The provider's figure less the accepted one; 0 if unread."""
         return 0 if self.read is None else self.read - self.accepted
 
     @property
     def unreported_microcredits(self) -> int:
-        """What was logged and the provider has not accepted: open, parked, or not planned yet."""
+        """The logged amount not accepted yet: open, needing attention, or not planned yet."""
         return self.logged_microcredits - self.accepted_microcredits
 
     @property
@@ -191,7 +191,7 @@ class ProviderComparison:
                 yield _Used(one.id, one.customer_ref, day.sku_id, day.day, int(day.total))
 
     def _parts(self, used: _Used, period: Period) -> Iterator[_Part]:
-        """Where this provider counts a day; of what it was told nothing, where it would be."""
+        """The holders that count a day at this provider; where nothing was sent, the next one."""
         held: defaultdict[Holder, list[Entry]] = defaultdict(list)
         for entry in self._confirmations.entries(used.customer, used.sku, used.day):
             if entry.state in TAKEN and entry.hour in period:
@@ -265,7 +265,7 @@ class _Used:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one place accepted of a day, and what it should have come to."""
+    """A holder's part of a day: its accepted reports, and what they should come to."""
 
     used: _Used
     holder: Holder
@@ -287,7 +287,7 @@ def _by_hour(entries: Sequence[Entry]) -> dict[datetime, list[Entry]]:
 
 
 def _sum(entries: Sequence[Entry]) -> int:
-    """What one place accepted, in microcredits."""
+    """The sum that one holder accepted, in microcredits."""
     return sum(taken[-1].held_microcredits for taken in _by_hour(entries).values())
 
 

@@ -39,7 +39,7 @@ and no count of them has to be kept."""
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What one request reads: a customer's hours of one SKU on a UTC day, at one holder."""
+    """The hours that one request reads: a customer's SKU on a UTC day, at one holder."""
 
     customer: str
     sku: str
@@ -48,7 +48,7 @@ class Group:
 
 
 class ReadBackFinding(StrEnum):
-    """What a reading makes of a report."""
+    """The finding about a report that was read back."""
 
     CONFIRM = "confirm"
     """The provider counts it."""
@@ -131,7 +131,7 @@ class Awaited:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a reading makes of a report; ``readings`` and ``confirm_at`` are what it has then.
+    """A finding about a report; ``readings`` and ``confirm_at`` are its values afterwards.
 
     ``readings`` counts, of a report that was accepted, those that did not agree; of one whose
     outcome is unknown the last ones in a row by which it never arrived.
@@ -197,7 +197,7 @@ def _of_bucket(bucket: Sequence[Entry], holder: Holder) -> list[Awaited]:
 
 
 def judge(one: Awaited, read: int | None, now: datetime, *, oldest: datetime | None) -> Judgement:
-    """What a reading of its hour makes of a report.
+    """Judge a report by the figure that its hour shows.
 
     Args:
         one: The report.
@@ -223,7 +223,7 @@ def judge(one: Awaited, read: int | None, now: datetime, *, oldest: datetime | N
 
 
 def judge_gone(one: Awaited) -> Judgement:
-    """What becomes of a report whose customer or meter the provider says is not there."""
+    """Judge a report whose customer or meter the provider says is not there."""
     return (
         _closed(one.entry)
         if one.entry.sealed
@@ -237,7 +237,7 @@ def _closed(entry: Entry) -> Judgement:
 
 
 def _of_accepted(one: Awaited, now: datetime, oldest: datetime | None) -> Judgement:
-    """What becomes of an accepted report whose hour shows another figure."""
+    """Judge an accepted report whose hour shows another figure."""
     entry = one.entry
     readings = entry.readings + 1
     again = next_read_back(entry.answered_at, now)
@@ -250,7 +250,7 @@ def _of_accepted(one: Awaited, now: datetime, oldest: datetime | None) -> Judgem
 
 
 def _of_unknown(one: Awaited, read: int | None, now: datetime) -> Judgement:
-    """What becomes of a parked report that may have arrived, and that the hour does not show.
+    """Judge a report that may have arrived and that its hour does not show.
 
     It never arrived if the hour twice shows just what it shows without it. Any other figure
     decides nothing; what was parked because it differs, a person decides.
@@ -266,7 +266,7 @@ def _of_unknown(one: Awaited, read: int | None, now: datetime) -> Judgement:
 
 
 def next_read_back(answered_at: datetime, now: datetime) -> datetime:
-    """When a figure is read next.
+    """The time of a figure's next reading.
 
     15 minutes and an hour after its answer, then every six hours, and after a day daily.
 
@@ -283,7 +283,7 @@ def next_read_back(answered_at: datetime, now: datetime) -> datetime:
 
 
 def after_no_answer(answered_at: datetime, now: datetime) -> datetime:
-    """When to ask again after no answer: in 5 minutes to 6 hours, the longer the older it is."""
+    """The time of the next try after no answer: in 5 minutes to 6 hours, by the figure's age."""
     wait = (now - answered_at) / _OF_ITS_AGE
     return now + min(max(wait, SHORTEST_WAIT), LATER)
 
@@ -291,10 +291,10 @@ def after_no_answer(answered_at: datetime, now: datetime) -> datetime:
 def put_off_until(
     entries: Iterable[Entry], holder: Holder, spacing: timedelta, now: datetime
 ) -> datetime | None:
-    """Until when a day's first readings may wait, since another one agreed not long ago.
+    """Put off a day's first readings where another one agreed not long ago.
 
-    Only figures whose first reading is due are put off: what once did not agree, or was told to be
-    wrong, is read at its time.
+    Only figures whose first reading is due are put off: what once did not agree, or was reported
+    to be wrong, is read at its time.
 
     Args:
         entries: The day's.

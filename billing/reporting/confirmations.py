@@ -140,7 +140,7 @@ _RECHECK_BUCKETS: Final = sa.text(
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """How far a run has come: reports due at ``at`` up to this id are done."""
+    """The place a run has come to: reports due at ``at`` up to this id are done."""
 
     at: datetime = EPOCH
     id: int = 0
@@ -168,7 +168,7 @@ class ConfirmationStore:
         self._engine = engine
 
     def providers(self) -> list[str]:
-        """Who has figures that are to be read back, former providers too."""
+        """Providers with figures to be read back, former ones too."""
         with self._engine.connect() as connection:
             return list(connection.execute(_PROVIDERS).scalars())
 

@@ -1,4 +1,4 @@
-"""What stands in the outbox, for people: reports, carry lines, counts. Reads only."""
+"""Queries of the outbox for people: reports, adjustments, counts. Reads only."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class ReportHistory:
 
 @dataclass(frozen=True, slots=True)
 class ReportCount:
-    """So many reports, and their amount: what was taken, or what is open or parked."""
+    """A number of reports and their amount: accepted, open, or needing attention."""
 
     reports: int
     amount_microcredits: int
@@ -187,7 +187,7 @@ class ReportCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeedsAttention:
-    """What is parked for one cause; ``oldest`` is the first hour of it."""
+    """Reports that need attention for one cause; ``oldest`` is their first hour."""
 
     cause: str
     reports: int
@@ -243,13 +243,13 @@ class ReportListing:
             return [_carry(row) for row in connection.execute(_CARRIES, parameters)]
 
     def counts(self, provider: str) -> Mapping[ReportState, ReportCount]:
-        """How many buckets stand where, by their last revision at a provider; absent: none."""
+        """Count buckets by the state of their last revision at a provider; absent: none."""
         with self._engine.connect() as connection:
             rows = connection.execute(_COUNTS, {"provider": provider}).all()
         return {ReportState(row.state): ReportCount(row.reports, int(row.amount)) for row in rows}
 
     def attention_by_cause(self, provider: str) -> Sequence[NeedsAttention]:
-        """What is parked at a provider with an amount, by cause."""
+        """Reports with an amount that need attention at a provider, by cause."""
         with self._engine.connect() as connection:
             rows = connection.execute(_PARKED, {"provider": provider}).all()
         return [

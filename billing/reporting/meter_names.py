@@ -1,4 +1,4 @@
-"""Which meter counts a SKU at a provider. Pure."""
+"""The name of a SKU's meter at a provider. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ assert (  # noqa: S101 - a relation between constants
 
 
 def meter_prefix(environment: str) -> str:
-    """What the names of this installation's meters begin with; those of no other do."""
+    """The prefix of this installation's meters and of no other's."""
     return f"weighbridge_{environment}_"
 
 

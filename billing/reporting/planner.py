@@ -182,7 +182,7 @@ class Pass:
     def _leftovers(
         self, connection: Connection, rows: Sequence[Row[Any]]
     ) -> dict[tuple[str, str], list[_Remaining]]:
-        """What earlier hours of these customers' SKUs could not tell, but for those read here."""
+        """Leftovers of earlier hours of these customers' SKUs, without those in ``rows``."""
         parameters = self._of_meters() | {
             "of_customers": [row.customer_id for row in rows],
             "of_skus": [row.sku_id for row in rows],

@@ -2,7 +2,7 @@
 
 Accepted is not confirmed: a provider may take a figure and drop it later, and somebody may change
 it there. One request reads a day of one customer and SKU. Nothing is decided by a missing answer:
-then the reading is put off, and the age of the oldest unconfirmed report tells.
+then the reading is put off, and the age of the oldest unconfirmed report shows it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MISSING: Final = frozenset({ProviderCause.CUSTOMER_MISSING, ProviderCause.METER_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadBackPace:
-    """How figures are read back.
+    """The limits of reading back.
 
     ``rate_per_second`` and ``burst`` are requests; ``batch`` reports are looked up at once. After
     ``silences`` requests in a row without an answer the run ends. ``spacing``: so long after a
@@ -62,7 +62,7 @@ class ReadBackPace:
 
 @dataclass(slots=True)
 class ReadBackResult:
-    """What a run did. All but ``requests`` and ``unanswered`` count reports.
+    """Counts of a run; all but ``requests`` and ``unanswered`` count reports.
 
     ``resent`` have a next revision that waits to be sent. ``cleared`` turned out never to have
     arrived. ``closed`` differ in a period whose invoice is final. ``unanswered`` are requests.
@@ -231,7 +231,7 @@ class ReadBack:
 def _later(
     waiting: Sequence[Awaited], now: datetime, when: Callable[[Entry], datetime]
 ) -> list[Decided]:
-    """What is due is read later, and nothing else of it changes."""
+    """Put off what is due; nothing else of it changes."""
     return [
         Decided(one, Judgement(ReadBackFinding.WAIT, one.entry.readings, when(one.entry)))
         for one in waiting

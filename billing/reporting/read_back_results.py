@@ -1,4 +1,4 @@
-"""What a reading makes of a report, written down. Every function runs inside a transaction."""
+"""Findings about reports, written down. Every function runs inside a transaction."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def note(
 
 
 def _disprove(connection: Connection, decided: Decided) -> None:
-    """What was accepted for an hour that shows another figure counts as accepted no longer."""
+    """Park what was accepted for an hour that shows another figure."""
     one = decided.one
     _park(connection, [one.entry.id, *(each.id for each in one.older)], decided)
 

@@ -60,9 +60,9 @@ class Sums:
 
     @property
     def off_by(self) -> int:
-        """What the log has beyond the other five terms; 0 is the invariant."""
-        told = self.accepted + self.open + self.parked + self.unclaimed + self.carried
-        return self.logged - told
+        """The log less the other five terms; 0 is the invariant."""
+        known = self.accepted + self.open + self.parked + self.unclaimed + self.carried
+        return self.logged - known
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Answered:
     confirm_at: datetime
 
     def parameters(self) -> dict[str, object]:
-        """As the statement takes them."""
+        """Parameters of the statement."""
         return {
             "id": self.claimed.id, "claim": self.claimed.claim,
             "state": self.outcome.state.value, "doubtful": self.outcome.outcome_unknown,
@@ -201,7 +201,7 @@ class ReportStore(ReportListing):
         Args:
             report: A bucket's last revision, held back by hand, or of unknown outcome.
             arrived: True: it was sent, and the provider has it; it is read back. False: it has it
-                not, and the hour is told anew, or carried. None: it is sent again as it is.
+                not, and the hour is reported anew, or carried. None: it is sent again as it is.
             now: The time.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Which buckets need a new revision, and which. Pure.
+"""Revisions that buckets need: when one is due, and its content. Pure.
 
 There is no cursor: a bucket is due because the log's total differs from the total that its last
 revision stood for. A total that commits late, however old its hour, differs just the same.
@@ -21,7 +21,7 @@ HOUR: Final = timedelta(hours=1)
 
 
 class Depth(StrEnum):
-    """How far back totals are compared."""
+    """The reach of a comparison of totals."""
 
     RECENT = "recent"
     MONTH = "month"
@@ -73,7 +73,7 @@ def closed_before(now: datetime, lag: timedelta) -> datetime:
 
 
 class Holder(NamedTuple):
-    """Where a provider counts a customer's usage of one SKU."""
+    """The place where a provider counts a customer's usage of one SKU."""
 
     provider: str
     customer_ref: str | None
@@ -94,7 +94,7 @@ class Last:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """What one customer's hour of one SKU comes to, and what is known of its reports.
+    """One customer's hour of one SKU: its total, and what is known of its reports.
 
     ``total_microcredits`` is what is to be reported in this hour: the log's, less what was carried
     out, and what was carried in. ``taken`` is what each holder has of it, by the last revision that
@@ -114,7 +114,7 @@ class Bucket:
     carried_in_microcredits: int = 0
 
     def held_by(self, holder: Holder) -> int:
-        """What a holder has once everything that the others do not have was told to it."""
+        """A holder's amount once it has everything that the others do not have."""
         others = sum(held for other, held in self.taken.items() if other != holder)
         return self.total_microcredits - others
 
@@ -240,7 +240,7 @@ def _is_worth_another_try(last: Last, holder: Holder) -> bool:
 
 
 def _cause(last: Last | None, holder: Holder, held: int, value: int) -> str:
-    """Why the new revision is parked at once; empty where it is to be sent."""
+    """The cause for which the new revision needs attention at once; empty: it is to be sent."""
     if (
         last is not None
         and last.state is ReportState.NEEDS_ATTENTION

@@ -198,7 +198,7 @@ class TrueUp:
         )
 
     def _last_hour(self) -> list[Holding]:
-        """Where a figure goes of which nothing was accepted; none in less than an hour."""
+        """The hour for a billed figure of which nothing was accepted; none in less than an hour."""
         last = self._parameters["before"] - HOUR
         if last < self._parameters["first"]:
             return []
@@ -230,7 +230,7 @@ class TrueUp:
         )
 
     def _named(self, hour: datetime, revision: int) -> str:
-        """It is sent to nobody; its name only has to be its own."""
+        """An identifier of its own; it is sent to nobody."""
         period = self._period
         return identifier_of(
             BILLED, period.provider, period.meter, period.customer_id, hour, revision

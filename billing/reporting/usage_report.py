@@ -25,7 +25,7 @@ _ENVIRONMENT: Final = re.compile(r"[a-z0-9-]{1,20}")
 
 
 class ReportState(StrEnum):
-    """Where a report stands."""
+    """The state of a report."""
 
     PENDING = "pending"
     """Written down. The provider does not have it."""
@@ -48,7 +48,7 @@ assert set(ReportState) == OPEN | TAKEN | {ReportState.NEEDS_ATTENTION}  # noqa:
 
 
 class AttentionCause(StrEnum):
-    """Why a report is parked, where it was not the provider's answer (``provider.Cause``)."""
+    """The cause for which a report needs attention, where it is no ``ProviderCause``."""
 
     BELOW_ZERO = "below_zero"
     """The hour's figure is negative: a provider bills 0 and forgets the rest."""
@@ -101,7 +101,7 @@ def identifier_of(
 
 @dataclass(frozen=True, slots=True)
 class SendOutcome:
-    """What an answer makes of a report.
+    """The state of a report after an answer.
 
     ``outcome_unknown``: it may have arrived although the provider has not said so.
     """
@@ -138,7 +138,7 @@ assert FIRST_WAIT * 2**_DOUBLINGS >= LONGEST_WAIT  # noqa: S101 - a relation bet
 
 
 def backoff(attempts: int, jitter: float) -> timedelta:
-    """How long to wait after ``attempts`` without a definite answer.
+    """The wait after ``attempts`` without a definite answer.
 
     Args:
         attempts: One or more.

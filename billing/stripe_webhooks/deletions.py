@@ -1,7 +1,7 @@
 """A customer that was deleted at the provider: nothing more is sent there, and nothing is lost.
 
 What was used stays in the log and in parked reports; it goes to whoever is linked next. What the
-provider had taken and not invoiced cannot be had back: reading it back tells.
+provider had taken and not invoiced cannot be had back; reading it back shows it.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ _ROW: Final = (
 
 @dataclass(frozen=True, slots=True)
 class WebhookAlarm:
-    """What an operator should see in the log: ``event`` is the line, ``remedy`` what to do."""
+    """A log line for operators: ``event`` names it, ``remedy`` says what to do."""
 
     event: str
     remedy: str
@@ -33,9 +33,9 @@ class WebhookAlarm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventOutcome:
-    """What an event led to.
+    """The result of an event.
 
-    ``customers`` are those whose balance changed: Redis has to be told.
+    ``customers`` are those whose balance changed: Redis has to reload them.
     """
 
     result: EventResult
@@ -46,7 +46,7 @@ class EventOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookEvent:
-    """An event that was told. ``happened_at`` is the provider's time, ``received_at`` ours."""
+    """An event that came. ``happened_at`` is the provider's time, ``received_at`` ours."""
 
     provider: str
     event_id: str
@@ -58,7 +58,7 @@ class WebhookEvent:
 
 
 class WebhookEvents:
-    """The events that were told by webhook.
+    """Events that came by webhook.
 
     Args:
         engine: PostgreSQL, as the owner role.
@@ -95,7 +95,7 @@ class WebhookEvents:
         """The body of an event that was kept; None where it was dealt with.
 
         Raises:
-            NotFound: No such event was told.
+            NotFound: No such event came.
         """
         query = sa.select(webhook_events.c.body).where(*_is(provider, event_id))
         # PostgreSQL cannot even compare with a NUL; no event has one.

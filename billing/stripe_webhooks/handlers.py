@@ -53,7 +53,7 @@ class StripeAccess(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventHandlers:
-    """What events do.
+    """The effects of events.
 
     ``stripe`` gives access to Stripe and is only called where Stripe has to be asked; ``terms`` are
     what credits are worth.
@@ -64,7 +64,7 @@ class EventHandlers:
     terms: TopupTerms
 
     def effect_of(self, event: StripeEvent) -> Effect:
-        """What an event does.
+        """The effect of an event.
 
         Raises:
             ProviderUnavailable: Stripe has no answer; the same event has to be tried again.
@@ -84,7 +84,7 @@ class EventHandlers:
 
 
 def _asked(prepare: Callable[[], Effect]) -> Effect:
-    """What Stripe will not answer otherwise however often it is asked keeps the event."""
+    """Ask Stripe; an answer that will never be another one keeps the event."""
     try:
         return prepare()
     except NotFound as error:

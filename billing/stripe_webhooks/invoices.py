@@ -1,4 +1,4 @@
-"""What an invoice of a provider's leads to: it is written down, and its periods are closed.
+"""The effect of a provider's invoice: it is written down, and its periods are closed.
 
 The same for a webhook and for a poll: what is given here is the invoice as it stands.
 """
@@ -53,12 +53,12 @@ def note_invoice(
     """Write an invoice down as it stands, and close its periods if it is final.
 
     Args:
-        connection: The transaction of whatever told of it.
+        connection: The transaction of the event or the poll.
         provider: Whose invoice.
         ids: By which id it knows customers.
         invoice: As it stands.
         now: The time.
-        failed_at: When a payment of it failed, where that was told.
+        failed_at: When a payment of it failed, where an event says so.
     """
     known = _known(connection, provider, invoice.provider_id)
     customer = _customer(connection, provider, ids, invoice, known)
@@ -106,7 +106,7 @@ def _customer(
     invoice: ProviderInvoice,
     known: sa.RowMapping | None,
 ) -> str | None:
-    """Whose it is: who is linked now, else who was when an invoice was told of before.
+    """Our customer: linked now, else linked at an earlier invoice.
 
     A customer that was deleted at Stripe is linked to nobody, and its last invoice comes after.
     """
@@ -137,7 +137,7 @@ def _insert(
         "provider": provider,
         "invoice_ref": invoice.provider_id,
         # The first status there is: the update that follows is then no step back.
-        **_told(customer, invoice, now),
+        **_values(customer, invoice, now),
         "status": "draft",
         "finalized_at": None,
     }
@@ -155,7 +155,7 @@ def _update(
     columns = provider_invoices.c
     values: dict[str, Any] = {"payment_failed_at": known["payment_failed_at"] or failed_at}
     if not is_older(invoice.status, known["status"]):
-        values |= _told(customer, invoice, now)
+        values |= _values(customer, invoice, now)
         values["finalized_at"] = known["finalized_at"] or invoice.finalised_at
     connection.execute(
         sa.update(provider_invoices)
@@ -164,7 +164,7 @@ def _update(
     )
 
 
-def _told(customer: str, invoice: ProviderInvoice, now: datetime) -> dict[str, Any]:
+def _values(customer: str, invoice: ProviderInvoice, now: datetime) -> dict[str, Any]:
     return {
         "customer_ref": invoice.customer_ref,
         "customer_id": customer,

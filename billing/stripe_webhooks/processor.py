@@ -40,7 +40,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Reception(StrEnum):
-    """What became of a webhook."""
+    """The outcome of a webhook."""
 
     DONE = "done"
     IGNORED = "ignored"
@@ -51,7 +51,7 @@ class Reception(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """What became of one event. ``customers``: whose balance changed, so that Redis is told."""
+    """The outcome of one event. ``customers`` are those whose balance Redis has to reload."""
 
     event_id: str
     type: str
@@ -62,7 +62,7 @@ class Received:
 
 @dataclass(slots=True, kw_only=True)
 class Polled:
-    """What a poll found, in invoices."""
+    """The invoices that a poll found."""
 
     done: int = 0
     ignored: int = 0
@@ -76,7 +76,7 @@ class Polled:
 
 
 class WebhookProcessor:
-    """What a provider tells by itself.
+    """Processes Stripe's events and polls invoices.
 
     Args:
         engine: PostgreSQL, as the owner role.
@@ -125,16 +125,16 @@ class WebhookProcessor:
             finish(connection, PROVIDER, event.id, outcome, body)
             reach("notice.before_commit")
         reach("notice.after_commit")
-        _tell_operators(event, outcome)
+        _log_outcome(event, outcome)
         return _received(event, outcome)
 
     def retry(self, event_id: str) -> Received:
         """Try an event again that was kept. Where it still cannot be done it stays kept.
 
-        Nothing is logged: whoever asks for it is told what came of it.
+        Nothing is logged: the caller gets the outcome.
 
         Raises:
-            NotFound: No such event was told.
+            NotFound: No such event came.
             ProviderUnavailable: As ``receive``; the event stays kept.
             ConfigurationError: As ``receive``; the event stays kept.
         """
@@ -186,7 +186,7 @@ class WebhookProcessor:
         with self._engine.begin() as connection:
             outcome = note_invoice(connection, provider.name, ids, invoice, self._clock.now())
         if outcome.alarm:
-            _ring(outcome.alarm, id=invoice.provider_id, detail=outcome.detail)
+            _log_alarm(outcome.alarm, id=invoice.provider_id, detail=outcome.detail)
         return outcome
 
     def _read(self, body: bytes) -> tuple[StripeEvent, str]:
@@ -200,9 +200,9 @@ class WebhookProcessor:
         if problem:
             return just(EventResult.KEPT, problem)
         if event.live != self._live:
-            told, here = _mode(event.live), _mode(self._live)
+            theirs, here = _mode(event.live), _mode(self._live)
             return just(
-                EventResult.IGNORED, f"it is of {told} mode, and this installation of {here}"
+                EventResult.IGNORED, f"it is of {theirs} mode, and this installation of {here}"
             )
         return self._handlers.effect_of(event)
 
@@ -215,17 +215,17 @@ def _already(event: StripeEvent) -> Received:
     return Received(event_id=event.id, type=event.type, reception=Reception.ALREADY)
 
 
-def _tell_operators(event: StripeEvent, outcome: EventOutcome) -> None:
+def _log_outcome(event: StripeEvent, outcome: EventOutcome) -> None:
     facts = {"id": event.id, "type": event.type, "result": outcome.result.value}
     if outcome.alarm:
-        _ring(outcome.alarm, **facts, detail=outcome.detail)
+        _log_alarm(outcome.alarm, **facts, detail=outcome.detail)
     elif outcome.result is EventResult.KEPT:
         _log.warning("stripe_event_kept", **facts, detail=outcome.detail)
     else:
         _log.info("stripe_event_processed", **facts, detail=outcome.detail)
 
 
-def _ring(alarm: WebhookAlarm, **facts: str) -> None:
+def _log_alarm(alarm: WebhookAlarm, **facts: str) -> None:
     _log.error(alarm.event, **facts, remedy=alarm.remedy)
 
 

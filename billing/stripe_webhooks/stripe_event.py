@@ -27,7 +27,7 @@ UNREADABLE: Final = "unreadable"
 
 
 class EventResult(StrEnum):
-    """What became of an event."""
+    """The result of an event."""
 
     DONE = "done"
     IGNORED = "ignored"
@@ -37,7 +37,7 @@ class EventResult(StrEnum):
 
 
 class EventKind(StrEnum):
-    """What an event is about."""
+    """The kind of an event."""
 
     INVOICE = "invoice"
     CUSTOMER_DELETED = "customer_deleted"
@@ -69,7 +69,7 @@ _NEED_THE_THING: Final = frozenset(
 
 
 class Unreadable(Exception):  # noqa: N818 - the event is unreadable
-    """What came, or what Stripe answered about it, is not what its description says."""
+    """A body, or an answer of Stripe's about it, that is not as Stripe describes it."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -92,7 +92,7 @@ class StripeEvent:
 
     @property
     def kind(self) -> EventKind | None:
-        """What it is about; None: nothing that is acted on."""
+        """The kind; None where nothing is done about it."""
         return KINDS.get(self.type)
 
 
@@ -117,7 +117,7 @@ def read_event(body: bytes) -> StripeEvent:
 
 
 def stand_in(body: bytes, received_at: datetime) -> StripeEvent:
-    """What stands for a body that cannot be read: the same body has the same id."""
+    """Make an event for a body that cannot be read: the same body has the same id."""
     digest = hashlib.sha256(body).hexdigest()
     return StripeEvent(
         id=f"sha256:{digest}", type=UNREADABLE, happened_at=received_at, live=False, thing=""

@@ -1,4 +1,4 @@
-"""What an event is about, asked of Stripe: an event brings the id, Stripe's answer decides."""
+"""Questions to Stripe about events: an event brings an id, Stripe's answer decides."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ NOT_GIVEN: Final = WebhookAlarm(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopupTerms:
-    """What credits are worth: ``credit_value`` is a decimal string in ``currency``."""
+    """The worth of credits: ``credit_value`` is a decimal string in ``currency``."""
 
     currency: str
     credit_value: str
@@ -64,7 +64,7 @@ def note_checkout(connection: sa.Connection, checkout: Checkout, terms: TopupTer
 
 
 def _customer(connection: sa.Connection, checkout: Checkout) -> str:
-    """Ours: who is linked to the one who paid, else who the shop named."""
+    """Our customer: linked to the one who paid, else named by the shop."""
     if checkout.customer_ref:
         linked = sa.select(customers.c.id).where(
             customers.c.stripe_customer_id == checkout.customer_ref
@@ -82,7 +82,7 @@ def _customer(connection: sa.Connection, checkout: Checkout) -> str:
 
 
 def _given_before(connection: sa.Connection, reference: str) -> str | None:
-    """Who got this checkout's credits, if anybody; locks the reference until the end.
+    """The customer who got this checkout's credits, if any; locks the reference until the end.
 
     A grant is once per customer and reference. Two events tell of one checkout, and who is linked
     to the one who paid may change between them.

@@ -87,7 +87,7 @@ class StripeCycles:
         return None if _optional(invoice, "deleted") else invoice
 
     def _deleted(self, provider_id: str) -> ProviderInvoice:
-        """Of a deleted draft Stripe has the event only, for 30 days."""
+        """Find a deleted draft by its event, which Stripe keeps for 30 days."""
         params: Any = {"type": _DELETED, "limit": PAGE}
         for event in self._v1.events.list(params).auto_paging_iter():
             invoice: Any = event.data.object
@@ -204,7 +204,7 @@ def check_undivided(price: stripe.Price) -> None:
 
 
 def quantity_of(line: stripe.InvoiceLineItem, invoice_id: str, meter: str) -> int:
-    """How much a line bills, in the meter's smallest unit. Pure.
+    """The quantity that a line bills, in the meter's smallest unit. Pure.
 
     Raises:
         StripeUnanswered: A fraction, or nothing: a meter of ours takes integers only.

@@ -104,7 +104,7 @@ def failure_of(error: stripe.StripeError) -> Failure:
 
 
 def _unreached(error: stripe.StripeError) -> str:
-    """Why there was no connection, in a sentence: the library's own text is a dump of the error."""
+    """Say in a sentence why there was no connection: the library's own text is a dump."""
     below = error.__cause__ or error.__context__
     if not isinstance(below, requests.RequestException):
         return error.user_message or ""

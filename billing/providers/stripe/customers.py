@@ -30,7 +30,7 @@ class StripeCustomers:
     def __init__(self, client: stripe.StripeClient) -> None:
         self._customers = client.v1.customers
 
-    def link(self, customer: str, name: str, *, dry_run: bool) -> str:
+    def link(self, customer: str, name: str, *, dry_run: bool = False) -> str:
         """The id of the Stripe customer whose metadata names ours; created where there is none.
 
         Returns:

@@ -22,7 +22,7 @@ _SERVER: Final = 500
 
 
 class StripeErrorKind(StrEnum):
-    """What came instead of a good answer."""
+    """The kind of failure."""
 
     ANSWER = "answer"
     """An answer that tells an error, or one that cannot be understood."""
@@ -109,7 +109,7 @@ KINDS: Final[Mapping[StripeErrorKind, ProviderCause]] = {
 
 
 def cause_of(failure: Failure) -> ProviderCause:
-    """What an error means. Total: every failure has a cause."""
+    """The cause of a failure. Total: every failure has one."""
     if failure.kind in KINDS:
         return KINDS[failure.kind]
     status = failure.status
@@ -127,7 +127,7 @@ def cause_of(failure: Failure) -> ProviderCause:
 
 
 def cause_of_code(code: str) -> ProviderCause:
-    """Why, by the code alone, as an error report gives it."""
+    """The cause by the code alone, as an error report gives it."""
     return CODES.get(code, ProviderCause.INVALID_REQUEST)
 
 

@@ -1,7 +1,7 @@
 """Invoices of ours at Stripe: a draft, its items, read back, and only then final.
 
 The draft's metadata has our key and a digest of the lines it was asked with, each line's metadata
-its key and its place: a draft left half done is completed, one with other lines is told.
+its key and its place: a draft left half done is completed, one with other lines is an error.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class StripeMeters:
         self._meters = client.v1.billing.meters
         self._ids: dict[str, str] = {}
 
-    def ensure(self, meters: Sequence[ProviderMeter], *, dry_run: bool) -> list[MeterCheck]:
+    def ensure(self, meters: Sequence[ProviderMeter], *, dry_run: bool = False) -> list[MeterCheck]:
         """Compare formula, window, state and payload keys; see ``port.Provider``.
 
         A meter somebody has deactivated is a difference and is not made anew.
@@ -84,7 +84,7 @@ class StripeMeters:
 
 
 def differences(found: Any) -> tuple[str, ...]:  # noqa: ANN401 - a meter of Stripe's
-    """How a meter at Stripe would count otherwise than is needed. Pure."""
+    """List the settings by which a meter at Stripe would count otherwise than needed. Pure."""
     mapping = found.customer_mapping
     compared = (
         ("status", found.status, "active"),
