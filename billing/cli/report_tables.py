@@ -81,7 +81,7 @@ def print_history(history: ReportHistory) -> None:
     """Print a report: the complete request, its answer, its hour's revisions and carry lines."""
     row = history.report
     print_facts(f"Report {row.id}", _facts(row))
-    if row.state is ReportState.PARKED and row.latest:
+    if row.state is ReportState.NEEDS_ATTENTION and row.latest:
         help_ = help_for_parked(row.cause)
         say(f"{row.cause}: {help_.meaning}")
         say(f"  remedy: {help_.remedy}")
@@ -128,7 +128,7 @@ def why_not_sent(row: ReportRow) -> str:
     """The reason why a report cannot be sent again as it is. Pure."""
     obstacles = (
         (not row.latest, "a later revision stands for its hour"),
-        (row.state is not ReportState.PARKED, f"it is {row.state}, not parked"),
+        (row.state is not ReportState.NEEDS_ATTENTION, f"it is {row.state}, not parked"),
         (row.customer_ref is None, "link the customer; then it is sent by itself"),
         (row.cause in AT_REST, "it comes to nothing"),
         (row.held_microcredits < 0, "it is below zero; later hours make up for it"),
