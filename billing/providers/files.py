@@ -79,7 +79,7 @@ class FileProvider(BuiltinProvider):
         return customer
 
     def report_usage(self, report: UsageReport) -> ProviderAnswer:
-        """Append a figure to its day's files; see ``provider.Provider``."""
+        """Append a figure to its day's files; see ``port.Provider``."""
         refused = refusal(report)
         if refused is not None:
             return refused
@@ -95,7 +95,7 @@ class FileProvider(BuiltinProvider):
         return ProviderAnswer(cause=ProviderCause.TAKEN)
 
     def read_back(self, customer_ref: str, meter: str, day: date) -> Mapping[datetime, int]:
-        """The figures of a UTC day; see ``provider.Provider``."""
+        """The figures of a UTC day; see ``port.Provider``."""
         try:
             with self._locked():
                 figures = self._read(day).figures
@@ -110,7 +110,7 @@ class FileProvider(BuiltinProvider):
     def open_invoice(
         self, key: str, customer_ref: str, currency: str, lines: Sequence[InvoiceLine]
     ) -> Invoice:
-        """A draft; see ``provider.Provider``.
+        """A draft; see ``port.Provider``.
 
         Raises:
             AlreadyExists: The key is taken by an invoice with other content.
@@ -137,7 +137,7 @@ class FileProvider(BuiltinProvider):
         return _invoice(number, found)
 
     def finalise_invoice(self, provider_id: str) -> Invoice:
-        """Make a draft final; see ``provider.Provider``.
+        """Make a draft final; see ``port.Provider``.
 
         Raises:
             NotFound: There is no such invoice.

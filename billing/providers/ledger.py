@@ -92,7 +92,7 @@ class LedgerProvider(BuiltinProvider):
         return customer
 
     def report_usage(self, report: UsageReport) -> ProviderAnswer:
-        """Take a figure; see ``provider.Provider``."""
+        """Take a figure; see ``port.Provider``."""
         refused = refusal(report)
         if refused is not None:
             return refused
@@ -121,7 +121,7 @@ class LedgerProvider(BuiltinProvider):
         )
 
     def read_back(self, customer_ref: str, meter: str, day: date) -> Mapping[datetime, int]:
-        """The figures of a UTC day; see ``provider.Provider``."""
+        """The figures of a UTC day; see ``port.Provider``."""
         start = datetime.combine(day, time(), UTC)
         parameters = {
             "customer": customer_ref,
@@ -136,7 +136,7 @@ class LedgerProvider(BuiltinProvider):
     def open_invoice(
         self, key: str, customer_ref: str, currency: str, lines: Sequence[InvoiceLine]
     ) -> Invoice:
-        """A draft; see ``provider.Provider``.
+        """A draft; see ``port.Provider``.
 
         Raises:
             AlreadyExists: The key is taken by an invoice with other content.
@@ -157,7 +157,7 @@ class LedgerProvider(BuiltinProvider):
         return invoice
 
     def finalise_invoice(self, provider_id: str) -> Invoice:
-        """Make a draft final; see ``provider.Provider``.
+        """Make a draft final; see ``port.Provider``.
 
         Raises:
             NotFound: There is no such invoice.

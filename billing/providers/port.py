@@ -243,7 +243,7 @@ class Provider(Protocol):
     def invoices_since(self, created: datetime) -> Sequence[ProviderInvoice]:
         """Invoices that it made itself for metered usage and created at or after ``created``.
 
-        Webhooks can be lost: this is how sealed periods are noticed without them.
+        Webhooks can be lost: this is how closed periods are found without them.
         """
         ...
 

@@ -110,7 +110,7 @@ def closing_reason(bucket: Bucket, too_old: datetime | None) -> AdjustmentReason
 def plan_bucket(
     bucket: Bucket, terms: AdjustmentTerms, leftovers: Sequence[Leftover] = ()
 ) -> BucketPlan:
-    """The revision and the carry lines that a bucket needs now.
+    """Work out the revision and the adjustments that a bucket needs now.
 
     Args:
         bucket: What it comes to, and its last revision.

@@ -78,7 +78,7 @@ class HourDiffers:
 class ProviderDay:
     """A customer's SKU on one UTC day, at one place where a provider counts it.
 
-    ``logged_microcredits`` is what this place should have come to: the log with its carry lines,
+    ``logged_microcredits`` is what this place should have come to: the log with its adjustments,
     less what other places have. ``accepted_microcredits`` is what was accepted of it, and
     ``accepted`` the same in the meter's unit, in which ``read`` is what the provider counts; None
     where it gave no figures, and then ``problem`` says why. ``hours`` are those that differ, though
@@ -219,7 +219,7 @@ class ProviderComparison:
         own = _by_hour(part.entries)
         accepted = {hour: taken[-1].value for hour, taken in own.items()}
         read, error, problem = self._figures(holder, used.day)
-        final = {hour for hour, taken in own.items() if taken[-1].sealed}
+        final = {hour for hour, taken in own.items() if taken[-1].period_closed}
         differ = _differences(accepted, read, period, final) if read is not None else ()
         now = self._clock.now()
         last = [own[each.hour][-1] for each in differ if each.hour in own]

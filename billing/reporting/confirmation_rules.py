@@ -72,8 +72,8 @@ class ReadBackFinding(StrEnum):
 class Entry:
     """A report as it stands. ``hour`` is UTC; ``held_microcredits`` is what it tells its holder.
 
-    ``answered_at`` is the last answer or, where none ever came, the first sending. ``sealed``: the
-    provider's invoice for this hour is final.
+    ``answered_at`` is the last answer or, where none ever came, the first sending.
+    ``period_closed``: the provider's invoice for this hour is final.
     """
 
     id: int
@@ -90,7 +90,7 @@ class Entry:
     confirmed_at: datetime | None
     readings: int
     resent: int
-    sealed: bool
+    period_closed: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +215,7 @@ def judge(one: Awaited, read: int | None, now: datetime, *, oldest: datetime | N
         return Judgement(ReadBackFinding.CONFIRM, entry.readings)
     if not due:
         return Judgement(ReadBackFinding.LEAVE, entry.readings, entry.confirm_at)
-    if entry.sealed and age >= LAG:
+    if entry.period_closed and age >= LAG:
         return _closed(entry)
     if entry.state is ReportState.ACCEPTED:
         return _of_accepted(one, now, oldest)
@@ -226,7 +226,7 @@ def judge_gone(one: Awaited) -> Judgement:
     """Judge a report whose customer or meter the provider says is not there."""
     return (
         _closed(one.entry)
-        if one.entry.sealed
+        if one.entry.period_closed
         else Judgement(ReadBackFinding.GONE, one.entry.readings)
     )
 

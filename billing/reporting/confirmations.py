@@ -91,7 +91,7 @@ _DAY: Final = sa.text(
         r.held_microcredits, r.state, r.cause, r.doubtful, r.confirm_at, r.confirmed_at,
         r.readings, r.resent,
         coalesce(r.answered_at, r.first_sent_at, r.created_at) AS answered_at,
-        {PERIOD_IS_FINAL} AS sealed
+        {PERIOD_IS_FINAL} AS period_closed
     FROM usage_reports AS r
     WHERE r.customer_id = :customer AND r.sku_id = :sku AND r.hour >= :start AND r.hour < :end
     """  # noqa: S608 - made of constants
@@ -214,7 +214,7 @@ class ConfirmationStore:
         Args:
             group: What was read.
             decided: What was found.
-            environment: Of identifiers; see ``report.identifier_of``.
+            environment: Of identifiers; see ``usage_report.identifier_of``.
             now: The time.
 
         Returns:
@@ -328,5 +328,5 @@ def _entry(row: Row[Any]) -> Entry:
         confirmed_at=row.confirmed_at,
         readings=row.readings,
         resent=row.resent,
-        sealed=row.sealed,
+        period_closed=row.period_closed,
     )

@@ -155,7 +155,7 @@ class ReportRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdjustmentRow:
-    """A carry line: an amount of either sign that is reported in ``to_hour``."""
+    """An adjustment: an amount of either sign that is reported in ``to_hour``."""
 
     id: int
     customer: str
@@ -170,7 +170,7 @@ class AdjustmentRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportHistory:
-    """A report, every revision of its bucket, and the bucket's carry lines, out and in."""
+    """A report, every revision of its bucket, and the bucket's adjustments, out and in."""
 
     report: ReportRow
     revisions: Sequence[ReportRow]

@@ -1,7 +1,7 @@
 """Writing down what is due: buckets compared with their last revisions, in PostgreSQL.
 
-What is compared is read by one statement, and written in chunks, each a transaction of its own: a
-carry line commits with the revision that does without it, or not at all. A bucket whose last
+What is compared is read by one statement, and written in chunks, each a transaction of its own: an
+adjustment commits with the revision that does without it, or not at all. A bucket whose last
 revision is not what it was when it was read is left to the next pass.
 """
 

@@ -25,7 +25,7 @@ SKUS: Final = sa.text("SELECT id FROM skus ORDER BY id")
 # The SKU's meter now, and that of its last revision.
 _NAMES: Final = "ARRAY[CAST(:meters AS jsonb) ->> t.sku_id, r.meter]"
 
-# A bucket, its last revision, what each holder has of it, and until when it is sealed.
+# A bucket, its last revision, what each holder has of it, and until when its periods are closed.
 _BUCKET: Final = """
     t.customer_id, t.sku_id, t.hour, t.total, t.carried, c.{ref} AS customer_ref,
     r.id AS last_id, r.provider AS last_provider, r.customer_ref AS last_ref,

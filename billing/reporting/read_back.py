@@ -87,7 +87,7 @@ class ReadBack:
         confirmations: What is to be read back.
         provider: Who is asked.
         clock: The time.
-        environment: Of identifiers; see ``report.identifier_of``.
+        environment: Of identifiers; see ``usage_report.identifier_of``.
         pace: Limits.
         monotonic: Seconds that only grow.
         sleep: Waits for so many seconds.

@@ -105,7 +105,7 @@ def note(
         connection: The transaction of ``still``.
         group: What was read.
         decided: What was found.
-        environment: Of identifiers; see ``report.identifier_of``.
+        environment: Of identifiers; see ``usage_report.identifier_of``.
         now: The time.
     """
     entry, judgement = decided.one.entry, decided.judgement

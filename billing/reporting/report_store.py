@@ -105,9 +105,9 @@ class ReportStore(ReportListing):
         self.closed_periods = ClosedPeriods(engine)
 
     def plan(self, destination: Destination, *, until: datetime, now: datetime) -> int:
-        """Write down every revision and carry line that is due for hours before ``until``.
+        """Write down every revision and adjustment that is due for hours before ``until``.
 
-        Reads the rollups and never the log. How far back it compares: ``due.depth_due``. While
+        Reads the rollups and never the log. How far back it compares: ``depth_due``. While
         another reporter is at it, it does nothing.
 
         Returns:
@@ -138,7 +138,7 @@ class ReportStore(ReportListing):
     ) -> Sequence[Claimed]:
         """Take reports to send: at most one per customer and meter, its oldest hour first.
 
-        Nothing of an hour that a provider has sealed.
+        Nothing of a closed period.
 
         Args:
             provider: Whose.
@@ -147,7 +147,7 @@ class ReportStore(ReportListing):
             limit: The most to take.
             after: Customers up to this one come later: the next call goes on where this one ended.
             blocked: Meters that nothing may be sent to.
-            too_old: What was never sent is not, for hours before this (``carry.too_old_before``).
+            too_old: What was never sent is not, for hours before this (``too_old_before``).
             known: The meters that were checked. What was never sent goes to no other: the plan
                 writes it anew for the present one. None: any.
         """

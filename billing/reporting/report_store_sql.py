@@ -21,8 +21,8 @@ RECLAIM: Final = sa.text(
 # The heads are found without locks; whoever locks one first has it, and the others pass over it.
 # The state is asked again, of the locked row, in words that no partial index answers to: after a
 # great plan its statistics are old, and it would be read whole where 64 ids are to be looked up.
-# Whatever provider has sealed an hour, nothing is sent for it; what is too old and was never sent
-# waits for the plan to carry it. What may have arrived is asked for again at any age.
+# Whatever provider has closed an hour's period, nothing is sent for it; what is too old and was
+# never sent waits for the plan to carry it. What may have arrived is sent again at any age.
 CLAIM: Final = sa.text(
     """
     WITH RECURSIVE waiting AS (

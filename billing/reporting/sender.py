@@ -132,7 +132,7 @@ class ReportSender:
         up_to_now: bool = False,
         into: Advance | None = None,
     ) -> Advance:
-        """Send what is open, settle sealed periods, write down what is due, send that.
+        """Send what is open, true up closed periods, write down what is due, send that.
 
         Args:
             until: Begin no further batch after this instant.

@@ -1,7 +1,7 @@
-"""Settling a sealed period: what was billed of it becomes what the books say was taken.
+"""True-up of a closed period: the books come to say what was billed of it.
 
-One transaction: the hours' corrected revisions, the carry lines that make up for them, and the note
-that the period is settled.
+One transaction: the hours' corrected revisions, the adjustments that make up for them, and the note
+that the period is trued up.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PERIOD: Final = """
         AND period_start = :start AND period_end = :end
 """
 
-_LOCK_SEALS: Final = sa.text(
+_LOCK_PERIODS: Final = sa.text(
     f"""
     SELECT invoice_ref, billed_value, settled_at FROM report_seals
     WHERE {_PERIOD} ORDER BY id FOR UPDATE
@@ -48,8 +48,8 @@ _SETTLED: Final = sa.text(
     f"UPDATE report_seals SET settled_at = :now WHERE {_PERIOD} AND settled_at IS NULL"  # noqa: S608 - as above
 )
 
-# Whoever it was for: what is sealed is sent to nobody. A claim that is at it in this moment passes
-# over a locked row, or finds it parked.
+# Whoever it was for: nothing of a closed period is sent to anybody. A claim that is at it in this
+# moment passes over a locked row, or finds it parked.
 _PARK_OPEN: Final = sa.text(
     """
     UPDATE usage_reports SET state = 'parked', cause = :cause, detail = :detail,
@@ -164,10 +164,10 @@ class TrueUp:
         Raises:
             sqlalchemy.exc.IntegrityError: Somebody wrote a revision of one of its hours meanwhile.
         """
-        seals = self._execute(_LOCK_SEALS).all()
-        if all(seal.settled_at is not None for seal in seals):
+        closed = self._execute(_LOCK_PERIODS).all()
+        if all(one.settled_at is not None for one in closed):
             return None
-        billed = sum(int(seal.billed_value) for seal in seals)
+        billed = sum(int(one.billed_value) for one in closed)
         self._execute(_PARK_OPEN, cause=AttentionCause.PERIOD_CLOSED.value, detail=_SEALED)
         self._execute(_LOCK_HOURS)
         hours = {row.hour: row for row in self._execute(_HOURS)}
@@ -179,7 +179,7 @@ class TrueUp:
         accepted = sum(holding.value for holding in holdings)
         if not _decided(hours.values(), differs=accepted != billed):
             return None
-        note = ", ".join(seal.invoice_ref for seal in seals)
+        note = ", ".join(one.invoice_ref for one in closed)
         for hour, value in as_billed(holdings or self._last_hour(), billed).items():
             self._correct(hour, hours.get(hour), value, f"billed by invoice {note}")
         self._execute(_SETTLED)
@@ -192,7 +192,7 @@ class TrueUp:
             meter=self._period.meter,
             period_start=self._period.period_start,
             period_end=self._period.period_end,
-            invoice_refs=[seal.invoice_ref for seal in seals],
+            invoice_refs=[one.invoice_ref for one in closed],
             accepted_value=accepted,
             billed_value=billed,
         )

@@ -40,7 +40,7 @@ PLAIN = Entry(
     id=1, hour=HOUR, revision=1, holder=HERE, value=100,
     held_microcredits=100, state=ReportState.ACCEPTED, cause="taken", outcome_unknown=False,
     answered_at=NOW - 2 * LAG, confirm_at=NOW, confirmed_at=None, readings=0, resent=0,
-    sealed=False,
+    period_closed=False,
 )  # fmt: skip
 
 
@@ -83,9 +83,9 @@ FRESH = {"answered_at": NOW - FIRST_READ_BACK}
         ({"resent": MAX_RESENT - 1}, 99, ReadBackFinding.RESEND),
         ({"resent": MAX_RESENT}, 99, ReadBackFinding.PARK),
         ({"resent": MAX_RESENT}, 100, ReadBackFinding.CONFIRM),
-        ({"sealed": True}, 99, ReadBackFinding.CLOSE),
-        ({"sealed": True, **FRESH}, 99, ReadBackFinding.WAIT),
-        ({"sealed": True}, 100, ReadBackFinding.CONFIRM),
+        ({"period_closed": True}, 99, ReadBackFinding.CLOSE),
+        ({"period_closed": True, **FRESH}, 99, ReadBackFinding.WAIT),
+        ({"period_closed": True}, 100, ReadBackFinding.CONFIRM),
     ],
     ids=str,
 )
@@ -251,9 +251,10 @@ def test_what_was_parked_because_it_differs_waits_for_a_person_or_for_agreement(
 
 
 def test_in_a_period_whose_invoice_is_final_nothing_stays_doubtful() -> None:
-    assert finding(alone(outcome_unknown(sealed=True)), 99) is ReadBackFinding.CLEAR
+    assert finding(alone(outcome_unknown(period_closed=True)), 99) is ReadBackFinding.CLEAR
     assert (
-        finding(alone(outcome_unknown(sealed=True, cause="differs")), None) is ReadBackFinding.CLEAR
+        finding(alone(outcome_unknown(period_closed=True, cause="differs")), None)
+        is ReadBackFinding.CLEAR
     )
 
 
@@ -286,8 +287,8 @@ def test_without_a_doubtful_figure_an_hour_shows_the_last_one_before_it() -> Non
 def test_what_was_told_of_a_missing_customer_counts_nowhere_unless_it_is_billed() -> None:
     assert judge_gone(alone(entry())).finding is ReadBackFinding.GONE
     assert judge_gone(alone(outcome_unknown())).finding is ReadBackFinding.GONE
-    assert judge_gone(alone(entry(sealed=True))).finding is ReadBackFinding.CLOSE
-    assert judge_gone(alone(outcome_unknown(sealed=True))).finding is ReadBackFinding.CLEAR
+    assert judge_gone(alone(entry(period_closed=True))).finding is ReadBackFinding.CLOSE
+    assert judge_gone(alone(outcome_unknown(period_closed=True))).finding is ReadBackFinding.CLEAR
 
 
 # ---- when ----

@@ -58,7 +58,7 @@ def client_of(
     """A client without retries of its own: a resend is the reporter's to decide, under its lease.
 
     Args:
-        key: The secret key; see ``stripe_key.check_key``.
+        key: The secret key; see ``api_key.check_key``.
         base: One address for every API, empty for Stripe itself.
         timeout: Seconds to connect and to wait for an answer.
     """
