@@ -25,6 +25,7 @@ from billing.cli.output import (
 from billing.container import Container
 from billing.core.credits import format_credits, parse_credits
 from billing.core.customer import Customer
+from billing.providers.stripe.customer_link import check_for
 
 app = typer.Typer(no_args_is_help=True, help="Who is billed: add, list, suspend, budget, link.")
 
@@ -195,9 +196,6 @@ def link(
 
 
 def _check_at_stripe(container: Container, customer: str, stripe_id: str) -> None:
-    # Needs the package stripe, which no other command on customers does.
-    from billing.providers.stripe.customers import check_for  # noqa: PLC0415
-
     check_for(customer, container.reporting.stripe_customer(stripe_id))
 
 

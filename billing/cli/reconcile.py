@@ -18,8 +18,8 @@ from billing.cli.output import Cell, Column, over, print_json, print_table, prin
 from billing.cli.progress import shown
 from billing.core.credits import format_credits
 from billing.core.periods import month_labelled, month_of
+from billing.providers.report_value import CREDIT_DECIMALS, scaled
 from billing.reporting.comparison import ProviderDay
-from billing.reporting.usage_report import CREDIT_DECIMALS, scaled
 
 app = typer.Typer(invoke_without_command=True, help="Compare what has to agree, and put it right.")
 app.command("list")(list_discrepancies)

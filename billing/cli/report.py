@@ -122,7 +122,7 @@ def _retry_all(container: Container, cause: str) -> list[RetriedReport]:
     while True:
         limit = _AT_ONCE + sum(not each.retried for each in results.values())
         page = container.reporting.reports.list(
-            states=[ReportState.PARKED], cause=cause, limit=limit
+            states=[ReportState.NEEDS_ATTENTION], cause=cause, limit=limit
         )
         rows = [row for row in page if row.id not in results]
         if not rows:
@@ -152,7 +152,7 @@ def park(
     """Hold a report back, and what its hour still comes to. Its usage is parked and not lost."""
     container = container_of(context)
     before = container.reporting.reports.show(report).report
-    if not container.reporting.reports.park(report, reason):
+    if not container.reporting.reports.hold_back(report, reason):
         now = container.reporting.reports.show(report).report
         raise AlreadyExists(
             f"report {report} is {now.state}: only one that is pending or unknown can be "
@@ -178,19 +178,19 @@ def unpark(
     container = container_of(context)
     reports = container.reporting.reports
     before = reports.show(report).report
-    if not reports.unpark(report, arrived=arrived, now=container.clock.now()):
+    if not reports.lift_hold(report, arrived=arrived, now=container.clock.now()):
         raise AlreadyExists(f"report {report} stays as it is: {_why_not_unparked(before, arrived)}")
     _print_change(container, before, json=json)
 
 
 def _why_not_unparked(row: ReportRow, arrived: bool | None) -> str:
-    if row.state is ReportState.PARKED and row.latest and arrived and not row.doubtful:
+    if row.state is ReportState.NEEDS_ATTENTION and row.latest and arrived and not row.doubtful:
         return "nothing of it was ever sent without an answer, so it cannot have arrived"
     return why_not_sent(row)
 
 
 def _print_change(container: Container, before: ReportRow, *, json: bool) -> None:
     after = container.reporting.reports.show(before.id).report
-    cause = f" ({after.cause})" if after.state is ReportState.PARKED else ""
+    cause = f" ({after.cause})" if after.state is ReportState.NEEDS_ATTENTION else ""
     said = f"report {after.id} was {before.state} and is {after.state}{cause}"
     output.show(json, after, lambda: say(said))

@@ -17,7 +17,7 @@ from billing.cli.services import Rate, reporting
 from billing.container import Container
 from billing.health.cause_help import help_for_parked, help_for_stop
 from billing.providers.port import VERDICTS, ProviderVerdict
-from billing.reporting.read_back import Reading
+from billing.reporting.read_back import ReadBackResult
 from billing.reporting.sender import Advance
 from billing.reporting.true_up import Difference
 from billing.reporting.usage_report import ReportState
@@ -28,7 +28,7 @@ class ReportRun:
     """Results of a run so far; read by the thread that shows them."""
 
     advance: Advance = field(default_factory=Advance)
-    readings: list[Reading] = field(default_factory=list)
+    readings: list[ReadBackResult] = field(default_factory=list)
     rate: Rate = field(default_factory=Rate)
     counted: int = 0
 
@@ -55,7 +55,7 @@ class ReportRun:
         return found
 
 
-_SHOWN = (ReportState.ACCEPTED, ReportState.UNKNOWN, ReportState.PARKED)
+_SHOWN = (ReportState.ACCEPTED, ReportState.UNKNOWN, ReportState.NEEDS_ATTENTION)
 
 
 def run(
@@ -137,7 +137,7 @@ def _listed(text: str) -> str:
     return f" ({text})" if text else ""
 
 
-def _print_reading(reading: Reading) -> None:
+def _print_reading(reading: ReadBackResult) -> None:
     parts = {
         "confirmed": reading.confirmed,
         "not yet": reading.waiting,

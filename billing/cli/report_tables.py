@@ -19,8 +19,9 @@ from billing.cli.output import (
 from billing.core.credits import format_credits
 from billing.health.cause_help import help_for_parked
 from billing.providers.port import ProviderCause
+from billing.providers.report_value import MAX_HOUR_VALUE
 from billing.reporting.listing import ReportHistory, ReportRow
-from billing.reporting.usage_report import AT_REST, MAX_HOUR_VALUE, TAKEN, ReportState
+from billing.reporting.usage_report import AT_REST, TAKEN, ReportState
 
 
 def hour_text(hour: datetime) -> str:
@@ -80,7 +81,7 @@ def print_history(history: ReportHistory) -> None:
     """Print a report: the complete request, its answer, its hour's revisions and carry lines."""
     row = history.report
     print_facts(f"Report {row.id}", _facts(row))
-    if row.state is ReportState.PARKED and row.latest:
+    if row.state is ReportState.NEEDS_ATTENTION and row.latest:
         help_ = help_for_parked(row.cause)
         say(f"{row.cause}: {help_.meaning}")
         say(f"  remedy: {help_.remedy}")
@@ -104,7 +105,7 @@ def _facts(row: ReportRow) -> list[tuple[str, Cell]]:
         ("detail", row.detail),
         ("total (credits)", format_credits(row.total_microcredits)),
         ("provider has then", format_credits(row.held_microcredits)),
-        ("request: meter", f"{row.meter} ({'overwrites' if row.overwrites else 'adds'})"),
+        ("request: meter", f"{row.meter} (overwrites)"),
         ("request: figure", row.value),
         ("request: timestamp", row.event_at),
         ("request: identifier", row.identifier),
@@ -127,15 +128,11 @@ def why_not_sent(row: ReportRow) -> str:
     """The reason why a report cannot be sent again as it is. Pure."""
     obstacles = (
         (not row.latest, "a later revision stands for its hour"),
-        (row.state is not ReportState.PARKED, f"it is {row.state}, not parked"),
+        (row.state is not ReportState.NEEDS_ATTENTION, f"it is {row.state}, not parked"),
         (row.customer_ref is None, "link the customer; then it is sent by itself"),
         (row.cause in AT_REST, "it comes to nothing"),
         (row.held_microcredits < 0, "it is below zero; later hours make up for it"),
         (abs(row.value) > MAX_HOUR_VALUE, "its figure is too large; use a coarser scale"),
-        (
-            row.doubtful and not row.overwrites,
-            "it may have arrived: billing report unpark with --arrived or --never-arrived",
-        ),
     )
     less = "it is less than one unit; the next hour with usage takes it along"
     return next((why for is_so, why in obstacles if is_so), less)

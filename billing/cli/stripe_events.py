@@ -11,7 +11,7 @@ from billing.cli.output import Column, over, print_json, print_table, say
 from billing.core.clock import format_instant
 from billing.stripe_webhooks.event_store import WebhookEvent
 from billing.stripe_webhooks.processor import PROVIDER, Received, Reception
-from billing.stripe_webhooks.stripe_event import NoticeResult
+from billing.stripe_webhooks.stripe_event import EventResult
 
 app = typer.Typer(invoke_without_command=True, help="What Stripe has told by webhook.")
 
@@ -26,9 +26,7 @@ _WORDS: Final = {
 @app.callback()
 def events(
     context: typer.Context,
-    result: Annotated[
-        NoticeResult | None, typer.Option(help="Only those with this result.")
-    ] = None,
+    result: Annotated[EventResult | None, typer.Option(help="Only those with this result.")] = None,
     limit: Annotated[int, typer.Option(help="The most to list.", min=1)] = 100,
     json: Json = False,
 ) -> None:
@@ -54,7 +52,7 @@ def events(
         ],
         empty="none",
     )
-    if any(each.result is NoticeResult.KEPT for each in found):
+    if any(each.result is EventResult.KEPT for each in found):
         say("kept ones are tried again with: billing stripe events retry EVENT_ID")
 
 

@@ -6,10 +6,9 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import cached_property
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
-import stripe
 
 from billing.catalog.customers import CustomerStore
 from billing.catalog.skus import SkuStore
@@ -19,9 +18,7 @@ from billing.providers.files import FileProvider
 from billing.providers.ledger import LedgerProvider
 from billing.providers.port import Provider, ProviderMeter
 from billing.providers.stripe.api_key import check_key
-from billing.providers.stripe.client import client_of
-from billing.providers.stripe.customers import StripeCustomer, customer_at
-from billing.providers.stripe.provider import StripeProvider
+from billing.providers.stripe.customer_link import StripeCustomer
 from billing.reporting.comparison import ProviderComparison
 from billing.reporting.confirmations import ConfirmationStore
 from billing.reporting.meter_names import meter_of, meter_prefix
@@ -32,10 +29,13 @@ from billing.reporting.sender import Pace, ReportSender
 from billing.reporting.setup import Setup
 from billing.settings import Settings
 from billing.stripe_webhooks.event_store import WebhookEvents
-from billing.stripe_webhooks.handlers import AtStripe, EventHandlers
+from billing.stripe_webhooks.handlers import EventHandlers
 from billing.stripe_webhooks.processor import WebhookProcessor
-from billing.stripe_webhooks.stripe_reads import StripeReads
 from billing.stripe_webhooks.topups import TopupTerms
+
+if TYPE_CHECKING:  # stripe is an extra
+    from billing.container.stripe_account import StripeAccount
+    from billing.providers.stripe.provider import StripeProvider
 
 CUSTOMER_IDS: Final = {
     "ledger": CustomerIds.OURS,
@@ -53,7 +53,7 @@ for the first reading of the next ones for so long. What differs or was told of 
 
 
 class ReportingServices:
-    """Everything between the rollups and a provider. Nothing connects before it is used.
+    """The services between the rollups and a provider. Nothing connects before it is used.
 
     Args:
         settings: Which provider, its key, and the pace.
@@ -72,7 +72,7 @@ class ReportingServices:
 
     @cached_property
     def provider(self) -> Provider:
-        """Who gets usage now.
+        """The provider that gets usage now.
 
         Raises:
             ConfigurationError: It cannot be talked to as the settings are.
@@ -98,31 +98,38 @@ class ReportingServices:
                 )
 
     @cached_property
-    def stripe_client(self) -> stripe.StripeClient:
-        """A client of Stripe's API.
+    def _stripe_account(self) -> StripeAccount:
+        key, base = self._stripe_key(), self._settings.stripe_api_base
+        check_key(key, self._settings.stripe_live, base)
+        try:
+            from billing.container.stripe_account import StripeAccount  # noqa: PLC0415 - an extra
+        except ModuleNotFoundError as error:
+            if error.name not in {"stripe", "requests"}:
+                raise
+            raise ConfigurationError(
+                "STRIPE_API_KEY",
+                "stripe is not installed",
+                'install it: pip install "weighbridge[stripe]"',
+            ) from error
+        prefix = meter_prefix(self._settings.environment)
+        return StripeAccount(key, base, lambda name: name.startswith(prefix))
 
-        Raises:
-            ConfigurationError: The key cannot or must not be used.
-        """
+    def _stripe_key(self) -> str:
         key = self._settings.stripe_api_key
-        text = key.get_secret_value() if key else ""
-        base = self._settings.stripe_api_base
-        check_key(text, self._settings.stripe_live, base)
-        return client_of(text, base)
+        return key.get_secret_value() if key else ""
 
-    @cached_property
+    @property
     def stripe(self) -> StripeProvider:
         """Stripe, whether or not it gets usage now.
 
         Raises:
-            ConfigurationError: The key cannot or must not be used.
+            ConfigurationError: The key cannot or must not be used, or stripe is not installed.
         """
-        prefix = meter_prefix(self._settings.environment)
-        return StripeProvider(self.stripe_client, ours=lambda name: name.startswith(prefix))
+        return self._stripe_account.provider
 
     def stripe_customer(self, ref: str) -> StripeCustomer:
-        """The Stripe customer of an id; see ``stripe_customers.customer_at``."""
-        return customer_at(self.stripe_client, ref)
+        """The Stripe customer of an id; see ``StripeCustomers.at``."""
+        return self._stripe_account.customers.at(ref)
 
     def setup(self) -> Setup:
         """Sets Stripe up, whether or not it gets usage now.
@@ -141,16 +148,15 @@ class ReportingServices:
     @property
     def bills_live(self) -> bool:
         """Whether real customers are billed: what the key is for, else what STRIPE_LIVE says."""
-        key = self._settings.stripe_api_key
-        text = key.get_secret_value() if key else ""
-        return text.startswith("sk_live_") if text else self._settings.stripe_live
+        key = self._stripe_key()
+        return key.startswith("sk_live_") if key else self._settings.stripe_live
 
     @cached_property
     def webhook_processor(self) -> WebhookProcessor:
-        """What Stripe tells by itself; its key is needed only where Stripe has to be asked."""
+        """The processor of Stripe's events; the key is needed only where Stripe has to be asked."""
         settings = self._settings
         handlers = EventHandlers(
-            stripe=lambda: AtStripe(provider=self.stripe, reads=StripeReads(self.stripe_client)),
+            stripe=lambda: self._stripe_account,
             confirmations=ConfirmationStore(self._engine),
             terms=TopupTerms(currency=settings.currency, credit_value=settings.credit_value),
         )
@@ -173,7 +179,7 @@ class ReportingServices:
         return ReportStore(self._engine)
 
     def metered(self) -> dict[str, Metered]:
-        """How each SKU is counted at the provider, by its id."""
+        """The meter of each SKU at the provider, by the SKU's id."""
         return {
             sku.id: Metered(
                 meter=meter_of(sku, self._settings.environment), decimals=sku.meter_decimals
@@ -182,7 +188,7 @@ class ReportingServices:
         }
 
     def destination(self, metered: dict[str, Metered]) -> Destination:
-        """Where usage goes now."""
+        """The destination of usage now."""
         name = self._settings.provider_name
         return Destination(
             environment=self._settings.environment,

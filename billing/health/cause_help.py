@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from billing.providers.port import ProviderCause, ProviderUnavailable
-from billing.reporting.usage_report import ParkedBy
+from billing.reporting.usage_report import AttentionCause
 
 KEYS_PAGE: Final = "https://dashboard.stripe.com/test/apikeys"
 _TRY_AGAIN: Final = "try again; reports are sent again by themselves"
@@ -59,38 +59,38 @@ PARKED: Final[dict[str, CauseHelp]] = {
         "the provider refuses the request as it is",
         "billing report show says why; mend it, then billing report retry",
     ),
-    ParkedBy.BELOW_ZERO.value: CauseHelp(
+    AttentionCause.BELOW_ZERO.value: CauseHelp(
         "the hour comes to less than nothing, which no provider takes",
         "it is taken out of later hours; to settle it sooner give a credit at the provider",
     ),
-    ParkedBy.PROVIDER_CHANGED.value: CauseHelp(
+    AttentionCause.PROVIDER_CHANGED.value: CauseHelp(
         "it was never sent, and another provider gets this usage now",
         "nothing: the next run reports it there",
     ),
-    ParkedBy.NO_ANSWER.value: CauseHelp(
+    AttentionCause.NO_ANSWER.value: CauseHelp(
         "a meter that adds gave no answer while a repeat was harmless; a repeat now could count "
         "twice",
         "look at the provider, then billing report unpark ID --arrived, or --never-arrived",
     ),
-    ParkedBy.NOTHING_TO_TELL.value: CauseHelp(
+    AttentionCause.NOTHING_TO_TELL.value: CauseHelp(
         "what it was about is gone before any provider heard of it; it comes to nothing",
         "nothing",
     ),
-    ParkedBy.BELOW_UNIT.value: CauseHelp(
+    AttentionCause.BELOW_UNIT.value: CauseHelp(
         "it comes to less than one unit of the meter", "nothing: the next hour with usage takes it"
     ),
-    ParkedBy.SEALED.value: CauseHelp(
+    AttentionCause.PERIOD_CLOSED.value: CauseHelp(
         "the provider made its period final before it arrived",
         "nothing: what did not arrive is carried into the hour under way",
     ),
-    ParkedBy.CARRIED.value: CauseHelp(
+    AttentionCause.CARRIED.value: CauseHelp(
         "what it stood for was carried on; it comes to nothing", "nothing"
     ),
-    ParkedBy.DIFFERS.value: CauseHelp(
+    AttentionCause.DIFFERS.value: CauseHelp(
         "it was accepted, and the provider counts another figure, however often it was sent",
         "billing reconcile provider shows both; mend it at the provider, then billing report retry",
     ),
-    ParkedBy.BY_HAND.value: CauseHelp(
+    AttentionCause.BY_HAND.value: CauseHelp(
         "somebody held it back",
         "billing report retry ID once it may go",
     ),

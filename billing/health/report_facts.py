@@ -71,7 +71,7 @@ def report_facts(sources: HealthSources) -> ReportFacts:
         unknown=unknown.reports,
         unknown_since=unknown.since,
         oldest_open=reports.oldest_open(name),
-        parked=reports.parked_by_cause(name),
+        parked=reports.attention_by_cause(name),
     )
 
 

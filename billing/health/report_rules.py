@@ -8,7 +8,7 @@ from typing import Final
 
 from billing.health.cause_help import help_for_parked
 from billing.health.finding import Check, HealthFinding, fail_if
-from billing.reporting.usage_report import AT_REST, ParkedBy
+from billing.reporting.usage_report import AT_REST, AttentionCause
 
 LATE_WARN: Final = timedelta(hours=8)
 LATE_FAIL: Final = timedelta(hours=20)
@@ -17,7 +17,12 @@ NEARLY_TOO_OLD: Final = timedelta(days=30)
 """Stripe takes figures of 35 days."""
 
 HARMLESS: Final = frozenset(
-    {*AT_REST, ParkedBy.PROVIDER_CHANGED, ParkedBy.BELOW_UNIT, ParkedBy.SEALED}
+    {
+        *AT_REST,
+        AttentionCause.PROVIDER_CHANGED,
+        AttentionCause.BELOW_UNIT,
+        AttentionCause.PERIOD_CLOSED,
+    }
 )
 """Parked for a cause that stands for nothing, or ends by itself with the next runs."""
 

@@ -13,7 +13,7 @@ from billing.health.finding import HealthFinding, Level
 from billing.health.report_facts import ReportFacts, report_facts, report_findings
 from billing.health.report_rules import HARMLESS
 from billing.reporting.closed_periods import ClosedPeriod
-from billing.reporting.listing import CarryRow, ReportCount
+from billing.reporting.listing import AdjustmentRow, ReportCount
 from billing.reporting.report_store import ReportStore, Sums
 from billing.reporting.setup import MeterState, meter_line
 from billing.reporting.usage_report import ReportState
@@ -60,7 +60,7 @@ class ReportStatus:
     blocked: Mapping[str, str] | None
     owed: Mapping[str, bool]
     closed: Sequence[ClosedPeriod]
-    carries: Sequence[CarryRow]
+    carries: Sequence[AdjustmentRow]
     months: Sequence[ReportedTotals]
     now: datetime
 
@@ -86,7 +86,7 @@ def report_status(sources: HealthSources, *, check: bool) -> ReportStatus:
     name, now = sources.settings.provider_name, sources.clock.now()
     reports, month = ReportStore(sources.engine), month_of(now)
     facts = report_facts(sources)
-    closed = reports.seals.list(name, _MOST_CLOSED)
+    closed = reports.closed_periods.list(name, _MOST_CLOSED)
     usable = {each.name for each in sources.reporting.former()}
     return ReportStatus(
         provider=name,

@@ -1,46 +1,56 @@
-"""What the built-in providers say of meters and reports, and how they keep an invoice's lines."""
+"""Checks of meters and reports, and invoice lines as JSON, for the built-in providers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from billing.core.clock import format_instant, parse_instant
+from billing.core.errors import NotFound
 from billing.core.periods import hour_floor
 from billing.providers.port import (
     InvoiceLine,
     MeterCheck,
     ProviderAnswer,
     ProviderCause,
+    ProviderInvoice,
     ProviderMeter,
     UsageReport,
 )
-from billing.reporting.usage_report import MAX_IDENTIFIER, fits
+from billing.providers.report_value import MAX_IDENTIFIER, fits
 
 _HOUR: Final = timedelta(hours=1)
 
 
-def always_there(meters: Sequence[ProviderMeter], if_it_adds: str) -> list[MeterCheck]:
-    """The checks of a provider that needs no set-up but cannot take a meter that adds.
+class BuiltinProvider:
+    """A provider that needs no set-up, takes figures of any age, and makes no invoice by itself."""
 
-    Args:
-        meters: What is asked for.
-        if_it_adds: The difference to tell of a meter that adds instead of overwriting.
-    """
-    return [
-        MeterCheck(
-            meter=meter,
-            provider_id=meter.name,
-            created=False,
-            differences=() if meter.overwrites else (if_it_adds,),
-        )
-        for meter in meters
-    ]
+    max_age: timedelta | None = None
+
+    def ensure_meters(
+        self, meters: Sequence[ProviderMeter], *, dry_run: bool = False
+    ) -> list[MeterCheck]:
+        """Every meter is there."""
+        del dry_run
+        return [MeterCheck(meter=meter, provider_id=meter.name, created=False) for meter in meters]
+
+    def invoices_since(self, created: datetime) -> Sequence[ProviderInvoice]:
+        """Give none."""
+        del created
+        return ()
+
+    def provider_invoice(self, provider_id: str) -> ProviderInvoice:
+        """Find none.
+
+        Raises:
+            NotFound: Always.
+        """
+        raise NotFound("invoice", provider_id, "this provider makes none by itself")
 
 
 def refusal(report: UsageReport) -> ProviderAnswer | None:
-    """Why nobody could take this report as it is; None where it is well formed."""
+    """Refuse a report that no provider could take; None where it is well formed."""
     if not fits(report.value):
         return ProviderAnswer(cause=ProviderCause.INVALID_VALUE, detail="more than 15 digits")
     wrong = ""

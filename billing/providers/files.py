@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ import orjson
 from billing.core.clock import format_instant, parse_instant
 from billing.core.errors import AlreadyExists, NotFound
 from billing.providers.builtin_checks import (
-    always_there,
+    BuiltinProvider,
     line_of,
     lines_as_data,
     refusal,
@@ -33,11 +33,8 @@ from billing.providers.builtin_checks import (
 from billing.providers.port import (
     Invoice,
     InvoiceLine,
-    MeterCheck,
     ProviderAnswer,
     ProviderCause,
-    ProviderInvoice,
-    ProviderMeter,
     ProviderUnavailable,
     UsageReport,
 )
@@ -48,7 +45,7 @@ _KEPT_DAYS: Final = 40
 
 @dataclass(slots=True)
 class _Day:
-    """What is known of one day's file, and how far it was read."""
+    """The content of one day's file as far as it was read."""
 
     read_up_to: int = 0
     identifiers: set[str] = field(default_factory=set)
@@ -62,7 +59,7 @@ class _Day:
         self.figures[row["customer"], row["meter"], hour] = int(row["value"])
 
 
-class FileProvider:
+class FileProvider(BuiltinProvider):
     """Figures and invoices as files under a folder.
 
     Args:
@@ -70,19 +67,11 @@ class FileProvider:
     """
 
     name = "file"
-    max_age: timedelta | None = None
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._days: dict[date, _Day] = {}
         self._threads = threading.Lock()
-
-    def ensure_meters(
-        self, meters: Sequence[ProviderMeter], *, dry_run: bool = False
-    ) -> list[MeterCheck]:
-        """Every meter is there; one that adds is told as a difference."""
-        del dry_run
-        return always_there(meters, "it adds; files tell absolute figures")
 
     def link_customer(self, customer: str, name: str, *, dry_run: bool = False) -> str:
         """The customer's own id."""
@@ -90,7 +79,7 @@ class FileProvider:
         return customer
 
     def report_usage(self, report: UsageReport) -> ProviderAnswer:
-        """Append a figure to its day's files; see ``provider.Provider``."""
+        """Append a figure to its day's files; see ``port.Provider``."""
         refused = refusal(report)
         if refused is not None:
             return refused
@@ -106,7 +95,7 @@ class FileProvider:
         return ProviderAnswer(cause=ProviderCause.TAKEN)
 
     def read_back(self, customer_ref: str, meter: str, day: date) -> Mapping[datetime, int]:
-        """The figures of a UTC day; see ``provider.Provider``."""
+        """The figures of a UTC day; see ``port.Provider``."""
         try:
             with self._locked():
                 figures = self._read(day).figures
@@ -121,7 +110,7 @@ class FileProvider:
     def open_invoice(
         self, key: str, customer_ref: str, currency: str, lines: Sequence[InvoiceLine]
     ) -> Invoice:
-        """A draft; see ``provider.Provider``.
+        """A draft; see ``port.Provider``.
 
         Raises:
             AlreadyExists: The key is taken by an invoice with other content.
@@ -148,7 +137,7 @@ class FileProvider:
         return _invoice(number, found)
 
     def finalise_invoice(self, provider_id: str) -> Invoice:
-        """Make a draft final; see ``provider.Provider``.
+        """Make a draft final; see ``port.Provider``.
 
         Raises:
             NotFound: There is no such invoice.
@@ -168,19 +157,6 @@ class FileProvider:
         except OSError as error:
             raise ProviderUnavailable(str(error)) from error
         return _invoice(provider_id, found)
-
-    def invoices_since(self, created: datetime) -> Sequence[ProviderInvoice]:
-        """None: it makes no invoice by itself."""
-        del created
-        return ()
-
-    def provider_invoice(self, provider_id: str) -> ProviderInvoice:
-        """None: it makes no invoice by itself.
-
-        Raises:
-            NotFound: Always.
-        """
-        raise NotFound("invoice", provider_id, "this provider makes none by itself")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -212,7 +188,7 @@ class FileProvider:
         known.csv_is_whole = True
 
     def _read(self, day: date) -> _Day:
-        """What the day's files hold; only what was added since the last time is read."""
+        """Read what was added to the day's files since the last time."""
         path = self._jsonl(day)
         size = path.stat().st_size if path.exists() else 0
         known = self._days.get(day)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from billing.core.errors import AlreadyExists, NotFound
 from billing.providers.builtin_checks import (
-    always_there,
+    BuiltinProvider,
     line_of,
     lines_as_data,
     refusal,
@@ -26,11 +26,8 @@ from billing.providers.builtin_checks import (
 from billing.providers.port import (
     Invoice,
     InvoiceLine,
-    MeterCheck,
     ProviderAnswer,
     ProviderCause,
-    ProviderInvoice,
-    ProviderMeter,
     ProviderUnavailable,
     UsageReport,
 )
@@ -68,7 +65,7 @@ _FINALISE: Final = sa.text(
 )
 
 
-class LedgerProvider:
+class LedgerProvider(BuiltinProvider):
     """Accepted figures and invoices as rows.
 
     Args:
@@ -76,17 +73,9 @@ class LedgerProvider:
     """
 
     name = "ledger"
-    max_age: timedelta | None = None
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-
-    def ensure_meters(
-        self, meters: Sequence[ProviderMeter], *, dry_run: bool = False
-    ) -> list[MeterCheck]:
-        """Every meter is there; one that adds is told as a difference."""
-        del dry_run
-        return always_there(meters, "it adds; the ledger overwrites")
 
     def link_customer(self, customer: str, name: str, *, dry_run: bool = False) -> str:
         """The customer's own id.
@@ -103,7 +92,7 @@ class LedgerProvider:
         return customer
 
     def report_usage(self, report: UsageReport) -> ProviderAnswer:
-        """Take a figure; see ``provider.Provider``."""
+        """Take a figure; see ``port.Provider``."""
         refused = refusal(report)
         if refused is not None:
             return refused
@@ -132,7 +121,7 @@ class LedgerProvider:
         )
 
     def read_back(self, customer_ref: str, meter: str, day: date) -> Mapping[datetime, int]:
-        """The figures of a UTC day; see ``provider.Provider``."""
+        """The figures of a UTC day; see ``port.Provider``."""
         start = datetime.combine(day, time(), UTC)
         parameters = {
             "customer": customer_ref,
@@ -147,7 +136,7 @@ class LedgerProvider:
     def open_invoice(
         self, key: str, customer_ref: str, currency: str, lines: Sequence[InvoiceLine]
     ) -> Invoice:
-        """A draft; see ``provider.Provider``.
+        """A draft; see ``port.Provider``.
 
         Raises:
             AlreadyExists: The key is taken by an invoice with other content.
@@ -168,7 +157,7 @@ class LedgerProvider:
         return invoice
 
     def finalise_invoice(self, provider_id: str) -> Invoice:
-        """Make a draft final; see ``provider.Provider``.
+        """Make a draft final; see ``port.Provider``.
 
         Raises:
             NotFound: There is no such invoice.
@@ -181,19 +170,6 @@ class LedgerProvider:
         if row is None:
             raise NotFound("invoice", provider_id, "open it first")
         return _invoice(row)
-
-    def invoices_since(self, created: datetime) -> Sequence[ProviderInvoice]:
-        """None: it makes no invoice by itself."""
-        del created
-        return ()
-
-    def provider_invoice(self, provider_id: str) -> ProviderInvoice:
-        """None: it makes no invoice by itself.
-
-        Raises:
-            NotFound: Always.
-        """
-        raise NotFound("invoice", provider_id, "this provider makes none by itself")
 
 
 class _Asking:

@@ -1,8 +1,7 @@
 """The port to a billing provider, in words of ours.
 
 A *meter* is where a provider counts one SKU. A *report* is one figure for one customer, SKU and
-UTC hour. A provider that *overwrites* keeps the last figure of an hour, so a resend can never add;
-one that does not adds every figure it takes under a new identifier.
+UTC hour. A provider keeps the last figure of an hour, so a resend can never add.
 """
 
 from __future__ import annotations
@@ -13,12 +12,9 @@ from datetime import date, datetime, timedelta
 from enum import StrEnum
 from typing import Final, Protocol
 
-MAX_DIGITS: Final = 15
-"""Most significant digits of a value and of a period's total: totals are read back as doubles."""
-
 
 class ProviderVerdict(StrEnum):
-    """What a provider's answer means for a report."""
+    """The meaning of a provider's answer for a report."""
 
     ACCEPTED = "accepted"
     """It has the figure (a duplicate identifier says so too). Not yet confirmed: see read_back."""
@@ -31,7 +27,7 @@ class ProviderVerdict(StrEnum):
 
 
 class ProviderCause(StrEnum):
-    """Why, as an exhaustive list; each belongs to one verdict (``VERDICTS``)."""
+    """The cause of an answer, exhaustively; each belongs to one verdict (``VERDICTS``)."""
 
     TAKEN = "taken"
     DUPLICATE_IDENTIFIER = "duplicate_identifier"
@@ -85,27 +81,26 @@ class ProviderAnswer:
 
     @property
     def verdict(self) -> ProviderVerdict:
-        """What it means for the report."""
+        """The meaning for the report."""
         return VERDICTS[self.cause]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderMeter:
-    """Where a provider counts one SKU.
+    """A provider's counter of one SKU.
 
-    ``name`` is the event name it listens to; ``display_name`` is for people; ``overwrites`` says
-    that the last figure of an hour counts (an hour window) rather than their sum.
+    ``name`` is the event name it listens to; ``display_name`` is for people. The last figure of an
+    hour counts (an hour window).
     """
 
     sku: str
     name: str
     display_name: str
-    overwrites: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeterCheck:
-    """What ``ensure_meters`` found or did for one meter.
+    """The result of ``ensure_meters`` for one meter.
 
     ``differences`` are texts such as ``event_time_window is day, needed hour``: then nothing may be
     reported to it. ``provider_id`` is the provider's own id, empty where it does not exist yet.
@@ -159,7 +154,7 @@ class Invoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeteredLine:
-    """What a provider's invoice bills of one meter: ``value`` in the meter's smallest unit.
+    """The billed usage of one meter on an invoice: ``value`` in the meter's smallest unit.
 
     Of several lines of one meter and period (tiers, a price changed in between) the sum.
     """
@@ -248,7 +243,7 @@ class Provider(Protocol):
     def invoices_since(self, created: datetime) -> Sequence[ProviderInvoice]:
         """Invoices that it made itself for metered usage and created at or after ``created``.
 
-        Webhooks can be lost: this is how sealed periods are noticed without them.
+        Webhooks can be lost: this is how closed periods are found without them.
         """
         ...
 

@@ -1,6 +1,6 @@
-"""What is reported in a later hour than it was used in: signed carry lines. Pure.
+"""Adjustments: amounts reported in a later hour than they were used in, signed. Pure.
 
-An event is never dated anew. What its hour can no longer tell a provider is taken out of that hour
+An event is never dated anew. What its hour can no longer report to a provider leaves that hour
 by a line and put into a later one, so that both come to what is said of them, and the sum of all
 hours to the log.
 """
@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from billing.providers.port import ProviderMeter
+from billing.providers.report_value import CREDIT_DECIMALS, MAX_HOUR_VALUE, scaled
 from billing.reporting.revision_rules import (
     HOUR,
     Bucket,
@@ -24,19 +25,11 @@ from billing.reporting.revision_rules import (
     revise,
     waits_unsent,
 )
-from billing.reporting.usage_report import (
-    CREDIT_DECIMALS,
-    EVENT_OFFSET,
-    MAX_HOUR_VALUE,
-    TAKEN,
-    ParkedBy,
-    ReportState,
-    scaled,
-)
+from billing.reporting.usage_report import EVENT_OFFSET, TAKEN, AttentionCause, ReportState
 
 
-class Reason(StrEnum):
-    """Why an amount is carried."""
+class AdjustmentReason(StrEnum):
+    """The reason of an adjustment."""
 
     LATE = "late"
     """The provider's invoice for its hour is final."""
@@ -51,21 +44,21 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CarryLine:
+class Adjustment:
     """An amount, of either sign, that is reported in ``to_hour`` instead of ``from_hour``."""
 
     from_hour: datetime
     to_hour: datetime
     amount_microcredits: int
-    reason: Reason
+    reason: AdjustmentReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdjustmentTerms:
-    """What else a bucket's next step depends on.
+    """Terms that a bucket's next step depends on, beside the bucket.
 
-    ``provider``, ``meter`` and ``decimals`` (of a credit) are where it is told. ``under_way``: the
-    start of the hour of now; what is carried goes there. ``too_old``: the provider takes no hour
+    ``provider``, ``meter`` and ``decimals`` (of a credit) are where it is reported. ``under_way``:
+    the start of the hour of now, into which is carried. ``too_old``: the provider takes no hour
     that starts before; None: any.
     """
 
@@ -78,23 +71,23 @@ class AdjustmentTerms:
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """What an hour could not tell: below zero, or above it and less than the meter's unit."""
+    """An amount that its hour cannot report: below zero, or less than the meter's unit."""
 
     hour: datetime
     amount_microcredits: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weighed:
-    """What becomes of a bucket.
+class BucketPlan:
+    """The revision and the adjustments that a bucket needs.
 
     ``out`` leaves it, always with a revision that does without that amount. ``taken`` are lines out
     of leftovers into it.
     """
 
     revision: Revision | None = None
-    out: CarryLine | None = None
-    taken: tuple[CarryLine, ...] = ()
+    out: Adjustment | None = None
+    taken: tuple[Adjustment, ...] = ()
 
 
 def too_old_before(now: datetime, max_age: timedelta | None) -> datetime | None:
@@ -102,63 +95,69 @@ def too_old_before(now: datetime, max_age: timedelta | None) -> datetime | None:
     return None if max_age is None else now - max_age - EVENT_OFFSET
 
 
-def closed_by(bucket: Bucket, too_old: datetime | None) -> Reason | None:
-    """Why nothing is sent for a bucket any more; None where it may be.
+def closing_reason(bucket: Bucket, too_old: datetime | None) -> AdjustmentReason | None:
+    """The reason why nothing is sent for a bucket any more; None where it may be.
 
     An hour in which a period ends is billed with the next one.
     """
-    if bucket.sealed_until is not None and bucket.hour + HOUR <= bucket.sealed_until:
-        return Reason.LATE
+    if bucket.closed_until is not None and bucket.hour + HOUR <= bucket.closed_until:
+        return AdjustmentReason.LATE
     if too_old is not None and bucket.hour < too_old:
-        return Reason.TOO_OLD
+        return AdjustmentReason.TOO_OLD
     return None
 
 
-def weigh(bucket: Bucket, terms: AdjustmentTerms, leftovers: Sequence[Leftover] = ()) -> Weighed:
-    """The revision and the carry lines that a bucket needs now.
+def plan_bucket(
+    bucket: Bucket, terms: AdjustmentTerms, leftovers: Sequence[Leftover] = ()
+) -> BucketPlan:
+    """Work out the revision and the adjustments that a bucket needs now.
 
     Args:
         bucket: What it comes to, and its last revision.
-        terms: Where it is told.
+        terms: Where it is reported.
         leftovers: Of the customer's SKU; those of earlier hours are taken along.
     """
-    reason = closed_by(bucket, terms.too_old)
+    reason = closing_reason(bucket, terms.too_old)
     # Whoever is known to nobody, or held back by hand, waits for a person, carried nowhere.
     if reason is not None and bucket.customer_ref is not None and not _by_hand(bucket.last):
         return _close(bucket, terms, reason)
     plain = revise(bucket, terms.provider, terms.meter, terms.decimals)
     taken = _take(bucket, terms, plain, leftovers)
     if plain is None and not taken:
-        return Weighed()
+        return BucketPlan()
     amount = sum(carry.amount_microcredits for carry in taken)
     grown = replace(
         bucket,
         total_microcredits=bucket.total_microcredits + amount,
         carried_in_microcredits=bucket.carried_in_microcredits + amount,
     )
-    return replace(_tell(grown, terms), taken=taken)
+    return replace(_whole_units(grown, terms), taken=taken)
 
 
 def _by_hand(last: Last | None) -> bool:
-    return last is not None and last.state is ReportState.PARKED and last.cause == ParkedBy.BY_HAND
+    return (
+        last is not None
+        and last.state is ReportState.NEEDS_ATTENTION
+        and last.cause == AttentionCause.BY_HAND
+    )
 
 
-def _close(bucket: Bucket, terms: AdjustmentTerms, reason: Reason) -> Weighed:
-    """What the providers have is what the hour comes to; the rest is carried."""
+def _close(bucket: Bucket, terms: AdjustmentTerms, reason: AdjustmentReason) -> BucketPlan:
+    """Close an hour: it comes to what the providers have, and the rest is carried."""
     last = bucket.last
     if bucket.hour >= terms.under_way:
-        return Weighed()
+        return BucketPlan()
     if last is not None and not answered(last) and not waits_unsent(last):
-        return Weighed()
+        return BucketPlan()
     rest = bucket.total_microcredits - sum(bucket.taken.values())
     stood_for = 0 if last is None else last.total_microcredits
     open_still = last is not None and waits_unsent(last)
     if not rest and not open_still and stood_for == bucket.total_microcredits:
-        return Weighed()
-    return Weighed(revision=_closing(bucket, terms), out=_out(bucket, terms, rest, reason))
+        return BucketPlan()
+    return BucketPlan(revision=_closing(bucket, terms), out=_out(bucket, terms, rest, reason))
 
 
-def _tell(bucket: Bucket, terms: AdjustmentTerms) -> Weighed:
+def _whole_units(bucket: Bucket, terms: AdjustmentTerms) -> BucketPlan:
     """A revision in whole units of the meter; what is left goes on to the hour under way."""
     holder = Holder(terms.provider, bucket.customer_ref, terms.meter.name)
     rest = _rest(bucket, holder, terms.decimals)
@@ -166,17 +165,15 @@ def _tell(bucket: Bucket, terms: AdjustmentTerms) -> Weighed:
     new = revise(rounded, terms.provider, terms.meter, terms.decimals)
     if not rest or bucket.hour >= terms.under_way:
         # Of the hour under way the rest stays; it is told when the hour is over.
-        return Weighed(revision=new)
+        return BucketPlan(revision=new)
     if new is None:
-        told = bucket.last is not None and bucket.last.state in TAKEN
-        new = (
-            _closing(rounded, terms) if told else made(rounded, holder, terms.meter, terms.decimals)
-        )
-    return Weighed(revision=new, out=_out(bucket, terms, rest, Reason.REMAINDER))
+        accepted = bucket.last is not None and bucket.last.state in TAKEN
+        new = _closing(rounded, terms) if accepted else made(rounded, holder, terms.decimals)
+    return BucketPlan(revision=new, out=_out(bucket, terms, rest, AdjustmentReason.REMAINDER))
 
 
 def _rest(bucket: Bucket, holder: Holder, decimals: int) -> int:
-    """What an hour does not tell: less than a unit, or above what fits into an hour.
+    """The rest that an hour cannot report: less than a unit, or above what fits into it.
 
     The latter only of what came from other hours, after a long outage: an hour that is by itself
     too large is parked and needs a coarser meter.
@@ -201,19 +198,21 @@ def _closing(bucket: Bucket, terms: AdjustmentTerms) -> Revision:
     return Revision(
         revision=last.revision + 1 if last else 1,
         holder=holder,
-        state=ReportState.PARKED,
-        cause=ParkedBy.CARRIED.value,
+        state=ReportState.NEEDS_ATTENTION,
+        cause=AttentionCause.CARRIED.value,
         value=scaled(own, terms.decimals).value,
         total_microcredits=sum(bucket.taken.values()),
         held_microcredits=own,
-        parks_last=ParkedBy.CARRIED if last and waits_unsent(last) else None,
+        parks_last=AttentionCause.CARRIED if last and waits_unsent(last) else None,
     )
 
 
-def _out(bucket: Bucket, terms: AdjustmentTerms, amount: int, reason: Reason) -> CarryLine | None:
+def _out(
+    bucket: Bucket, terms: AdjustmentTerms, amount: int, reason: AdjustmentReason
+) -> Adjustment | None:
     if not amount:
         return None
-    return CarryLine(
+    return Adjustment(
         from_hour=bucket.hour,
         to_hour=terms.under_way,
         amount_microcredits=amount,
@@ -223,43 +222,48 @@ def _out(bucket: Bucket, terms: AdjustmentTerms, amount: int, reason: Reason) ->
 
 def _take(
     bucket: Bucket, terms: AdjustmentTerms, plain: Revision | None, leftovers: Sequence[Leftover]
-) -> tuple[CarryLine, ...]:
+) -> tuple[Adjustment, ...]:
     """Lines out of earlier leftovers, never more below zero than the hour is above it.
 
-    What is below a unit is taken along where something is told anyway; what is below zero also
-    lowers an hour that was told already.
+    Less than a unit is taken along where something is reported anyway; an amount below zero also
+    lowers an hour that was reported already.
     """
     if bucket.customer_ref is None:
         return ()
-    tells = plain is not None and (
-        plain.state is ReportState.PENDING or plain.cause == ParkedBy.BELOW_UNIT
+    reports = plain is not None and (
+        plain.state is ReportState.PENDING or plain.cause == AttentionCause.BELOW_UNIT
     )
-    told = plain is None and bucket.last is not None and bucket.last.state in TAKEN
+    accepted = plain is None and bucket.last is not None and bucket.last.state in TAKEN
     room = bucket.held_by(Holder(terms.provider, bucket.customer_ref, terms.meter.name))
-    lines: list[CarryLine] = []
+    lines: list[Adjustment] = []
     for each in sorted(leftovers, key=lambda one: one.hour):
         below = each.amount_microcredits < 0
         amount = max(each.amount_microcredits, -room) if below else each.amount_microcredits
-        if each.hour >= bucket.hour or room <= 0 or not amount or not (tells or (told and below)):
+        if (
+            each.hour >= bucket.hour
+            or room <= 0
+            or not amount
+            or not (reports or (accepted and below))
+        ):
             continue
         room += amount
         lines.append(
-            CarryLine(
+            Adjustment(
                 from_hour=each.hour,
                 to_hour=bucket.hour,
                 amount_microcredits=amount,
-                reason=Reason.BELOW_ZERO if below else Reason.REMAINDER,
+                reason=AdjustmentReason.BELOW_ZERO if below else AdjustmentReason.REMAINDER,
             )
         )
     return tuple(lines)
 
 
 def left_over(bucket: Bucket, terms: AdjustmentTerms) -> Leftover | None:
-    """What a parked bucket leaves to a later hour; None where it has to be told in its own.
+    """The amount that a bucket leaves to a later hour; None where it belongs to its own.
 
     A bucket that is closed at its provider leaves nothing: what it comes to is carried otherwise.
     """
-    if bucket.customer_ref is None or closed_by(bucket, terms.too_old) is not None:
+    if bucket.customer_ref is None or closing_reason(bucket, terms.too_old) is not None:
         return None
     amount = bucket.held_by(Holder(terms.provider, bucket.customer_ref, terms.meter.name))
     return Leftover(bucket.hour, amount) if amount else None
@@ -267,7 +271,7 @@ def left_over(bucket: Bucket, terms: AdjustmentTerms) -> Leftover | None:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What a provider accepted for an hour: ``value`` in its meter's smallest unit."""
+    """A figure that a provider accepted for an hour, in its meter's smallest unit."""
 
     hour: datetime
     answered_at: datetime

@@ -1,7 +1,7 @@
-"""Periods that a provider has made final, in PostgreSQL: noticed, then settled.
+"""Periods that a provider has made final, in PostgreSQL: recorded, then trued up.
 
 Once an invoice is final, nothing is sent any more for the hours of its periods: it is the last
-reading of what the provider has. Settling compares it with what was accepted.
+reading of what the provider has. Truing up compares it with what was accepted.
 """
 
 from __future__ import annotations
@@ -10,34 +10,65 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
 from billing.providers.port import ProviderInvoice
-from billing.reporting import closed_period_queries as queries
 from billing.reporting.destination import Metered
-from billing.reporting.true_up import Difference, TrueUp
+from billing.reporting.true_up import LOOK_BACK, Difference, TrueUp
+
+_RECORD: Final = sa.text(
+    """
+    INSERT INTO report_seals (provider, customer_id, customer_ref, meter, period_start, period_end,
+        invoice_ref, billed_value, noticed_at)
+    VALUES (:provider, :customer, :ref, :meter, :start, :end, :invoice, :billed, :now)
+    ON CONFLICT (provider, invoice_ref, meter, period_end) DO NOTHING
+    """
+)
+
+_LIST: Final = sa.text(
+    """
+    SELECT id, provider, customer_id, customer_ref, meter, period_start, period_end, invoice_ref,
+        billed_value, noticed_at, settled_at
+    FROM report_seals
+    WHERE (CAST(:provider AS text) IS NULL OR provider = CAST(:provider AS text))
+        AND (NOT :unsettled OR settled_at IS NULL)
+    ORDER BY period_end DESC, id DESC LIMIT :limit
+    """
+)
+
+_UNSETTLED: Final = sa.text(
+    """
+    SELECT DISTINCT provider, customer_id, customer_ref, meter, period_start, period_end
+    FROM report_seals
+    WHERE settled_at IS NULL AND period_end <= :now
+        AND (CAST(:provider AS text) IS NULL OR provider = CAST(:provider AS text))
+    ORDER BY period_end, provider, customer_id, customer_ref, meter, period_start
+    """
+)
 
 
-def notice(
+def record_closed_periods(
     connection: Connection,
     provider: str,
     customer_id: str,
     invoice: ProviderInvoice,
     now: datetime,
 ) -> int:
-    """Seal the periods of an invoice, once, in the caller's transaction.
+    """Record the periods that an invoice makes final, once, in the caller's transaction.
 
     Args:
         connection: Of that transaction.
         provider: Whose invoice.
         customer_id: Our customer.
-        invoice: One that is not final seals nothing.
+        invoice: One that is not final closes nothing.
         now: The time.
 
     Returns:
-        How many periods were sealed by this call.
+        How many periods were closed by this call.
     """
     if invoice.finalised_at is None:
         return 0
@@ -48,17 +79,17 @@ def notice(
         key = (line.meter, line.period_end)
         billed[key] += line.value
         starts[key] = min(line.period_start, starts.get(key, line.period_start))
-    sealed = 0
+    closed = 0
     for (meter, end), value in sorted(billed.items()):
         parameters = {
             "provider": provider, "customer": customer_id, "ref": invoice.customer_ref,
             "meter": meter, "start": starts[meter, end], "end": end,
             "invoice": invoice.provider_id, "billed": value, "now": now,
         }  # fmt: skip
-        sealed += connection.execute(queries.NOTICE, parameters).rowcount
-    if sealed:
-        connection.execute(queries.LOOK_BACK)
-    return sealed
+        closed += connection.execute(_RECORD, parameters).rowcount
+    if closed:
+        connection.execute(LOOK_BACK)
+    return closed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +110,7 @@ class ClosedPeriod:
 
 
 class ClosedPeriods:
-    """Sealed periods.
+    """Closed periods.
 
     Args:
         engine: PostgreSQL, as the owner role.
@@ -88,21 +119,7 @@ class ClosedPeriods:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def notice(
-        self,
-        provider: str,
-        customer_id: str,
-        invoice: ProviderInvoice,
-        now: datetime,
-        connection: Connection | None = None,
-    ) -> int:
-        """As the function ``notice``; in a transaction of its own where none is given."""
-        if connection is not None:
-            return notice(connection, provider, customer_id, invoice, now)
-        with self._engine.begin() as own:
-            return notice(own, provider, customer_id, invoice, now)
-
-    def settle(
+    def true_up(
         self,
         provider: str | None,
         metered: Callable[[str], Metered | None],
@@ -124,9 +141,7 @@ class ClosedPeriods:
         """
         differed = []
         with self._engine.connect() as connection:
-            waiting = connection.execute(
-                queries.UNSETTLED, {"provider": provider, "now": now}
-            ).all()
+            waiting = connection.execute(_UNSETTLED, {"provider": provider, "now": now}).all()
         for row in waiting:
             found = metered(row.meter)
             if found is None:
@@ -144,7 +159,7 @@ class ClosedPeriods:
     def list(
         self, provider: str | None = None, limit: int = 100, *, unsettled: bool = False
     ) -> Sequence[ClosedPeriod]:
-        """Sealed periods, the one that ended last first.
+        """Closed periods, the one that ended last first.
 
         Args:
             provider: Only of this one.
@@ -161,5 +176,5 @@ class ClosedPeriods:
                     billed_value=int(row.billed_value), noticed_at=row.noticed_at,
                     settled_at=row.settled_at,
                 )
-                for row in connection.execute(queries.LIST, parameters)
+                for row in connection.execute(_LIST, parameters)
             ]  # fmt: skip

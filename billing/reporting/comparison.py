@@ -1,4 +1,4 @@
-"""What a provider counts, read live, against what it accepted and what was logged."""
+"""Comparison of a provider's live figures with the accepted ones and with the log."""
 
 from __future__ import annotations
 
@@ -9,19 +9,53 @@ from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from typing import Final
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from billing.core.clock import Clock
 from billing.core.periods import Period
 from billing.providers.port import VERDICTS, Provider, ProviderUnavailable, ProviderVerdict
-from billing.reporting import confirmation_queries as queries
-from billing.reporting.confirmation_rules import LAG, Entry, shown
+from billing.reporting.confirmation_rules import LAG, Entry
 from billing.reporting.confirmations import ConfirmationStore
 from billing.reporting.destination import Destination
 from billing.reporting.rate_limiter import TokenBucket
 from billing.reporting.read_back import ReadBackPace
 from billing.reporting.revision_rules import Holder
 from billing.reporting.usage_report import TAKEN
+
+# What is to be reported of a customer's days: its usage, less what was carried out of their hours,
+# and what was carried into them; and the days that anything was reported of.
+_DAYS: Final = sa.text(
+    """
+    SELECT sku_id, CAST(hour AT TIME ZONE 'UTC' AS date) AS day, sum(amount) AS total
+    FROM (
+        SELECT sku_id, hour, amount_microcredits AS amount, false AS reported FROM usage_hourly
+        WHERE customer_id = :customer AND hour >= :start AND hour < :end
+        UNION ALL
+        SELECT sku_id, from_hour, -amount_microcredits, false FROM report_carries
+        WHERE customer_id = :customer AND from_hour >= :start AND from_hour < :end
+        UNION ALL
+        SELECT sku_id, to_hour, amount_microcredits, false FROM report_carries
+        WHERE customer_id = :customer AND to_hour >= :start AND to_hour < :end
+        UNION ALL
+        SELECT sku_id, hour, 0, true FROM usage_reports
+        WHERE customer_id = :customer AND hour >= :start AND hour < :end
+            AND provider = :provider AND state IN ('accepted', 'confirmed')
+    ) AS part
+    GROUP BY 1, 2 HAVING sum(amount) <> 0 OR bool_or(reported)
+    ORDER BY 1, 2
+    """
+)
+
+_CUSTOMERS: Final = """
+    SELECT id, {ref} AS customer_ref FROM customers
+    WHERE CAST(:customer AS text) IS NULL OR id = CAST(:customer AS text) ORDER BY id
+"""
+
+_CUSTOMERS_BY: Final = {
+    column: sa.text(_CUSTOMERS.format(ref=column)) for column in ("id", "stripe_customer_id")
+}
+
 
 NOT_LINKED: Final = "the provider does not know this customer: nothing can have been reported"
 NO_METER: Final = "the SKU has no meter: nothing can have been reported"
@@ -44,7 +78,7 @@ class HourDiffers:
 class ProviderDay:
     """A customer's SKU on one UTC day, at one place where a provider counts it.
 
-    ``logged_microcredits`` is what this place should have come to: the log with its carry lines,
+    ``logged_microcredits`` is what this place should have come to: the log with its adjustments,
     less what other places have. ``accepted_microcredits`` is what was accepted of it, and
     ``accepted`` the same in the meter's unit, in which ``read`` is what the provider counts; None
     where it gave no figures, and then ``problem`` says why. ``hours`` are those that differ, though
@@ -66,12 +100,12 @@ class ProviderDay:
 
     @property
     def difference(self) -> int:
-        """What the provider counts more (or, below zero, less) than it accepted; 0 if unread."""
+        """The provider's figure less the accepted one; 0 if unread."""
         return 0 if self.read is None else self.read - self.accepted
 
     @property
     def unreported_microcredits(self) -> int:
-        """What was logged and the provider has not accepted: open, parked, or not planned yet."""
+        """The logged amount not accepted yet: open, needing attention, or not planned yet."""
         return self.logged_microcredits - self.accepted_microcredits
 
     @property
@@ -145,19 +179,19 @@ class ProviderComparison:
     def _days(self, period: Period, customer: str | None) -> Iterator[_Used]:
         column = self._destination.customer_ids.value
         with self._engine.connect() as connection:
-            found = connection.execute(queries.CUSTOMERS[column], {"customer": customer}).all()
+            found = connection.execute(_CUSTOMERS_BY[column], {"customer": customer}).all()
         for one in found:
             parameters = {
                 "customer": one.id, "provider": self._provider.name,
                 "start": period.start, "end": period.end,
             }  # fmt: skip
             with self._engine.connect() as connection:
-                days = connection.execute(queries.DAYS, parameters).all()
+                days = connection.execute(_DAYS, parameters).all()
             for day in days:
                 yield _Used(one.id, one.customer_ref, day.sku_id, day.day, int(day.total))
 
     def _parts(self, used: _Used, period: Period) -> Iterator[_Part]:
-        """Where this provider counts a day; of what it was told nothing, where it would be."""
+        """The holders that count a day at this provider; where nothing was sent, the next one."""
         held: defaultdict[Holder, list[Entry]] = defaultdict(list)
         for entry in self._confirmations.entries(used.customer, used.sku, used.day):
             if entry.state in TAKEN and entry.hour in period:
@@ -183,9 +217,9 @@ class ProviderComparison:
     ) -> tuple[ProviderDay, ProviderUnavailable | None]:
         used, holder = part.used, part.holder
         own = _by_hour(part.entries)
-        accepted = {hour: shown(taken) or 0 for hour, taken in own.items()}
+        accepted = {hour: taken[-1].value for hour, taken in own.items()}
         read, error, problem = self._figures(holder, used.day)
-        final = {hour for hour, taken in own.items() if taken[-1].sealed}
+        final = {hour for hour, taken in own.items() if taken[-1].period_closed}
         differ = _differences(accepted, read, period, final) if read is not None else ()
         now = self._clock.now()
         last = [own[each.hour][-1] for each in differ if each.hour in own]
@@ -231,7 +265,7 @@ class _Used:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one place accepted of a day, and what it should have come to."""
+    """A holder's part of a day: its accepted reports, and what they should come to."""
 
     used: _Used
     holder: Holder
@@ -253,7 +287,7 @@ def _by_hour(entries: Sequence[Entry]) -> dict[datetime, list[Entry]]:
 
 
 def _sum(entries: Sequence[Entry]) -> int:
-    """What one place accepted, in microcredits."""
+    """The sum that one holder accepted, in microcredits."""
     return sum(taken[-1].held_microcredits for taken in _by_hour(entries).values())
 
 

@@ -16,9 +16,9 @@ from enum import StrEnum
 from typing import Final
 
 from billing.reporting.revision_rules import Holder
-from billing.reporting.usage_report import AT_REST, OPEN, TAKEN, ParkedBy, ReportState
+from billing.reporting.usage_report import AT_REST, OPEN, TAKEN, AttentionCause, ReportState
 
-FIRST_READING: Final = timedelta(minutes=15)
+FIRST_READ_BACK: Final = timedelta(minutes=15)
 """How long after its answer a figure is read back first."""
 APART: Final = timedelta(minutes=15)
 """At least so long between two readings."""
@@ -28,10 +28,10 @@ LATER: Final = timedelta(hours=6)
 DAILY: Final = timedelta(days=1)
 MAX_RESENT: Final = 3
 """How many revisions are sent because what was read differed; then it needs a person."""
-assert FIRST_READING < LAG < LATER < DAILY  # noqa: S101 - relations between constants
-assert APART <= LAG - FIRST_READING  # noqa: S101 - as above
+assert FIRST_READ_BACK < LAG < LATER < DAILY  # noqa: S101 - relations between constants
+assert APART <= LAG - FIRST_READ_BACK  # noqa: S101 - as above
 
-SHORTEST_SILENCE: Final = timedelta(minutes=5)
+SHORTEST_WAIT: Final = timedelta(minutes=5)
 _OF_ITS_AGE: Final = 4
 """After no answer the next reading is a quarter of the figure's age away: waits grow by themselves,
 and no count of them has to be kept."""
@@ -39,7 +39,7 @@ and no count of them has to be kept."""
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What one request reads: a customer's hours of one SKU on a UTC day, at one holder."""
+    """The hours that one request reads: a customer's SKU on a UTC day, at one holder."""
 
     customer: str
     sku: str
@@ -47,8 +47,8 @@ class Group:
     day: date
 
 
-class ReadingFinding(StrEnum):
-    """What a reading makes of a report."""
+class ReadBackFinding(StrEnum):
+    """The finding about a report that was read back."""
 
     CONFIRM = "confirm"
     """The provider counts it."""
@@ -59,7 +59,7 @@ class ReadingFinding(StrEnum):
     PARK = "park"
     """It is counted otherwise, and a person has to look."""
     CLEAR = "clear"
-    """It never arrived: no longer doubtful, and parked as it is."""
+    """It never arrived: no longer outcome_unknown, and parked as it is."""
     CLOSE = "close"
     """It is counted otherwise, and the provider's invoice is final: what that bills decides."""
     GONE = "gone"
@@ -72,26 +72,25 @@ class ReadingFinding(StrEnum):
 class Entry:
     """A report as it stands. ``hour`` is UTC; ``held_microcredits`` is what it tells its holder.
 
-    ``answered_at`` is the last answer or, where none ever came, the first sending. ``sealed``: the
-    provider's invoice for this hour is final.
+    ``answered_at`` is the last answer or, where none ever came, the first sending.
+    ``period_closed``: the provider's invoice for this hour is final.
     """
 
     id: int
     hour: datetime
     revision: int
     holder: Holder
-    overwrites: bool
     value: int
     held_microcredits: int
     state: ReportState
     cause: str
-    doubtful: bool
+    outcome_unknown: bool
     answered_at: datetime
     confirm_at: datetime | None
     confirmed_at: datetime | None
     readings: int
     resent: int
-    sealed: bool
+    period_closed: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +116,7 @@ class Awaited:
     def behind_rest(self) -> bool:
         """Whether the bucket's last revision is another one, with which all is well."""
         last = self.last
-        at_rest = last.state in TAKEN or (not last.doubtful and last.cause in AT_REST)
+        at_rest = last.state in TAKEN or (not last.outcome_unknown and last.cause in AT_REST)
         return at_rest and not self.is_last
 
     @property
@@ -129,23 +128,16 @@ class Awaited:
         here = self.last.holder.provider == self.entry.holder.provider
         return self.is_last or (self.behind_rest and here)
 
-    @property
-    def figure(self) -> int:
-        """What the hour shows if this report counts, in the meter's smallest unit."""
-        if self.entry.overwrites:
-            return self.entry.value
-        return (self.without or 0) + self.entry.value
-
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a reading makes of a report; ``readings`` and ``confirm_at`` are what it has then.
+    """A finding about a report; ``readings`` and ``confirm_at`` are its values afterwards.
 
-    ``readings`` counts, of a report that was accepted, those that did not agree; of a doubtful one,
-    the last ones in a row by which it never arrived.
+    ``readings`` counts, of a report that was accepted, those that did not agree; of one whose
+    outcome is unknown the last ones in a row by which it never arrived.
     """
 
-    finding: ReadingFinding
+    finding: ReadBackFinding
     readings: int
     confirm_at: datetime | None = None
 
@@ -191,7 +183,7 @@ def _of_bucket(bucket: Sequence[Entry], holder: Holder) -> list[Awaited]:
         found.append(
             Awaited(
                 entry=entry,
-                without=shown(before),
+                without=before[-1].value if before else None,
                 older=tuple(each for each in accepted if each.id != entry.id),
                 last=last,
             )
@@ -199,20 +191,13 @@ def _of_bucket(bucket: Sequence[Entry], holder: Holder) -> list[Awaited]:
 
     if taken and taken[-1].state is ReportState.ACCEPTED:
         add(taken[-1], taken[:-1])
-    if last.holder == holder and last.state is ReportState.PARKED and last.doubtful:
+    if last.holder == holder and last.state is ReportState.NEEDS_ATTENTION and last.outcome_unknown:
         add(last, taken)
     return found
 
 
-def shown(taken: Sequence[Entry]) -> int | None:
-    """What an hour shows of the reports that one holder took, the last one last; None of none."""
-    if not taken:
-        return None
-    return taken[-1].value if taken[-1].overwrites else sum(entry.value for entry in taken)
-
-
 def judge(one: Awaited, read: int | None, now: datetime, *, oldest: datetime | None) -> Judgement:
-    """What a reading of its hour makes of a report.
+    """Judge a report by the figure that its hour shows.
 
     Args:
         one: The report.
@@ -224,65 +209,64 @@ def judge(one: Awaited, read: int | None, now: datetime, *, oldest: datetime | N
     entry = one.entry
     age = now - entry.answered_at
     due = entry.confirm_at is not None and entry.confirm_at <= now
-    early = not due and age < FIRST_READING
-    agrees = read == one.figure or (one.figure == 0 and read is None and age >= LAG)
+    early = not due and age < FIRST_READ_BACK
+    agrees = read == entry.value or (entry.value == 0 and read is None and age >= LAG)
     if agrees and not early:
-        return Judgement(ReadingFinding.CONFIRM, entry.readings)
+        return Judgement(ReadBackFinding.CONFIRM, entry.readings)
     if not due:
-        return Judgement(ReadingFinding.LEAVE, entry.readings, entry.confirm_at)
-    if entry.sealed and age >= LAG:
+        return Judgement(ReadBackFinding.LEAVE, entry.readings, entry.confirm_at)
+    if entry.period_closed and age >= LAG:
         return _closed(entry)
     if entry.state is ReportState.ACCEPTED:
         return _of_accepted(one, now, oldest)
-    return _of_doubtful(one, read, now)
+    return _of_unknown(one, read, now)
 
 
 def judge_gone(one: Awaited) -> Judgement:
-    """What becomes of a report whose customer or meter the provider says is not there."""
+    """Judge a report whose customer or meter the provider says is not there."""
     return (
         _closed(one.entry)
-        if one.entry.sealed
-        else Judgement(ReadingFinding.GONE, one.entry.readings)
+        if one.entry.period_closed
+        else Judgement(ReadBackFinding.GONE, one.entry.readings)
     )
 
 
 def _closed(entry: Entry) -> Judgement:
     accepted = entry.state is ReportState.ACCEPTED
-    return Judgement(ReadingFinding.CLOSE if accepted else ReadingFinding.CLEAR, entry.readings)
+    return Judgement(ReadBackFinding.CLOSE if accepted else ReadBackFinding.CLEAR, entry.readings)
 
 
 def _of_accepted(one: Awaited, now: datetime, oldest: datetime | None) -> Judgement:
-    """What becomes of an accepted report whose hour shows another figure."""
+    """Judge an accepted report whose hour shows another figure."""
     entry = one.entry
     readings = entry.readings + 1
-    again = next_reading(entry.answered_at, now)
+    again = next_read_back(entry.answered_at, now)
     if now - entry.answered_at < LAG or not one.may_follow:
-        return Judgement(ReadingFinding.WAIT, readings, again)
+        return Judgement(ReadBackFinding.WAIT, readings, again)
     takes_it = oldest is None or entry.hour >= oldest
-    # On a meter that adds, it would come on top of whatever is there.
-    if entry.overwrites and takes_it and entry.resent < MAX_RESENT:
-        return Judgement(ReadingFinding.RESEND, readings)
-    return Judgement(ReadingFinding.PARK, readings, again)
+    if takes_it and entry.resent < MAX_RESENT:
+        return Judgement(ReadBackFinding.RESEND, readings)
+    return Judgement(ReadBackFinding.PARK, readings, again)
 
 
-def _of_doubtful(one: Awaited, read: int | None, now: datetime) -> Judgement:
-    """What becomes of a parked report that may have arrived, and that the hour does not show.
+def _of_unknown(one: Awaited, read: int | None, now: datetime) -> Judgement:
+    """Judge a report that may have arrived and that its hour does not show.
 
     It never arrived if the hour twice shows just what it shows without it. Any other figure
     decides nothing; what was parked because it differs, a person decides.
     """
     entry = one.entry
-    again = next_reading(entry.answered_at, now)
+    again = next_read_back(entry.answered_at, now)
     absent = (read or 0) == (one.without or 0)
-    if not absent or entry.cause == ParkedBy.DIFFERS:
-        return Judgement(ReadingFinding.WAIT, 0, again)
+    if not absent or entry.cause == AttentionCause.DIFFERS:
+        return Judgement(ReadBackFinding.WAIT, 0, again)
     if entry.readings and now - entry.answered_at >= LAG:
-        return Judgement(ReadingFinding.CLEAR, entry.readings)
-    return Judgement(ReadingFinding.WAIT, entry.readings + 1, again)
+        return Judgement(ReadBackFinding.CLEAR, entry.readings)
+    return Judgement(ReadBackFinding.WAIT, entry.readings + 1, again)
 
 
-def next_reading(answered_at: datetime, now: datetime) -> datetime:
-    """When a figure is read next.
+def next_read_back(answered_at: datetime, now: datetime) -> datetime:
+    """The time of a figure's next reading.
 
     15 minutes and an hour after its answer, then every six hours, and after a day daily.
 
@@ -291,26 +275,26 @@ def next_reading(answered_at: datetime, now: datetime) -> datetime:
         now: The time of this reading, or of the answer.
     """
     age = now - answered_at
-    if age < FIRST_READING:
-        return answered_at + FIRST_READING
+    if age < FIRST_READ_BACK:
+        return answered_at + FIRST_READ_BACK
     if age < LAG:
         return max(answered_at + LAG, now + APART)
     return now + (LATER if age < DAILY else DAILY)
 
 
-def after_silence(answered_at: datetime, now: datetime) -> datetime:
-    """When to ask again after no answer: in 5 minutes to 6 hours, the longer the older it is."""
+def after_no_answer(answered_at: datetime, now: datetime) -> datetime:
+    """The time of the next try after no answer: in 5 minutes to 6 hours, by the figure's age."""
     wait = (now - answered_at) / _OF_ITS_AGE
-    return now + min(max(wait, SHORTEST_SILENCE), LATER)
+    return now + min(max(wait, SHORTEST_WAIT), LATER)
 
 
 def put_off_until(
     entries: Iterable[Entry], holder: Holder, spacing: timedelta, now: datetime
 ) -> datetime | None:
-    """Until when a day's first readings may wait, since another one agreed not long ago.
+    """Put off a day's first readings where another one agreed not long ago.
 
-    Only figures whose first reading is due are put off: what once did not agree, or was told to be
-    wrong, is read at its time.
+    Only figures whose first reading is due are put off: what once did not agree, or was reported
+    to be wrong, is read at its time.
 
     Args:
         entries: The day's.

@@ -1,4 +1,4 @@
-"""Reading back in PostgreSQL: which figures are due, and what a reading makes of them.
+"""ReadBackResult back in PostgreSQL: which figures are due, and what a reading makes of them.
 
 A reading is applied only to reports that still stand as they stood before it: whoever was faster
 (another reader, the plan, a person) has its way, and the figure is read again. So any number of
@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, Row
 
 from billing.core.clock import EPOCH
 from billing.providers.port import ProviderCause
-from billing.reporting import confirmation_queries as queries
-from billing.reporting.confirmation_rules import Decided, Entry, Group, ReadingFinding
-from billing.reporting.reading_results import note, still
+from billing.reporting.bucket_sql import PERIOD_IS_FINAL
+from billing.reporting.confirmation_rules import Decided, Entry, Group, ReadBackFinding
+from billing.reporting.read_back_results import note, still
 from billing.reporting.revision_rules import Holder
 from billing.reporting.usage_report import ReportState
 
@@ -30,9 +31,116 @@ MARGIN: Final = timedelta(minutes=5)
 _MAX_DETAIL: Final = 500
 
 
+_PROVIDERS: Final = sa.text(
+    "SELECT DISTINCT provider FROM usage_reports WHERE confirm_at IS NOT NULL ORDER BY provider"
+)
+
+# What the same holder has accepted a later revision of is never looked at by itself again.
+_FORGET: Final = sa.text(
+    """
+    UPDATE usage_reports SET confirm_at = NULL
+    WHERE id IN (
+        SELECT r.id FROM usage_reports AS r
+        WHERE r.provider = :provider AND r.confirm_at <= :now AND r.state = 'accepted'
+            AND EXISTS (
+                SELECT FROM usage_reports AS n
+                WHERE n.customer_id = r.customer_id AND n.sku_id = r.sku_id AND n.hour = r.hour
+                    AND n.revision > r.revision AND n.provider = r.provider
+                    AND n.customer_ref = r.customer_ref AND n.meter = r.meter
+                    AND n.state IN ('accepted', 'confirmed')
+            )
+        ORDER BY r.id FOR UPDATE SKIP LOCKED
+    )
+    """
+)
+
+# Doubtful reports that were parked otherwise than by an answer: by hand, or after a day of silence.
+_ADOPT: Final = sa.text(
+    """
+    UPDATE usage_reports SET confirm_at = :now
+    WHERE id IN (
+        SELECT id FROM usage_reports
+        WHERE provider = :provider AND latest AND state = 'parked' AND doubtful
+            AND confirm_at IS NULL AND customer_ref IS NOT NULL
+        ORDER BY id FOR UPDATE SKIP LOCKED
+    )
+    """
+)
+
+# A bucket with an open revision waits for its answer.
+_DUE: Final = sa.text(
+    """
+    SELECT r.id, r.confirm_at, r.customer_id, r.sku_id, r.customer_ref, r.meter, r.hour
+    FROM usage_reports AS r
+    WHERE r.provider = :provider AND r.confirm_at <= :now AND r.confirm_at >= :after_at
+        AND (r.confirm_at, r.id) > (:after_at, :after_id)
+        AND r.state IN ('accepted', 'parked') AND r.customer_ref IS NOT NULL
+        AND NOT EXISTS (
+            SELECT FROM usage_reports AS o
+            WHERE o.customer_id = r.customer_id AND o.sku_id = r.sku_id AND o.hour = r.hour
+                AND o.state IN ('pending', 'sending', 'unknown')
+        )
+    ORDER BY r.confirm_at, r.id
+    LIMIT :limit
+    """
+)
+
+_DAY: Final = sa.text(
+    f"""
+    SELECT r.id, r.hour, r.revision, r.provider, r.customer_ref, r.meter, r.value,
+        r.held_microcredits, r.state, r.cause, r.doubtful, r.confirm_at, r.confirmed_at,
+        r.readings, r.resent,
+        coalesce(r.answered_at, r.first_sent_at, r.created_at) AS answered_at,
+        {PERIOD_IS_FINAL} AS period_closed
+    FROM usage_reports AS r
+    WHERE r.customer_id = :customer AND r.sku_id = :sku AND r.hour >= :start AND r.hour < :end
+    """  # noqa: S608 - made of constants
+)
+
+# What was sent between the first sending and the answer may have been judged in the window.
+_RECHECK: Final = sa.text(
+    """
+    UPDATE usage_reports SET confirm_at = :now, readings = greatest(readings, 1)
+    WHERE id IN (
+        SELECT id FROM usage_reports
+        WHERE provider = :provider AND confirm_at IS NOT NULL AND state = 'accepted'
+            AND (CAST(:meter AS text) IS NULL OR meter = CAST(:meter AS text))
+            AND first_sent_at <= :end AND answered_at >= :start
+        ORDER BY id FOR UPDATE
+    )
+    """
+)
+
+_REJECT: Final = sa.text(
+    f"""
+    UPDATE usage_reports SET state = 'parked', cause = :cause, detail = :detail, confirm_at = NULL
+    WHERE id IN (
+        SELECT r.id FROM usage_reports AS r
+        WHERE r.identifier = ANY(CAST(:identifiers AS text[])) AND r.state = 'accepted' AND r.latest
+            AND NOT {PERIOD_IS_FINAL}
+        ORDER BY r.id FOR UPDATE OF r
+    )
+    """  # noqa: S608 - made of constants
+)
+
+_RECHECK_BUCKETS: Final = sa.text(
+    """
+    UPDATE usage_reports SET confirm_at = :now, readings = greatest(readings, 1)
+    WHERE id IN (
+        SELECT r.id FROM usage_reports AS r
+        JOIN usage_reports AS named ON named.customer_id = r.customer_id
+            AND named.sku_id = r.sku_id AND named.hour = r.hour
+        WHERE named.identifier = ANY(CAST(:identifiers AS text[]))
+            AND r.provider = named.provider AND r.state = 'accepted'
+        ORDER BY r.id FOR UPDATE OF r
+    )
+    """
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """How far a run has come: reports due at ``at`` up to this id are done."""
+    """The place a run has come to: reports due at ``at`` up to this id are done."""
 
     at: datetime = EPOCH
     id: int = 0
@@ -60,14 +168,14 @@ class ConfirmationStore:
         self._engine = engine
 
     def providers(self) -> list[str]:
-        """Who has figures that are to be read back, former providers too."""
+        """Providers with figures to be read back, former ones too."""
         with self._engine.connect() as connection:
-            return list(connection.execute(queries.PROVIDERS).scalars())
+            return list(connection.execute(_PROVIDERS).scalars())
 
     def prepare(self, provider: str, now: datetime) -> None:
-        """Drop what a later figure stands for, and take on doubtful reports that nobody reads."""
+        """Forget superseded figures, and schedule reports of unknown outcome that nobody reads."""
         with self._engine.begin() as connection:
-            for statement in (queries.FORGET, queries.ADOPT):
+            for statement in (_FORGET, _ADOPT):
                 connection.execute(statement, {"provider": provider, "now": now})
 
     def due(self, provider: str, *, now: datetime, after: Cursor, limit: int) -> Due:
@@ -84,7 +192,7 @@ class ConfirmationStore:
             "after_at": after.at, "after_id": after.id,
         }  # fmt: skip
         with self._engine.connect() as connection:
-            rows = connection.execute(queries.DUE, parameters).all()
+            rows = connection.execute(_DUE, parameters).all()
         groups = dict.fromkeys(_group(row, provider) for row in rows)
         last = Cursor(rows[-1].confirm_at, rows[-1].id) if len(rows) == limit else None
         return Due(tuple(groups), last)
@@ -96,24 +204,24 @@ class ConfirmationStore:
             "customer": customer, "sku": sku, "start": start, "end": start + timedelta(days=1)
         }  # fmt: skip
         with self._engine.connect() as connection:
-            return [_entry(row) for row in connection.execute(queries.DAY, parameters)]
+            return [_entry(row) for row in connection.execute(_DAY, parameters)]
 
     def apply(
         self, group: Group, decided: Sequence[Decided], *, environment: str, now: datetime
-    ) -> Counter[ReadingFinding]:
+    ) -> Counter[ReadBackFinding]:
         """Note what a reading made of reports, of those that still stand as they did before it.
 
         Args:
             group: What was read.
             decided: What was found.
-            environment: Of identifiers; see ``report.identifier_of``.
+            environment: Of identifiers; see ``usage_report.identifier_of``.
             now: The time.
 
         Returns:
             How many of each finding were noted.
         """
-        wanted = [one for one in decided if one.judgement.finding is not ReadingFinding.LEAVE]
-        done: Counter[ReadingFinding] = Counter()
+        wanted = [one for one in decided if one.judgement.finding is not ReadBackFinding.LEAVE]
+        done: Counter[ReadBackFinding] = Counter()
         if not wanted:
             return done
         with self._engine.begin() as connection:
@@ -150,7 +258,7 @@ class ConfirmationStore:
             "start": window_start - MARGIN, "end": window_end + MARGIN,
         }  # fmt: skip
         with self._within(connection) as inside:
-            return inside.execute(queries.RECHECK, parameters).rowcount
+            return inside.execute(_RECHECK, parameters).rowcount
 
     def recheck_identifiers(
         self,
@@ -181,8 +289,8 @@ class ConfirmationStore:
             "detail": (detail or "accepted at first, and rejected afterwards")[:_MAX_DETAIL],
         }  # fmt: skip
         with self._within(connection) as inside:
-            parked = inside.execute(queries.REJECT, parameters).rowcount
-            inside.execute(queries.RECHECK_BUCKETS, parameters)
+            parked = inside.execute(_REJECT, parameters).rowcount
+            inside.execute(_RECHECK_BUCKETS, parameters)
         return parked
 
     @contextmanager
@@ -210,16 +318,15 @@ def _entry(row: Row[Any]) -> Entry:
         hour=row.hour.astimezone(UTC),
         revision=row.revision,
         holder=Holder(row.provider, row.customer_ref, row.meter),
-        overwrites=row.overwrites,
         value=int(row.value),
         held_microcredits=int(row.held_microcredits),
         state=ReportState(row.state),
         cause=row.cause,
-        doubtful=row.doubtful,
+        outcome_unknown=row.doubtful,
         answered_at=row.answered_at,
         confirm_at=row.confirm_at,
         confirmed_at=row.confirmed_at,
         readings=row.readings,
         resent=row.resent,
-        sealed=row.sealed,
+        period_closed=row.period_closed,
     )

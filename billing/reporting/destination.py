@@ -1,4 +1,4 @@
-"""Where usage goes: which provider, by which meters, and as whom it knows our customers."""
+"""The destination of usage: provider, meters, and the provider's ids of our customers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from datetime import timedelta
 from enum import StrEnum
 
 from billing.providers.port import ProviderMeter
-from billing.reporting.usage_report import CREDIT_DECIMALS
+from billing.providers.report_value import CREDIT_DECIMALS
 
 
 class CustomerIds(StrEnum):
-    """Which id a provider knows a customer by; the values are columns of ``customers``."""
+    """The id that a provider knows a customer by; the values are columns of ``customers``."""
 
     OURS = "id"
     STRIPE = "stripe_customer_id"
@@ -20,7 +20,7 @@ class CustomerIds(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metered:
-    """How a SKU is counted at a provider: its meter, and the decimals of a credit it counts."""
+    """A SKU's meter at a provider, and the decimals of a credit that it counts."""
 
     meter: ProviderMeter
     decimals: int = CREDIT_DECIMALS
@@ -28,7 +28,7 @@ class Metered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """Who gets usage now.
+    """The place that gets usage now.
 
     ``environment`` tells installations apart that report to one account. ``metered`` gives a SKU's
     meter there, and raises LookupError of a SKU that it does not know (yet). ``max_age``: see

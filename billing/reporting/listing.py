@@ -1,4 +1,4 @@
-"""What stands in the outbox, for people: reports, carry lines, counts. Reads only."""
+"""Queries of the outbox for people: reports, adjustments, counts. Reads only."""
 
 from __future__ import annotations
 
@@ -12,22 +12,17 @@ from sqlalchemy.engine import Engine, Row
 
 from billing.core.errors import NotFound
 from billing.core.periods import Period
-from billing.reporting.adjustments import Reason
+from billing.reporting.adjustments import AdjustmentReason
+from billing.reporting.bucket_sql import held_of
 from billing.reporting.usage_report import ReportState
 
 # What a bucket's last revision adds to what providers have: open or parked. 0 of any other row.
-_AMOUNT: Final = """
+_AMOUNT: Final = f"""
     CASE WHEN r.latest AND r.state NOT IN ('accepted', 'confirmed') THEN
         r.total_microcredits - coalesce((
-            SELECT sum(has.held_microcredits) FROM (
-                SELECT DISTINCT ON (provider, customer_ref, meter) held_microcredits
-                FROM usage_reports AS a
-                WHERE a.customer_id = r.customer_id AND a.sku_id = r.sku_id AND a.hour = r.hour
-                    AND a.state IN ('accepted', 'confirmed')
-                ORDER BY provider, customer_ref, meter, revision DESC
-            ) AS has), 0)
+            SELECT sum(has.held_microcredits) FROM ({held_of("r")}) AS has), 0)
         ELSE 0 END
-"""
+"""  # noqa: S608 - made of constants
 _ROW: Final = f"""
     r.id, r.customer_id, r.sku_id, r.hour, r.revision, r.latest, r.provider, r.meter, r.overwrites,
     r.identifier, r.customer_ref, r.value, r.event_at, r.total_microcredits, r.held_microcredits,
@@ -159,8 +154,8 @@ class ReportRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CarryRow:
-    """A carry line: an amount of either sign that is reported in ``to_hour``."""
+class AdjustmentRow:
+    """An adjustment: an amount of either sign that is reported in ``to_hour``."""
 
     id: int
     customer: str
@@ -168,23 +163,23 @@ class CarryRow:
     from_hour: datetime
     to_hour: datetime
     amount_microcredits: int
-    reason: Reason
+    reason: AdjustmentReason
     note: str
     created_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportHistory:
-    """A report, every revision of its bucket, and the bucket's carry lines, out and in."""
+    """A report, every revision of its bucket, and the bucket's adjustments, out and in."""
 
     report: ReportRow
     revisions: Sequence[ReportRow]
-    carries: Sequence[CarryRow]
+    carries: Sequence[AdjustmentRow]
 
 
 @dataclass(frozen=True, slots=True)
 class ReportCount:
-    """So many reports, and their amount: what was taken, or what is open or parked."""
+    """A number of reports and their amount: accepted, open, or needing attention."""
 
     reports: int
     amount_microcredits: int
@@ -192,7 +187,7 @@ class ReportCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeedsAttention:
-    """What is parked for one cause; ``oldest`` is the first hour of it."""
+    """Reports that need attention for one cause; ``oldest`` is their first hour."""
 
     cause: str
     reports: int
@@ -231,7 +226,7 @@ class ReportListing:
         sku: str | None = None,
         period: Period | None = None,
         limit: int = 100,
-    ) -> Sequence[CarryRow]:
+    ) -> Sequence[AdjustmentRow]:
         """Carry lines, the newest first.
 
         Args:
@@ -248,13 +243,13 @@ class ReportListing:
             return [_carry(row) for row in connection.execute(_CARRIES, parameters)]
 
     def counts(self, provider: str) -> Mapping[ReportState, ReportCount]:
-        """How many buckets stand where, by their last revision at a provider; absent: none."""
+        """Count buckets by the state of their last revision at a provider; absent: none."""
         with self._engine.connect() as connection:
             rows = connection.execute(_COUNTS, {"provider": provider}).all()
         return {ReportState(row.state): ReportCount(row.reports, int(row.amount)) for row in rows}
 
-    def parked_by_cause(self, provider: str) -> Sequence[NeedsAttention]:
-        """What is parked at a provider with an amount, by cause."""
+    def attention_by_cause(self, provider: str) -> Sequence[NeedsAttention]:
+        """Reports with an amount that need attention at a provider, by cause."""
         with self._engine.connect() as connection:
             rows = connection.execute(_PARKED, {"provider": provider}).all()
         return [
@@ -320,15 +315,15 @@ def _report(row: Row[Any]) -> ReportRow:
     )
 
 
-def _carry(row: Row[Any]) -> CarryRow:
-    return CarryRow(
+def _carry(row: Row[Any]) -> AdjustmentRow:
+    return AdjustmentRow(
         id=row.id,
         customer=row.customer_id,
         sku=row.sku_id,
         from_hour=row.from_hour,
         to_hour=row.to_hour,
         amount_microcredits=int(row.amount_microcredits),
-        reason=Reason(row.reason),
+        reason=AdjustmentReason(row.reason),
         note=row.note,
         created_at=row.created_at,
     )

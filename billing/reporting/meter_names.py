@@ -1,4 +1,4 @@
-"""Which meter counts a SKU at a provider. Pure."""
+"""The name of a SKU's meter at a provider. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 from billing.core.sku import Sku
 from billing.providers.port import ProviderMeter
-from billing.reporting.usage_report import CREDIT_DECIMALS
+from billing.providers.report_value import CREDIT_DECIMALS
 
 MAX_METER_NAME: Final = 100
 """Characters; Stripe's limit of an event name."""
@@ -18,7 +18,7 @@ assert (  # noqa: S101 - a relation between constants
 
 
 def meter_prefix(environment: str) -> str:
-    """What the names of this installation's meters begin with; those of no other do."""
+    """The prefix of this installation's meters and of no other's."""
     return f"weighbridge_{environment}_"
 
 

@@ -1,7 +1,7 @@
 """Writing down what is due: buckets compared with their last revisions, in PostgreSQL.
 
-What is compared is read by one statement, and written in chunks, each a transaction of its own: a
-carry line commits with the revision that does without it, or not at all. A bucket whose last
+What is compared is read by one statement, and written in chunks, each a transaction of its own: an
+adjustment commits with the revision that does without it, or not at all. A bucket whose last
 revision is not what it was when it was read is left to the next pass.
 """
 
@@ -18,19 +18,18 @@ from sqlalchemy.engine import Connection, Engine, Row
 
 from billing.core.periods import hour_floor
 from billing.postgres.locks import AdvisoryLock, try_lock
-from billing.reporting import report_queries as queries
+from billing.reporting import planner_sql as queries
 from billing.reporting.adjustments import (
+    Adjustment,
     AdjustmentTerms,
-    CarryLine,
+    BucketPlan,
     Leftover,
-    Weighed,
     left_over,
+    plan_bucket,
     too_old_before,
-    weigh,
 )
 from billing.reporting.destination import Destination, Metered
 from billing.reporting.revision_rules import (
-    FOLLOWS_THE_CUSTOMER,
     Bucket,
     Depth,
     Holder,
@@ -44,7 +43,7 @@ from billing.reporting.revision_rules import (
 from billing.reporting.usage_report import (
     AT_REST,
     EVENT_OFFSET,
-    ParkedBy,
+    AttentionCause,
     ReportState,
     identifier_of,
 )
@@ -64,7 +63,7 @@ class _Weighed:
 
     row: Row[Any]
     bucket: Bucket
-    weighed: Weighed
+    plan: BucketPlan
 
 
 @dataclass(slots=True)
@@ -133,10 +132,7 @@ class Pass:
         parameters = self._of_meters() | {
             "since": reaches_to(depth, self._now),
             "until": self._until,
-            "too_old": self._too_old,
-            "at_rest": sorted({*AT_REST, ParkedBy.BY_HAND}),
-            "no_answer": ParkedBy.NO_ANSWER.value,
-            "follows": sorted(FOLLOWS_THE_CUSTOMER),
+            "at_rest": sorted({*AT_REST, AttentionCause.BY_HAND}),
         }
         result = reading.execute(
             queries.DUE[self._destination.customer_ids.value],
@@ -167,17 +163,17 @@ class Pass:
         """Write what becomes of a chunk of buckets; what changed meanwhile waits."""
         with self._engine.begin() as connection:
             remaining = self._leftovers(connection, rows)
-            weighed = [self._weigh(row, remaining) for row in rows]
-            wanted = [one for one in weighed if one.weighed != Weighed()]
+            plan = [self._plan(row, remaining) for row in rows]
+            wanted = [one for one in plan if one.plan != BucketPlan()]
             touched = _touched(wanted, remaining)
             good = self._still(connection, wanted, touched)
-            written = self._insert(connection, [(each.row, each.weighed.revision) for each in good])
+            written = self._insert(connection, [(each.row, each.plan.revision) for each in good])
             carries = [
                 (each.row, line)
                 for each in good
-                if each.weighed.revision is None
-                or self._named(each.row, each.weighed.revision) in written
-                for line in _lines(each.weighed)
+                if each.plan.revision is None
+                or self._named(each.row, each.plan.revision) in written
+                for line in _lines(each.plan)
             ]
             relieved = self._insert(connection, list(self._relieved(carries, touched)))
             _carry(connection, carries, self._now)
@@ -186,7 +182,7 @@ class Pass:
     def _leftovers(
         self, connection: Connection, rows: Sequence[Row[Any]]
     ) -> dict[tuple[str, str], list[_Remaining]]:
-        """What earlier hours of these customers' SKUs could not tell, but for those read here."""
+        """Leftovers of earlier hours of these customers' SKUs, without those in ``rows``."""
         parameters = self._of_meters() | {
             "of_customers": [row.customer_id for row in rows],
             "of_skus": [row.sku_id for row in rows],
@@ -201,18 +197,18 @@ class Pass:
                 found[row.customer_id, row.sku_id].append(_Remaining(row, bucket, leftover))
         return found
 
-    def _weigh(
+    def _plan(
         self, row: Row[Any], remaining: Mapping[tuple[str, str], Sequence[_Remaining]]
     ) -> _Weighed:
         of_sku = remaining.get((row.customer_id, row.sku_id), ())
         bucket = _bucket(row)
-        weighed = weigh(bucket, self._terms(row.sku_id), [each.leftover for each in of_sku])
-        for line in weighed.taken:
+        plan = plan_bucket(bucket, self._terms(row.sku_id), [each.leftover for each in of_sku])
+        for line in plan.taken:
             for each in of_sku:
                 if each.leftover.hour == line.from_hour:
                     left = each.leftover.amount_microcredits - line.amount_microcredits
                     each.leftover = Leftover(each.leftover.hour, left)
-        return _Weighed(row, bucket, weighed)
+        return _Weighed(row, bucket, plan)
 
     def _still(
         self,
@@ -234,7 +230,7 @@ class Pass:
             each
             for each in wanted
             if (each.row.last_id is None or each.row.last_id in held)
-            and not any(_key(each.row, line.from_hour) in gone for line in each.weighed.taken)
+            and not any(_key(each.row, line.from_hour) in gone for line in each.plan.taken)
         ]
 
     def _insert(
@@ -244,7 +240,7 @@ class Pass:
         new = [(row, revision) for row, revision in revisions if revision is not None]
         if not new:
             return set()
-        for cause in (ParkedBy.PROVIDER_CHANGED, ParkedBy.CARRIED):
+        for cause in (AttentionCause.PROVIDER_CHANGED, AttentionCause.CARRIED):
             waiting = [row.last_id for row, revision in new if revision.parks_last is cause]
             if waiting:
                 connection.execute(queries.HAND_OVER, {"ids": waiting, "cause": cause.value})
@@ -260,7 +256,7 @@ class Pass:
 
     def _relieved(
         self,
-        carries: Sequence[tuple[Row[Any], CarryLine]],
+        carries: Sequence[tuple[Row[Any], Adjustment]],
         touched: Mapping[_Key, _Remaining],
     ) -> Iterator[tuple[Row[Any], Revision | None]]:
         """The next revisions of leftovers, which stand for what is left of them."""
@@ -289,7 +285,6 @@ class Pass:
             "hour": row.hour,
             "revision": new.revision,
             "meter": new.holder.meter,
-            "overwrites": self._metered[row.sku_id].meter.overwrites,
             "identifier": self._named(row, new),
             "customer_ref": new.holder.customer_ref,
             "value": str(new.value),
@@ -306,22 +301,22 @@ def _key(row: Row[Any], hour: datetime) -> _Key:
     return row.customer_id, row.sku_id, hour
 
 
-def _lines(weighed: Weighed) -> tuple[CarryLine, ...]:
-    return weighed.taken if weighed.out is None else (*weighed.taken, weighed.out)
+def _lines(plan: BucketPlan) -> tuple[Adjustment, ...]:
+    return plan.taken if plan.out is None else (*plan.taken, plan.out)
 
 
 def _touched(
     wanted: Sequence[_Weighed], remaining: Mapping[tuple[str, str], Sequence[_Remaining]]
 ) -> dict[_Key, _Remaining]:
     """The leftovers that something is taken from."""
-    keys = {_key(each.row, line.from_hour) for each in wanted for line in each.weighed.taken}
+    keys = {_key(each.row, line.from_hour) for each in wanted for line in each.plan.taken}
     of_all = [each for of_sku in remaining.values() for each in of_sku]
     by_key = {_key(each.row, each.bucket.hour): each for each in of_all}
     return {key: by_key[key] for key in sorted(keys)}
 
 
 def _carry(
-    connection: Connection, carries: Sequence[tuple[Row[Any], CarryLine]], now: datetime
+    connection: Connection, carries: Sequence[tuple[Row[Any], Adjustment]], now: datetime
 ) -> None:
     if not carries:
         return
@@ -347,7 +342,7 @@ def _bucket(row: Row[Any]) -> Bucket:
             revision=row.last_revision,
             state=ReportState(row.last_state),
             cause=row.last_cause,
-            doubtful=row.last_doubtful,
+            outcome_unknown=row.last_doubtful,
             total_microcredits=int(row.last_total),
         )
     return Bucket(
@@ -358,6 +353,6 @@ def _bucket(row: Row[Any]) -> Bucket:
         customer_ref=row.customer_ref,
         last=last,
         taken={Holder(*names): int(held) for *names, held in row.taken or ()},
-        sealed_until=row.sealed_until,
+        closed_until=row.closed_until,
         carried_in_microcredits=-int(row.carried),
     )

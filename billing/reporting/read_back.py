@@ -2,7 +2,7 @@
 
 Accepted is not confirmed: a provider may take a figure and drop it later, and somebody may change
 it there. One request reads a day of one customer and SKU. Nothing is decided by a missing answer:
-then the reading is put off, and the age of the oldest unconfirmed report tells.
+then the reading is put off, and the age of the oldest unconfirmed report shows it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from billing.reporting.confirmation_rules import (
     Entry,
     Group,
     Judgement,
-    ReadingFinding,
-    after_silence,
+    ReadBackFinding,
+    after_no_answer,
     awaited,
     judge,
     judge_gone,
@@ -37,7 +37,7 @@ from billing.reporting.confirmation_rules import (
 )
 from billing.reporting.confirmations import ConfirmationStore, Cursor
 from billing.reporting.rate_limiter import TokenBucket
-from billing.reporting.usage_report import ParkedBy
+from billing.reporting.usage_report import AttentionCause
 
 MISSING: Final = frozenset({ProviderCause.CUSTOMER_MISSING, ProviderCause.METER_MISSING})
 """Definite answers: what was told there counts nowhere."""
@@ -45,7 +45,7 @@ MISSING: Final = frozenset({ProviderCause.CUSTOMER_MISSING, ProviderCause.METER_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadBackPace:
-    """How figures are read back.
+    """The limits of reading back.
 
     ``rate_per_second`` and ``burst`` are requests; ``batch`` reports are looked up at once. After
     ``silences`` requests in a row without an answer the run ends. ``spacing``: so long after a
@@ -61,8 +61,8 @@ class ReadBackPace:
 
 
 @dataclass(slots=True)
-class Reading:
-    """What a run did. All but ``requests`` and ``unanswered`` count reports.
+class ReadBackResult:
+    """Counts of a run; all but ``requests`` and ``unanswered`` count reports.
 
     ``resent`` have a next revision that waits to be sent. ``cleared`` turned out never to have
     arrived. ``closed`` differ in a period whose invoice is final. ``unanswered`` are requests.
@@ -87,7 +87,7 @@ class ReadBack:
         confirmations: What is to be read back.
         provider: Who is asked.
         clock: The time.
-        environment: Of identifiers; see ``report.identifier_of``.
+        environment: Of identifiers; see ``usage_report.identifier_of``.
         pace: Limits.
         monotonic: Seconds that only grow.
         sleep: Waits for so many seconds.
@@ -113,7 +113,7 @@ class ReadBack:
             self._pace.rate_per_second, self._pace.burst, monotonic=monotonic, sleep=sleep
         )
 
-    def confirm(self, *, until: datetime | None = None, limit: int | None = None) -> Reading:
+    def confirm(self, *, until: datetime | None = None, limit: int | None = None) -> ReadBackResult:
         """Read back what is due, what has waited longest first.
 
         Args:
@@ -124,7 +124,7 @@ class ReadBack:
             sqlalchemy.exc.DBAPIError: PostgreSQL did not answer. What was read and not noted is
                 read again.
         """
-        done = Reading()
+        done = ReadBackResult()
         now = self._clock.now()
         self._confirmations.prepare(self._provider.name, now)
         silences = 0
@@ -147,7 +147,7 @@ class ReadBack:
             after = page.after
         return done
 
-    def _read(self, group: Group, done: Reading) -> bool:
+    def _read(self, group: Group, done: ReadBackResult) -> bool:
         """Read one day and note what comes of it; False where there was no answer."""
         entries = self._confirmations.entries(group.customer, group.sku, group.day)
         waiting = awaited(entries, group.holder)
@@ -174,12 +174,16 @@ class ReadBack:
             shown = read.get(one.entry.hour)
             judgement = judge(one, shown, now, oldest=oldest)
             says = "nothing" if shown is None else shown
-            detail = f"reported {one.figure}, read back {says}"
-            found.append(Decided(one, judgement, ParkedBy.DIFFERS.value, detail))
+            detail = f"reported {one.entry.value}, read back {says}"
+            found.append(Decided(one, judgement, AttentionCause.DIFFERS.value, detail))
         return found
 
     def _put_off(
-        self, group: Group, entries: Sequence[Entry], waiting: Sequence[Awaited], done: Reading
+        self,
+        group: Group,
+        entries: Sequence[Entry],
+        waiting: Sequence[Awaited],
+        done: ReadBackResult,
     ) -> bool:
         now = self._clock.now()
         until = put_off_until(entries, group.holder, self._pace.spacing, now)
@@ -188,7 +192,11 @@ class ReadBack:
         return until is not None
 
     def _unanswered(
-        self, group: Group, waiting: Sequence[Awaited], error: ProviderUnavailable, done: Reading
+        self,
+        group: Group,
+        waiting: Sequence[Awaited],
+        error: ProviderUnavailable,
+        done: ReadBackResult,
     ) -> bool:
         """Deal with what came instead of figures; False where it was no answer at all."""
         now = self._clock.now()
@@ -203,29 +211,29 @@ class ReadBack:
             done.stopped = str(error)
             return False
         self._note(
-            group, _later(waiting, now, lambda entry: after_silence(entry.answered_at, now)), done
+            group, _later(waiting, now, lambda entry: after_no_answer(entry.answered_at, now)), done
         )
         # A definite answer that is of no use says nothing about the next request.
         return verdict is not ProviderVerdict.UNKNOWN
 
-    def _note(self, group: Group, decided: Sequence[Decided], done: Reading) -> None:
+    def _note(self, group: Group, decided: Sequence[Decided], done: ReadBackResult) -> None:
         noted = self._confirmations.apply(
             group, decided, environment=self._environment, now=self._clock.now()
         )
-        done.confirmed += noted[ReadingFinding.CONFIRM]
-        done.waiting += noted[ReadingFinding.WAIT]
-        done.resent += noted[ReadingFinding.RESEND]
-        done.parked += noted[ReadingFinding.PARK] + noted[ReadingFinding.GONE]
-        done.cleared += noted[ReadingFinding.CLEAR]
-        done.closed += noted[ReadingFinding.CLOSE]
+        done.confirmed += noted[ReadBackFinding.CONFIRM]
+        done.waiting += noted[ReadBackFinding.WAIT]
+        done.resent += noted[ReadBackFinding.RESEND]
+        done.parked += noted[ReadBackFinding.PARK] + noted[ReadBackFinding.GONE]
+        done.cleared += noted[ReadBackFinding.CLEAR]
+        done.closed += noted[ReadBackFinding.CLOSE]
 
 
 def _later(
     waiting: Sequence[Awaited], now: datetime, when: Callable[[Entry], datetime]
 ) -> list[Decided]:
-    """What is due is read later, and nothing else of it changes."""
+    """Put off what is due; nothing else of it changes."""
     return [
-        Decided(one, Judgement(ReadingFinding.WAIT, one.entry.readings, when(one.entry)))
+        Decided(one, Judgement(ReadBackFinding.WAIT, one.entry.readings, when(one.entry)))
         for one in waiting
         if one.entry.confirm_at is not None and one.entry.confirm_at <= now
     ]

@@ -17,12 +17,13 @@ from sqlalchemy.exc import IntegrityError
 
 from billing.core.periods import Period
 from billing.providers.port import ProviderAnswer, ProviderCause, UsageReport
-from billing.reporting import report_queries as queries
+from billing.providers.report_value import MAX_HOUR_VALUE
+from billing.reporting import report_store_sql as queries
 from billing.reporting.closed_periods import ClosedPeriods
 from billing.reporting.destination import CustomerIds, Destination, Metered
 from billing.reporting.listing import ReportListing
 from billing.reporting.planner import Pass
-from billing.reporting.usage_report import DEDUPLICATED_FOR, MAX_HOUR_VALUE, ParkedBy, SendOutcome
+from billing.reporting.usage_report import AttentionCause, SendOutcome
 
 __all__ = ["Claimed", "CustomerIds", "Destination", "Metered", "ReportStore", "Sums"]
 
@@ -36,7 +37,7 @@ class Claimed:
     customer: str
     report: UsageReport
     attempts: int
-    doubtful: bool
+    outcome_unknown: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +60,18 @@ class Sums:
 
     @property
     def off_by(self) -> int:
-        """What the log has beyond the other five terms; 0 is the invariant."""
-        told = self.accepted + self.open + self.parked + self.unclaimed + self.carried
-        return self.logged - told
+        """The log less the other five terms; 0 is the invariant."""
+        known = self.accepted + self.open + self.parked + self.unclaimed + self.carried
+        return self.logged - known
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What became of a claimed report; the fields are those of ``ReportStore.answer``."""
+    """The answer to a claimed report, and what becomes of it.
+
+    ``next_at``: it is not sent again before. ``confirm_at``: it is read back then, where it was
+    accepted or may have arrived.
+    """
 
     claimed: Claimed
     outcome: SendOutcome
@@ -76,10 +81,10 @@ class Answered:
     confirm_at: datetime
 
     def parameters(self) -> dict[str, object]:
-        """As the statement takes them."""
+        """Parameters of the statement."""
         return {
             "id": self.claimed.id, "claim": self.claimed.claim,
-            "state": self.outcome.state.value, "doubtful": self.outcome.doubtful,
+            "state": self.outcome.state.value, "doubtful": self.outcome.outcome_unknown,
             "cause": self.answer.cause.value, "detail": self.answer.detail[:500],
             "now": self.now, "next_at": self.next_at, "confirm_at": self.confirm_at,
         }  # fmt: skip
@@ -97,12 +102,12 @@ class ReportStore(ReportListing):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
-        self.seals = ClosedPeriods(engine)
+        self.closed_periods = ClosedPeriods(engine)
 
     def plan(self, destination: Destination, *, until: datetime, now: datetime) -> int:
-        """Write down every revision and carry line that is due for hours before ``until``.
+        """Write down every revision and adjustment that is due for hours before ``until``.
 
-        Reads the rollups and never the log. How far back it compares: ``due.depth_due``. While
+        Reads the rollups and never the log. How far back it compares: ``depth_due``. While
         another reporter is at it, it does nothing.
 
         Returns:
@@ -111,23 +116,13 @@ class ReportStore(ReportListing):
         return Pass(self._engine, destination, until=until, now=now).run()
 
     def recover(self, now: datetime) -> int:
-        """Reports whose reporter is gone become unknown; those that may not be sent again, parked.
+        """Turn reports whose reporter is gone into unknown ones.
 
         Returns:
             How many were left behind in the middle of sending.
         """
         with self._engine.begin() as connection:
-            gone = connection.execute(queries.RECLAIM, {"now": now}).rowcount
-            connection.execute(
-                queries.PARK_UNDECIDED,
-                {
-                    "now": now,
-                    "before": now - DEDUPLICATED_FOR,
-                    "cause": ParkedBy.NO_ANSWER.value,
-                    "detail": "a meter that adds gave no answer for 22 hours: read it back by hand",
-                },
-            )
-        return gone
+            return connection.execute(queries.RECLAIM, {"now": now}).rowcount
 
     def claim(
         self,
@@ -143,7 +138,7 @@ class ReportStore(ReportListing):
     ) -> Sequence[Claimed]:
         """Take reports to send: at most one per customer and meter, its oldest hour first.
 
-        Nothing of an hour that a provider has sealed.
+        Nothing of a closed period.
 
         Args:
             provider: Whose.
@@ -152,7 +147,7 @@ class ReportStore(ReportListing):
             limit: The most to take.
             after: Customers up to this one come later: the next call goes on where this one ended.
             blocked: Meters that nothing may be sent to.
-            too_old: What was never sent is not, for hours before this (``carry.too_old_before``).
+            too_old: What was never sent is not, for hours before this (``too_old_before``).
             known: The meters that were checked. What was never sent goes to no other: the plan
                 writes it anew for the present one. None: any.
         """
@@ -170,36 +165,12 @@ class ReportStore(ReportListing):
             return []
         return sorted((_claimed(row, claim) for row in rows), key=lambda found: found.customer)
 
-    def answer(
-        self,
-        claimed: Claimed,
-        outcome: SendOutcome,
-        answer: ProviderAnswer,
-        *,
-        now: datetime,
-        next_at: datetime,
-        confirm_at: datetime,
-    ) -> bool:
-        """Note what became of a claimed report.
-
-        Args:
-            claimed: As it was taken.
-            outcome: What the answer makes of it.
-            answer: The provider's.
-            now: The time.
-            next_at: Not sent again before.
-            confirm_at: When it is read back, where it was taken, or nobody knows whether it was.
-
-        Returns:
-            False where the claim was lost meanwhile: then nothing is changed, and whoever has it
-            sends the same figure under the same identifier.
-        """
-        answered = Answered(claimed, outcome, answer, now, next_at, confirm_at)
-        with self._engine.begin() as connection:
-            return connection.execute(queries.ANSWER, answered.parameters()).rowcount == 1
-
     def answer_all(self, answered: Sequence[Answered]) -> None:
-        """Note what became of several claimed reports, in one transaction; see ``answer``."""
+        """Note what became of claimed reports, in one transaction.
+
+        Where a claim was lost meanwhile nothing is changed: whoever has it sends the same figure
+        under the same identifier.
+        """
         if not answered:
             return
         # In one order, so that two reporters never wait for each other in a circle.
@@ -224,13 +195,13 @@ class ReportStore(ReportListing):
         with self._engine.begin() as connection:
             return connection.execute(queries.RETRY, parameters).rowcount == 1
 
-    def unpark(self, report: int, *, arrived: bool | None, now: datetime) -> bool:
+    def lift_hold(self, report: int, *, arrived: bool | None, now: datetime) -> bool:
         """Lift a hold by hand, or decide what nobody knew: whether a report arrived.
 
         Args:
-            report: A bucket's last revision, parked by hand, for want of an answer, or doubtful.
+            report: A bucket's last revision, held back by hand, or of unknown outcome.
             arrived: True: it was sent, and the provider has it; it is read back. False: it has it
-                not, and the hour is told anew, or carried. None: it is sent again as it is.
+                not, and the hour is reported anew, or carried. None: it is sent again as it is.
             now: The time.
 
         Returns:
@@ -238,16 +209,16 @@ class ReportStore(ReportListing):
         """
         statement, cause = {
             True: (queries.ARRIVED, ProviderCause.TAKEN.value),
-            False: (queries.NEVER_ARRIVED, ParkedBy.NO_ANSWER.value),
+            False: (queries.NEVER_ARRIVED, AttentionCause.NO_ANSWER.value),
             None: (queries.UNPARK, ""),
         }[arrived]
         parameters = {"id": report, "now": now, "cause": cause, "largest": MAX_HOUR_VALUE}
         with self._engine.begin() as connection:
             return connection.execute(statement, parameters).rowcount == 1
 
-    def park(self, report: int, detail: str) -> bool:
+    def hold_back(self, report: int, detail: str) -> bool:
         """Hold back a report that is pending or unknown; False where it is neither."""
-        parameters = {"id": report, "cause": ParkedBy.BY_HAND.value, "detail": detail[:500]}
+        parameters = {"id": report, "cause": AttentionCause.BY_HAND.value, "detail": detail[:500]}
         with self._engine.begin() as connection:
             return connection.execute(queries.PARK, parameters).rowcount == 1
 
@@ -293,5 +264,5 @@ def _claimed(row: Row[Any], claim: UUID) -> Claimed:
             timestamp=row.event_at,
         ),
         attempts=row.attempts,
-        doubtful=row.doubtful,
+        outcome_unknown=row.doubtful,
     )

@@ -1,6 +1,6 @@
 """Whether the scale of a SKU's meter may be changed: to reporting it is another meter then.
 
-What the former meter has taken stays its own (``due.Holder``), and the new one gets what comes on
+What the former meter has taken stays its own (``Holder``), and the new one gets what comes on
 top. That is right as long as nobody bills the two apart: a provider that makes invoices itself
 closes the periods of each meter by itself, and late usage of a closed period would be sent to the
 new meter, whose period nobody bills.

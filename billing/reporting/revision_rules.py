@@ -1,4 +1,4 @@
-"""Which buckets need a new revision, and which. Pure.
+"""Revisions that buckets need: when one is due, and its content. Pure.
 
 There is no cursor: a bucket is due because the log's total differs from the total that its last
 revision stood for. A total that commits late, however old its hour, differs just the same.
@@ -14,20 +14,14 @@ from typing import Final, NamedTuple
 
 from billing.core.periods import hour_floor
 from billing.providers.port import ProviderCause, ProviderMeter
-from billing.reporting.usage_report import (
-    MAX_HOUR_VALUE,
-    TAKEN,
-    ParkedBy,
-    ReportState,
-    fits_an_hour,
-    scaled,
-)
+from billing.providers.report_value import MAX_HOUR_VALUE, fits_an_hour, scaled
+from billing.reporting.usage_report import TAKEN, AttentionCause, ReportState
 
 HOUR: Final = timedelta(hours=1)
 
 
 class Depth(StrEnum):
-    """How far back totals are compared."""
+    """The reach of a comparison of totals."""
 
     RECENT = "recent"
     MONTH = "month"
@@ -79,7 +73,7 @@ def closed_before(now: datetime, lag: timedelta) -> datetime:
 
 
 class Holder(NamedTuple):
-    """Where a provider counts a customer's usage of one SKU."""
+    """The place where a provider counts a customer's usage of one SKU."""
 
     provider: str
     customer_ref: str | None
@@ -94,18 +88,18 @@ class Last:
     revision: int
     state: ReportState
     cause: str
-    doubtful: bool
+    outcome_unknown: bool
     total_microcredits: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """What one customer's hour of one SKU comes to, and what is known of its reports.
+    """One customer's hour of one SKU: its total, and what is known of its reports.
 
     ``total_microcredits`` is what is to be reported in this hour: the log's, less what was carried
     out, and what was carried in. ``taken`` is what each holder has of it, by the last revision that
     it accepted. ``customer_ref`` is None where the provider does not know who it is.
-    ``sealed_until`` is the end of the last period that any provider has made final. ``carried_in``
+    ``closed_until`` is the end of the last period that any provider has made final. ``carried_in``
     is the part of the total that was used in other hours.
     """
 
@@ -116,11 +110,11 @@ class Bucket:
     customer_ref: str | None
     last: Last | None = None
     taken: Mapping[Holder, int] = field(default_factory=dict)
-    sealed_until: datetime | None = None
+    closed_until: datetime | None = None
     carried_in_microcredits: int = 0
 
     def held_by(self, holder: Holder) -> int:
-        """What a holder has once everything that the others do not have was told to it."""
+        """A holder's amount once it has everything that the others do not have."""
         others = sum(held for other, held in self.taken.items() if other != holder)
         return self.total_microcredits - others
 
@@ -141,7 +135,7 @@ class Revision:
     total_microcredits: int
     held_microcredits: int
     detail: str = ""
-    parks_last: ParkedBy | None = None
+    parks_last: AttentionCause | None = None
 
 
 FOLLOWS_THE_CUSTOMER: Final = frozenset(
@@ -151,14 +145,14 @@ FOLLOWS_THE_CUSTOMER: Final = frozenset(
 
 _PASSING: Final = frozenset(
     {
-        ParkedBy.BELOW_ZERO.value,
+        AttentionCause.BELOW_ZERO.value,
         ProviderCause.INVALID_VALUE.value,
         ProviderCause.UNMAPPED_CUSTOMER.value,
-        ParkedBy.PROVIDER_CHANGED.value,
-        ParkedBy.NOTHING_TO_TELL.value,
-        ParkedBy.BELOW_UNIT.value,
-        ParkedBy.CARRIED.value,
-        ParkedBy.NO_ANSWER.value,
+        AttentionCause.PROVIDER_CHANGED.value,
+        AttentionCause.NOTHING_TO_TELL.value,
+        AttentionCause.BELOW_UNIT.value,
+        AttentionCause.CARRIED.value,
+        AttentionCause.NO_ANSWER.value,
     }
 )
 """Causes that lie in the figure or in us: another figure is worth another try."""
@@ -171,7 +165,9 @@ _TOO_LARGE: Final = (
 
 def answered(last: Last) -> bool:
     """Whether a revision has its definite answer: only then may there be a next one."""
-    return last.state in TAKEN or (last.state is ReportState.PARKED and not last.doubtful)
+    return last.state in TAKEN or (
+        last.state is ReportState.NEEDS_ATTENTION and not last.outcome_unknown
+    )
 
 
 def revise(bucket: Bucket, provider: str, meter: ProviderMeter, decimals: int) -> Revision | None:
@@ -185,7 +181,7 @@ def revise(bucket: Bucket, provider: str, meter: ProviderMeter, decimals: int) -
         decimals: Of a credit that the meter counts.
     """
     holder = Holder(provider, bucket.customer_ref, meter.name)
-    return made(bucket, holder, meter, decimals) if _is_due(bucket, holder) else None
+    return made(bucket, holder, decimals) if _is_due(bucket, holder) else None
 
 
 def _is_due(bucket: Bucket, holder: Holder) -> bool:
@@ -204,21 +200,19 @@ def _is_due(bucket: Bucket, holder: Holder) -> bool:
     return held != bucket.taken.get(holder, 0) and _is_worth_another_try(last, holder)
 
 
-def made(bucket: Bucket, holder: Holder, meter: ProviderMeter, decimals: int) -> Revision:
+def made(bucket: Bucket, holder: Holder, decimals: int) -> Revision:
     """The next revision of a bucket, whether or not it is due."""
     last = bucket.last
-    own, held = bucket.taken.get(holder, 0), bucket.held_by(holder)
+    held = bucket.held_by(holder)
     value = scaled(held, decimals).value
-    if not meter.overwrites:
-        value -= scaled(own, decimals).value
     cause = _cause(last, holder, held, value)
-    if not cause and not scaled(held, decimals).value and holder not in bucket.taken:
+    if not cause and not value and holder not in bucket.taken:
         # A provider that never heard of it hears nothing: there is nothing left, or not yet a unit.
-        cause = (ParkedBy.BELOW_UNIT if held else ParkedBy.NOTHING_TO_TELL).value
+        cause = (AttentionCause.BELOW_UNIT if held else AttentionCause.NOTHING_TO_TELL).value
     return Revision(
         revision=last.revision + 1 if last else 1,
         holder=holder,
-        state=ReportState.PARKED if cause else ReportState.PENDING,
+        state=ReportState.NEEDS_ATTENTION if cause else ReportState.PENDING,
         cause=cause,
         value=value,
         total_microcredits=bucket.total_microcredits,
@@ -226,36 +220,40 @@ def made(bucket: Bucket, holder: Holder, meter: ProviderMeter, decimals: int) ->
         detail=_TOO_LARGE
         if cause == ProviderCause.INVALID_VALUE and not fits_an_hour(value)
         else "",
-        parks_last=ParkedBy.PROVIDER_CHANGED if last and waits_unsent(last) else None,
+        parks_last=AttentionCause.PROVIDER_CHANGED if last and waits_unsent(last) else None,
     )
 
 
 def waits_unsent(last: Last) -> bool:
     """Whether nothing of the last revision ever left, so that another may stand for it."""
-    return last.state is ReportState.PENDING and not last.doubtful
+    return last.state is ReportState.PENDING and not last.outcome_unknown
 
 
 def _is_worth_another_try(last: Last, holder: Holder) -> bool:
     """Whether a parked figure is tried again although it is the same."""
-    if last.state is not ReportState.PARKED or last.cause == ParkedBy.BY_HAND:
+    if last.state is not ReportState.NEEDS_ATTENTION or last.cause == AttentionCause.BY_HAND:
         return False
-    if last.holder.provider != holder.provider or last.cause == ParkedBy.NO_ANSWER:
+    if last.holder.provider != holder.provider or last.cause == AttentionCause.NO_ANSWER:
         return True
     moved = holder.customer_ref not in (None, last.holder.customer_ref)
     return moved and last.cause in FOLLOWS_THE_CUSTOMER
 
 
 def _cause(last: Last | None, holder: Holder, held: int, value: int) -> str:
-    """Why the new revision is parked at once; empty where it is to be sent."""
-    if last is not None and last.state is ReportState.PARKED and last.cause == ParkedBy.BY_HAND:
+    """The cause for which the new revision needs attention at once; empty: it is to be sent."""
+    if (
+        last is not None
+        and last.state is ReportState.NEEDS_ATTENTION
+        and last.cause == AttentionCause.BY_HAND
+    ):
         return last.cause
     if held < 0:
-        return ParkedBy.BELOW_ZERO.value
+        return AttentionCause.BELOW_ZERO.value
     if not fits_an_hour(value):
         return ProviderCause.INVALID_VALUE.value
     if holder.customer_ref is None:
         return ProviderCause.UNMAPPED_CUSTOMER.value
-    if last is None or last.state is not ReportState.PARKED or last.holder != holder:
+    if last is None or last.state is not ReportState.NEEDS_ATTENTION or last.holder != holder:
         return ""
     # What was refused for another reason would be refused again: the figure keeps up, parked.
     return "" if last.cause in _PASSING else last.cause

@@ -38,7 +38,7 @@ from billing.reporting.usage_report import ReportState, after_answer, backoff
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How reports are sent.
+    """The limits of sending.
 
     ``lag``: an hour is closed so long after its end. ``lease``: above any request's time-out with
     all its retries. ``rate_per_second`` and ``burst`` are what the provider allows; ``senders``
@@ -56,7 +56,7 @@ class Pace:
 
     @classmethod
     def of_settings(cls, *, lag_seconds: int, rate_per_second: float, senders: int) -> Pace:
-        """As an operator sets it."""
+        """Make the limits of an operator's settings."""
         return cls(
             lag=timedelta(seconds=lag_seconds), rate_per_second=rate_per_second, senders=senders
         )
@@ -64,7 +64,7 @@ class Pace:
 
 @dataclass(slots=True)
 class Advance:
-    """What a run did.
+    """The result of a run.
 
     ``became`` counts sent reports by their state afterwards. ``stopped`` says, by provider, why
     nothing more was sent there. ``blocked`` are meters that nothing may be sent to, and why.
@@ -132,14 +132,14 @@ class ReportSender:
         up_to_now: bool = False,
         into: Advance | None = None,
     ) -> Advance:
-        """Send what is open, settle sealed periods, write down what is due, send that.
+        """Send what is open, true up closed periods, write down what is due, send that.
 
         Args:
             until: Begin no further batch after this instant.
             up_to_now: Tell the hours that are not closed yet as they stand, the one under way too;
                 they are revised later. For a customer who leaves.
-            into: What the run did is added to this as it goes, to be told also of a run that was
-                broken off.
+            into: Counts are added to this as the run goes, so that a run that is broken off has
+                them too.
 
         Raises:
             sqlalchemy.exc.DBAPIError: PostgreSQL did not answer. What was sent stays claimed, and
@@ -151,7 +151,7 @@ class ReportSender:
         for provider in (*self._former, self._provider):
             self._drain(provider, done, until)
         now = self._clock.now()
-        done.differed.extend(self._reports.seals.settle(None, self._counted, now))
+        done.differed.extend(self._reports.closed_periods.true_up(None, self._counted, now))
         closed = hour_floor(now) + HOUR if up_to_now else closed_before(now, self._pace.lag)
         done.planned = self._reports.plan(self._destination, until=closed, now=now)
         reach("report.after_plan")
@@ -160,7 +160,7 @@ class ReportSender:
         return done
 
     def _counted(self, meter: str) -> Metered | None:
-        """How a meter of this name counts, at whatever provider: meters are named alike."""
+        """The SKU and scale of a meter by its name, which is the same at every provider."""
         for one in self._meters:
             if one.name == meter:
                 return self._destination.metered(one.sku)
@@ -258,7 +258,7 @@ class ReportSender:
         reach("report.after_send")
         if answer.verdict is ProviderVerdict.STOPPED:
             stop.set()
-        outcome = after_answer(answer, doubtful=claimed.doubtful)
+        outcome = after_answer(answer, outcome_unknown=claimed.outcome_unknown)
         now = self._clock.now()
         wait = outcome.state is ReportState.UNKNOWN
         next_at = now + backoff(claimed.attempts, self._jitter()) if wait else now
@@ -268,7 +268,7 @@ class ReportSender:
 def _finished(
     pool: ThreadPoolExecutor, send: Callable[[Claimed], Answered | None], batch: Sequence[Claimed]
 ) -> Iterator[list[Answered | None]]:
-    """What the senders have done, as it comes: at least one at a time, and all that is there.
+    """Give the senders' results as they come: at least one at a time, and all that is there.
 
     What a sender raised comes out once everybody else's answers have been given.
     """

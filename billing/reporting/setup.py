@@ -21,7 +21,7 @@ GIVE_UP_AFTER: Final = 3
 
 
 class MeterState(StrEnum):
-    """What became of a meter."""
+    """The state of a meter after the set-up."""
 
     THERE = "there"
     CREATED = "created"
@@ -42,7 +42,7 @@ class MeterLine:
 
 
 class CustomerState(StrEnum):
-    """What became of a customer's link."""
+    """The state of a customer's link after the set-up."""
 
     LINKED = "linked"
     """Linked before, or by somebody else meanwhile; left alone."""
@@ -69,7 +69,7 @@ class CustomerLine:
 
 
 def meter_line(check: MeterCheck) -> MeterLine:
-    """What a provider's answer about a meter comes to. Pure."""
+    """The line of a provider's answer about a meter. Pure."""
     if check.differences:
         state = MeterState.DIFFERS
     elif check.created:
@@ -90,7 +90,7 @@ def differing(lines: Iterable[MeterLine]) -> list[MeterLine]:
 
 
 def known_line(customer: Customer) -> CustomerLine | None:
-    """What is known of a customer without asking the provider; None where it has to be. Pure."""
+    """The line of a customer that needs no question to the provider; None of others. Pure."""
     if customer.stripe_deleted_at is not None:
         return CustomerLine(customer=customer.id, state=CustomerState.DELETED)
     if customer.stripe_customer_id is None:

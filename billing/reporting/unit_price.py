@@ -1,4 +1,4 @@
-"""What one unit of a meter costs, as Stripe takes it in a price. Pure; exact decimals."""
+"""The price of one unit of a meter, as Stripe takes it. Pure; exact decimals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Context, Decimal
 from typing import Final
 
-from billing.reporting.usage_report import CREDIT_DECIMALS
+from billing.providers.report_value import CREDIT_DECIMALS
 
 MAX_PRICE_DECIMALS: Final = 12
 """Of a price's ``unit_amount_decimal``, which is in minor units (cents)."""
@@ -46,12 +46,12 @@ class UnitPrice:
 
 
 def minor_digits(currency: str) -> int:
-    """How many decimals an amount of a currency (such as ``USD``) has at Stripe: 2 are cents."""
+    """The decimals of an amount of a currency (such as ``USD``) at Stripe: 2 are cents."""
     return _MINOR_DIGITS.get(currency.upper(), _USUAL_MINOR_DIGITS)
 
 
 def unit_price(credit_value: str, currency: str, decimals: int) -> UnitPrice:
-    """What ``10^-decimals`` of a credit costs.
+    """The price of ``10^-decimals`` of a credit.
 
     Args:
         credit_value: What one credit is worth, a decimal string in units of the currency
@@ -70,7 +70,7 @@ def unit_price(credit_value: str, currency: str, decimals: int) -> UnitPrice:
 
 
 def _places(value: Decimal) -> int:
-    """How many decimals it has; below zero where it ends in zeros before the point."""
+    """The number of decimals; below zero where it ends in zeros before the point."""
     shortest = value.normalize(_EXACT)
     exponent = shortest.as_tuple().exponent
     # Of a finite number it is an integer; zero has none that matters.

@@ -8,30 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
 from billing.core.errors import InvalidValue
-from billing.providers.port import MAX_DIGITS, ProviderAnswer, ProviderVerdict
-
-MAX_IDENTIFIER: Final = 100
-"""Characters; the shortest limit among the providers (Stripe's)."""
-
-CREDIT_DECIMALS: Final = 6
-"""Decimals of a credit that the log keeps; the finest scale of a meter."""
-
-DEDUPLICATED_FOR: Final = timedelta(hours=22)
-"""How long the same identifier is surely dropped by a provider: 24 hours, less a margin."""
-
-LARGEST_VALUE: Final = 10**MAX_DIGITS - 1
-
-_HOURS_OF_A_MONTH: Final = 31 * 24
-
-MAX_HOUR_VALUE: Final = LARGEST_VALUE // _HOURS_OF_A_MONTH
-"""Most that is sent for one hour: a month of such hours is still exact at a provider."""
+from billing.providers.port import ProviderAnswer, ProviderVerdict
+from billing.providers.report_value import MAX_IDENTIFIER
 
 EVENT_OFFSET: Final = timedelta(minutes=1)
 """Where in its hour a figure is dated: inside it whatever a clock or a rounding does, and never in
@@ -41,7 +25,7 @@ _ENVIRONMENT: Final = re.compile(r"[a-z0-9-]{1,20}")
 
 
 class ReportState(StrEnum):
-    """Where a report stands."""
+    """The state of a report."""
 
     PENDING = "pending"
     """Written down. The provider does not have it."""
@@ -53,42 +37,30 @@ class ReportState(StrEnum):
     """The provider says that it has it."""
     CONFIRMED = "confirmed"
     """It was read back."""
-    PARKED = "parked"
+    NEEDS_ATTENTION = "parked"
     """Needs a person or a set-up. Nothing of it is lost: it counts as parked."""
 
 
 OPEN: Final = frozenset({ReportState.PENDING, ReportState.SENDING, ReportState.UNKNOWN})
 TAKEN: Final = frozenset({ReportState.ACCEPTED, ReportState.CONFIRMED})
 
-EDGES: Final[Mapping[ReportState, frozenset[ReportState]]] = {
-    ReportState.PENDING: frozenset({ReportState.SENDING, ReportState.PARKED}),
-    ReportState.SENDING: frozenset(
-        {ReportState.ACCEPTED, ReportState.UNKNOWN, ReportState.PENDING, ReportState.PARKED}
-    ),
-    ReportState.UNKNOWN: frozenset({ReportState.SENDING, ReportState.PARKED}),
-    ReportState.ACCEPTED: frozenset({ReportState.CONFIRMED, ReportState.PARKED}),
-    ReportState.CONFIRMED: frozenset(),
-    ReportState.PARKED: frozenset({ReportState.PENDING, ReportState.UNKNOWN, ReportState.ACCEPTED}),
-}
-assert set(EDGES) == set(ReportState)  # noqa: S101 - a relation between constants
-assert set(ReportState) == OPEN | TAKEN | {ReportState.PARKED}  # noqa: S101 - as above
+assert set(ReportState) == OPEN | TAKEN | {ReportState.NEEDS_ATTENTION}  # noqa: S101 - a relation between constants
 
 
-class ParkedBy(StrEnum):
-    """Why a report is parked, where it was not the provider's answer (``provider.Cause``)."""
+class AttentionCause(StrEnum):
+    """The cause for which a report needs attention, where it is no ``ProviderCause``."""
 
     BELOW_ZERO = "below_zero"
     """The hour's figure is negative: a provider bills 0 and forgets the rest."""
     PROVIDER_CHANGED = "provider_changed"
     """It was never sent, and another provider gets this usage."""
     NO_ANSWER = "no_answer"
-    """A meter that adds gave no answer while it would have dropped a repeat: read it back. Once
-    it is known not to have arrived, the hour is told anew."""
+    """A person said that it never arrived: its hour is reported anew."""
     NOTHING_TO_TELL = "nothing_to_tell"
     """What it was about is gone before any provider heard of it; its amount is 0."""
     BELOW_UNIT = "below_unit"
     """Less than the meter's unit: the next hour with usage takes it along."""
-    SEALED = "sealed"
+    PERIOD_CLOSED = "sealed"
     """It was open when the provider made its period final. What did not arrive is carried."""
     CARRIED = "carried"
     """What the hour came to beyond what the provider has was carried on; its amount is 0."""
@@ -100,13 +72,8 @@ class ParkedBy(StrEnum):
 BILLED: Final = "billed"
 """The cause of a confirmed revision that says what the provider's invoice billed."""
 
-AT_REST: Final = frozenset({ParkedBy.CARRIED, ParkedBy.NOTHING_TO_TELL})
+AT_REST: Final = frozenset({AttentionCause.CARRIED, AttentionCause.NOTHING_TO_TELL})
 """Parked with an amount of 0: nobody has to do anything."""
-
-
-def may_become(before: ReportState, after: ReportState) -> bool:
-    """Whether a report may go from one state to the other."""
-    return after in EDGES[before]
 
 
 def identifier_of(
@@ -133,127 +100,35 @@ def identifier_of(
 
 
 @dataclass(frozen=True, slots=True)
-class Scaled:
-    """``value`` in a meter's smallest unit, and what is left of the amount below that unit."""
-
-    value: int
-    remainder_microcredits: int
-
-
-def scaled(amount_microcredits: int, decimals: int = CREDIT_DECIMALS) -> Scaled:
-    """An amount in units of 10^-decimals of a credit; towards zero, exact with its remainder.
-
-    Args:
-        amount_microcredits: Any sign.
-        decimals: Of a credit that the meter counts: 6 are microcredits (nothing remains), 0
-            credits.
-
-    Raises:
-        InvalidValue: ``decimals`` is not within 0 to 6.
-    """
-    if not 0 <= decimals <= CREDIT_DECIMALS:
-        raise InvalidValue("decimals", decimals, f"use 0 to {CREDIT_DECIMALS}")
-    unit: int = 10 ** (CREDIT_DECIMALS - decimals)
-    size, rest = divmod(abs(amount_microcredits), unit)
-    sign = -1 if amount_microcredits < 0 else 1
-    return Scaled(sign * size, sign * rest)
-
-
-def fits_an_hour(value: int) -> bool:
-    """Whether an hour's figure leaves a month's total exact at a provider."""
-    return abs(value) <= MAX_HOUR_VALUE
-
-
-def fits(value: int) -> bool:
-    """Whether a value has at most 15 digits, so that a provider's double gives it back exactly."""
-    return abs(value) <= LARGEST_VALUE
-
-
-def value_text(value: int) -> str:
-    """Decimal digits, never an exponent, for a request.
-
-    Raises:
-        InvalidValue: More than 15 digits.
-    """
-    if not fits(value):
-        raise InvalidValue("value", value, f"at most {MAX_DIGITS} digits are exact at a provider")
-    return str(value)
-
-
-class Step(StrEnum):
-    """What is to be done with a report."""
-
-    SEND = "send"
-    WAIT = "wait"
-    RECLAIM = "reclaim"
-    """Its reporter is gone in the middle of sending: it becomes unknown."""
-    READ_BACK = "read_back"
-    """It may not be sent again before it was read back."""
-    NOTHING = "nothing"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """What the next step depends on.
-
-    ``next_at``: not to be sent before. ``lease_until``: while sending. ``first_sent_at``: None
-    where no byte ever left. ``overwrites``: of its meter.
-    """
-
-    state: ReportState
-    next_at: datetime
-    lease_until: datetime | None = None
-    first_sent_at: datetime | None = None
-    overwrites: bool = True
-
-
-def next_step(report: Standing, now: datetime) -> Step:
-    """What to do with a report at ``now``.
-
-    On a meter that overwrites the same figure may be sent at any age: no later one was sent,
-    because none is before this one has a definite answer. On a meter that adds, a
-    repeat is harmless only while the provider is sure to drop it.
-    """
-    if report.state in TAKEN or report.state is ReportState.PARKED:
-        return Step.NOTHING
-    if report.state is ReportState.SENDING:
-        gone = report.lease_until is None or report.lease_until <= now
-        return Step.RECLAIM if gone else Step.WAIT
-    first = report.first_sent_at
-    undecided = report.state is ReportState.UNKNOWN and not report.overwrites
-    if undecided and (first is None or now - first >= DEDUPLICATED_FOR):
-        return Step.READ_BACK
-    return Step.SEND if report.next_at <= now else Step.WAIT
-
-
-@dataclass(frozen=True, slots=True)
 class SendOutcome:
-    """What an answer makes of a report.
+    """The state of a report after an answer.
 
-    ``doubtful``: it may have arrived although the provider has not said so.
+    ``outcome_unknown``: it may have arrived although the provider has not said so.
     """
 
     state: ReportState
-    doubtful: bool
+    outcome_unknown: bool
 
 
-def after_answer(answer: ProviderAnswer, *, doubtful: bool) -> SendOutcome:
+def after_answer(answer: ProviderAnswer, *, outcome_unknown: bool) -> SendOutcome:
     """The state after an answer to a report that was being sent.
 
     Args:
         answer: The provider's.
-        doubtful: Whether an attempt before ended without one. Then a refusal tells of this attempt
-            only, and whether the earlier one arrived stays open.
+        outcome_unknown: Whether an attempt before ended without one. Then a refusal tells of this
+            attempt only, and whether the earlier one arrived stays open.
     """
     match answer.verdict:
         case ProviderVerdict.ACCEPTED:
-            return SendOutcome(ReportState.ACCEPTED, doubtful=False)
+            return SendOutcome(ReportState.ACCEPTED, outcome_unknown=False)
         case ProviderVerdict.UNKNOWN:
-            return SendOutcome(ReportState.UNKNOWN, doubtful=True)
+            return SendOutcome(ReportState.UNKNOWN, outcome_unknown=True)
         case ProviderVerdict.REFUSED:
-            return SendOutcome(ReportState.PARKED, doubtful)
+            return SendOutcome(ReportState.NEEDS_ATTENTION, outcome_unknown)
         case ProviderVerdict.STOPPED:
-            return SendOutcome(ReportState.UNKNOWN if doubtful else ReportState.PENDING, doubtful)
+            return SendOutcome(
+                ReportState.UNKNOWN if outcome_unknown else ReportState.PENDING, outcome_unknown
+            )
 
 
 FIRST_WAIT: Final = timedelta(seconds=5)
@@ -263,7 +138,7 @@ assert FIRST_WAIT * 2**_DOUBLINGS >= LONGEST_WAIT  # noqa: S101 - a relation bet
 
 
 def backoff(attempts: int, jitter: float) -> timedelta:
-    """How long to wait after ``attempts`` without a definite answer.
+    """The wait after ``attempts`` without a definite answer.
 
     Args:
         attempts: One or more.

@@ -1,1 +1,1 @@
-"""What a provider tells by itself: invoices, rejected usage, deleted customers, paid top-ups."""
+"""Stripe's events: invoices, rejected usage, deleted customers, paid checkouts."""

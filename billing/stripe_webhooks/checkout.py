@@ -1,4 +1,4 @@
-"""How many credits a paid checkout is worth. Pure; integers and fractions, never a float."""
+"""The credits that a paid checkout is worth. Pure; integers and fractions, never a float."""
 
 from __future__ import annotations
 
@@ -9,19 +9,12 @@ from typing import Any, Final
 
 from billing.core.credits import MAX_MICROCREDITS, MICROCREDITS_PER_CREDIT, parse_credits
 from billing.core.errors import InvalidValue
+from billing.reporting.unit_price import minor_digits
 from billing.stripe_webhooks.stripe_event import Unreadable, is_name
 
 CREDITS: Final = "weighbridge_credits"
 """The metadata of a session that says how many credits were bought."""
 
-WITHOUT_DECIMALS: Final = frozenset(
-    {
-        *("BIF", "CLP", "DJF", "GNF", "JPY", "KMF", "KRW", "MGA"),
-        *("PYG", "RWF", "VND", "VUV", "XAF", "XOF", "XPF"),
-    }
-)
-"""Currencies whose amounts Stripe gives as they are. All others have two decimals but the next."""
-THREE_DECIMALS: Final = frozenset({"BHD", "JOD", "KWD", "OMR", "TND"})
 AMBIGUOUS: Final = frozenset({"UGX"})
 """Stripe's page of currencies lists it as without decimals and asks for two of them."""
 
@@ -114,16 +107,14 @@ def credits_bought(checkout: Checkout, *, currency: str, credit_value: str) -> i
 
 
 def decimals_of(currency: str) -> int:
-    """How many decimals Stripe's amounts of a currency have.
+    """The decimals of Stripe's amounts of a currency.
 
     Raises:
         NotYet: Stripe says two things about it.
     """
     if currency in AMBIGUOUS:
         raise NotYet(f"amounts in {currency} are ambiguous at Stripe; say {CREDITS} in metadata")
-    if currency in WITHOUT_DECIMALS:
-        return 0
-    return 3 if currency in THREE_DECIMALS else 2
+    return minor_digits(currency)
 
 
 def _by_amount(checkout: Checkout, currency: str, credit_value: Fraction) -> int:

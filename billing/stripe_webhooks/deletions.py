@@ -1,7 +1,7 @@
 """A customer that was deleted at the provider: nothing more is sent there, and nothing is lost.
 
 What was used stays in the log and in parked reports; it goes to whoever is linked next. What the
-provider had taken and not invoiced cannot be had back: reading it back tells.
+provider had taken and not invoiced cannot be had back; reading it back shows it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import sqlalchemy as sa
 from billing.postgres.schema import customers
 from billing.providers.port import ProviderCause
 from billing.stripe_webhooks.event_store import EventOutcome, WebhookAlarm
-from billing.stripe_webhooks.stripe_event import NoticeResult
+from billing.stripe_webhooks.stripe_event import EventResult
 
 DELETED: Final = WebhookAlarm(
-    "a customer was deleted at the provider: its usage is billed to nobody",
+    "customer_deleted_at_provider",
     "usage goes on in the log and waits: billing customers link. What the provider had taken and "
     "not invoiced is gone there",
 )
@@ -68,12 +68,12 @@ def note_deletion(
     ).rowcount
     if customer is None and not parked:
         return EventOutcome(
-            result=NoticeResult.IGNORED,
+            result=EventResult.IGNORED,
             detail=f"{customer_ref} is not linked to a customer of ours",
         )
     whose = f"{customer} is linked to nobody now" if customer else "it was not linked any more"
     return EventOutcome(
-        result=NoticeResult.DONE,
+        result=EventResult.DONE,
         detail=f"{customer_ref} was deleted: {whose}; {parked} reports are parked",
         alarm=DELETED if customer else None,
     )

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing.core.errors import NotFound
 from billing.postgres.schema import webhook_events
-from billing.stripe_webhooks.stripe_event import NoticeResult, ProviderNotice
+from billing.stripe_webhooks.stripe_event import EventResult, StripeEvent
 
 MAX_DETAIL: Final = 500
 
@@ -25,7 +25,7 @@ _ROW: Final = (
 
 @dataclass(frozen=True, slots=True)
 class WebhookAlarm:
-    """What an operator should see in the log: ``event`` is the line, ``remedy`` what to do."""
+    """A log line for operators: ``event`` names it, ``remedy`` says what to do."""
 
     event: str
     remedy: str
@@ -33,12 +33,12 @@ class WebhookAlarm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventOutcome:
-    """What an event led to.
+    """The result of an event.
 
-    ``customers`` are those whose balance changed: Redis has to be told.
+    ``customers`` are those whose balance changed: Redis has to reload them.
     """
 
-    result: NoticeResult
+    result: EventResult
     detail: str = ""
     alarm: WebhookAlarm | None = None
     customers: frozenset[str] = field(default_factory=frozenset)
@@ -46,19 +46,19 @@ class EventOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookEvent:
-    """An event that was told. ``happened_at`` is the provider's time, ``received_at`` ours."""
+    """An event that came. ``happened_at`` is the provider's time, ``received_at`` ours."""
 
     provider: str
     event_id: str
     type: str
     happened_at: datetime
     received_at: datetime
-    result: NoticeResult
+    result: EventResult
     detail: str
 
 
 class WebhookEvents:
-    """The events that were told by webhook.
+    """Events that came by webhook.
 
     Args:
         engine: PostgreSQL, as the owner role.
@@ -74,7 +74,7 @@ class WebhookEvents:
             return connection.execute(query).first() is not None
 
     def list(
-        self, provider: str, *, result: NoticeResult | None = None, limit: int = 100
+        self, provider: str, *, result: EventResult | None = None, limit: int = 100
     ) -> Sequence[WebhookEvent]:
         """The events, newest first.
 
@@ -95,7 +95,7 @@ class WebhookEvents:
         """The body of an event that was kept; None where it was dealt with.
 
         Raises:
-            NotFound: No such event was told.
+            NotFound: No such event came.
         """
         query = sa.select(webhook_events.c.body).where(*_is(provider, event_id))
         # PostgreSQL cannot even compare with a NUL; no event has one.
@@ -106,7 +106,7 @@ class WebhookEvents:
         return None if row.body is None else bytes(row.body)
 
 
-def begin(connection: sa.Connection, provider: str, notice: ProviderNotice, now: datetime) -> bool:
+def begin(connection: sa.Connection, provider: str, event: StripeEvent, now: datetime) -> bool:
     """Write an event down, before its effect and in its transaction.
 
     Returns:
@@ -117,11 +117,11 @@ def begin(connection: sa.Connection, provider: str, notice: ProviderNotice, now:
         insert(webhook_events)
         .values(
             provider=provider,
-            event_id=notice.id,
-            type=notice.type,
-            happened_at=notice.happened_at,
+            event_id=event.id,
+            type=event.type,
+            happened_at=event.happened_at,
             received_at=now,
-            result=NoticeResult.DONE.value,
+            result=EventResult.DONE.value,
         )
         .on_conflict_do_nothing()
         .returning(webhook_events.c.event_id)
@@ -132,7 +132,7 @@ def begin(connection: sa.Connection, provider: str, notice: ProviderNotice, now:
 def begin_again(connection: sa.Connection, provider: str, event_id: str) -> bool:
     """Lock an event that was kept; False where another has dealt with it meanwhile."""
     query = sa.select(webhook_events.c.result).where(*_is(provider, event_id)).with_for_update()
-    return connection.execute(query).scalar_one_or_none() == NoticeResult.KEPT.value
+    return connection.execute(query).scalar_one_or_none() == EventResult.KEPT.value
 
 
 def finish(
@@ -142,7 +142,7 @@ def finish(
     values: dict[str, Any] = {
         "result": outcome.result.value,
         "detail": plain(outcome.detail),
-        "body": body if outcome.result is NoticeResult.KEPT else None,
+        "body": body if outcome.result is EventResult.KEPT else None,
     }
     connection.execute(sa.update(webhook_events).where(*_is(provider, event_id)).values(**values))
 
@@ -157,4 +157,4 @@ def _is(provider: str, event_id: str) -> tuple[sa.ColumnElement[bool], ...]:
 
 
 def _event(row: sa.RowMapping) -> WebhookEvent:
-    return WebhookEvent(**{**row, "result": NoticeResult(row["result"])})
+    return WebhookEvent(**{**row, "result": EventResult(row["result"])})

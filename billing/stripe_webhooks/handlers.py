@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Protocol
 
 import sqlalchemy as sa
 
@@ -19,145 +19,118 @@ from billing.reporting.confirmations import ConfirmationStore
 from billing.reporting.destination import CustomerIds
 from billing.stripe_webhooks.checkout import read_checkout
 from billing.stripe_webhooks.deletions import note_deletion
-from billing.stripe_webhooks.event_store import EventOutcome, WebhookAlarm
+from billing.stripe_webhooks.event_store import EventOutcome
 from billing.stripe_webhooks.invoices import note_invoice
-from billing.stripe_webhooks.meter_errors import MeterErrors, read_meter_errors
+from billing.stripe_webhooks.meter_errors import read_meter_errors
+from billing.stripe_webhooks.rejected_usage import note_rejected_usage
 from billing.stripe_webhooks.stripe_event import (
     PAYMENT_FAILED,
-    NoticeKind,
-    NoticeResult,
-    ProviderNotice,
+    EventKind,
+    EventResult,
+    StripeEvent,
     Unreadable,
 )
-from billing.stripe_webhooks.stripe_reads import StripeReads
 from billing.stripe_webhooks.topups import TopupTerms, note_checkout
 
-REJECTED: Final = WebhookAlarm(
-    "the provider rejected usage that it had taken",
-    "it is not billed until it is taken again: billing report list --state parked",
-)
+if TYPE_CHECKING:  # stripe is an extra
+    from billing.stripe_webhooks.stripe_reads import StripeReads
 
 Effect = Callable[[sa.Connection, datetime], EventOutcome]
 """What an event does, in a given transaction and at a given time."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AtStripe:
-    """How Stripe is asked: ``provider`` for invoices, ``reads`` for the rest."""
+class StripeAccess(Protocol):
+    """Access to Stripe: ``provider`` for invoices, ``reads`` for the rest."""
 
-    provider: Provider
-    reads: StripeReads
+    @property
+    def provider(self) -> Provider:
+        """Reads invoices."""
+
+    @property
+    def reads(self) -> StripeReads:
+        """Reads what else events are about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventHandlers:
-    """What events do.
+    """The effects of events.
 
     ``stripe`` gives access to Stripe and is only called where Stripe has to be asked; ``terms`` are
     what credits are worth.
     """
 
-    stripe: Callable[[], AtStripe]
+    stripe: Callable[[], StripeAccess]
     confirmations: ConfirmationStore
     terms: TopupTerms
 
-    def effect_of(self, notice: ProviderNotice) -> Effect:
-        """What an event does.
+    def effect_of(self, event: StripeEvent) -> Effect:
+        """The effect of an event.
 
         Raises:
             ProviderUnavailable: Stripe has no answer; the same event has to be tried again.
             ConfigurationError: Stripe cannot be asked as the settings are.
         """
-        match notice.kind:
+        match event.kind:
             case None:
-                return just(NoticeResult.IGNORED, f"nothing is done about {notice.type}")
-            case NoticeKind.CUSTOMER_DELETED:
-                return _deletion(notice)
-            case NoticeKind.INVOICE:
-                return _asked(lambda: _invoice(notice, self.stripe().provider))
-            case NoticeKind.CHECKOUT:
-                return _asked(lambda: _checkout(notice, self.stripe().reads, self.terms))
-            case NoticeKind.METER_ERRORS:
-                return _asked(lambda: _meter_errors(notice, self.stripe(), self.confirmations))
+                return just(EventResult.IGNORED, f"nothing is done about {event.type}")
+            case EventKind.CUSTOMER_DELETED:
+                return _deletion(event)
+            case EventKind.INVOICE:
+                return _asked(lambda: _invoice(event, self.stripe().provider))
+            case EventKind.CHECKOUT:
+                return _asked(lambda: _checkout(event, self.stripe().reads, self.terms))
+            case EventKind.METER_ERRORS:
+                return _asked(lambda: _meter_errors(event, self.stripe(), self.confirmations))
 
 
 def _asked(prepare: Callable[[], Effect]) -> Effect:
-    """What Stripe will not answer otherwise however often it is asked keeps the event."""
+    """Ask Stripe; an answer that will never be another one keeps the event."""
     try:
         return prepare()
     except NotFound as error:
-        return just(NoticeResult.KEPT, str(error))
+        return just(EventResult.KEPT, str(error))
     except Unreadable as error:
-        return just(NoticeResult.KEPT, error.reason)
+        return just(EventResult.KEPT, error.reason)
     except ProviderUnavailable as error:
         if error.cause is None or VERDICTS[error.cause] is not ProviderVerdict.REFUSED:
             raise
-        return just(NoticeResult.KEPT, str(error))
+        return just(EventResult.KEPT, str(error))
 
 
-def just(result: NoticeResult, detail: str) -> Effect:
+def just(result: EventResult, detail: str) -> Effect:
     """An effect that changes nothing."""
     return lambda _connection, _now: EventOutcome(result=result, detail=detail)
 
 
-def _deletion(notice: ProviderNotice) -> Effect:
+def _deletion(event: StripeEvent) -> Effect:
     # Nothing is asked: a deletion is for good, and no id is used again.
     return lambda connection, _now: note_deletion(
-        connection, "stripe", notice.thing, notice.happened_at
+        connection, "stripe", event.thing, event.happened_at
     )
 
 
-def _invoice(notice: ProviderNotice, provider: Provider) -> Effect:
+def _invoice(event: StripeEvent, provider: Provider) -> Effect:
     try:
-        invoice = provider.provider_invoice(notice.thing)
+        invoice = provider.provider_invoice(event.thing)
     except NotFound:
         # Most accounts have invoices for other things too.
-        return just(NoticeResult.IGNORED, f"invoice {notice.thing} bills no metered usage of ours")
-    failed_at = notice.happened_at if notice.type == PAYMENT_FAILED else None
+        return just(EventResult.IGNORED, f"invoice {event.thing} bills no metered usage of ours")
+    failed_at = event.happened_at if event.type == PAYMENT_FAILED else None
     return lambda connection, now: note_invoice(
         connection, provider.name, CustomerIds.STRIPE, invoice, now, failed_at=failed_at
     )
 
 
-def _checkout(notice: ProviderNotice, reads: StripeReads, terms: TopupTerms) -> Effect:
-    checkout = read_checkout(reads.checkout(notice.thing))
+def _checkout(event: StripeEvent, reads: StripeReads, terms: TopupTerms) -> Effect:
+    checkout = read_checkout(reads.checkout(event.thing))
     return lambda connection, _now: note_checkout(connection, checkout, terms)
 
 
 def _meter_errors(
-    notice: ProviderNotice, stripe: AtStripe, confirmations: ConfirmationStore
+    event: StripeEvent, stripe: StripeAccess, confirmations: ConfirmationStore
 ) -> Effect:
-    errors = read_meter_errors(stripe.reads.thin_event(notice.id))
-    meter = stripe.reads.meter_name(notice.thing) if notice.thing else None
-    return lambda connection, now: _note_meter_errors(
+    errors = read_meter_errors(stripe.reads.thin_event(event.id))
+    meter = stripe.reads.meter_name(event.thing) if event.thing else None
+    return lambda connection, now: note_rejected_usage(
         connection, confirmations, stripe.provider.name, meter, errors, now
-    )
-
-
-def _note_meter_errors(
-    connection: sa.Connection,
-    confirmations: ConfirmationStore,
-    provider: str,
-    meter: str | None,
-    errors: MeterErrors,
-    now: datetime,
-) -> EventOutcome:
-    """Have everything of the window read back; the listed ones are known to be rejected."""
-    again = confirmations.recheck(
-        provider, meter, errors.start, errors.end, now=now, connection=connection
-    )
-    listed = 0
-    for cause in sorted(set(errors.sampled.values())):
-        identifiers = sorted(name for name, why in errors.sampled.items() if why is cause)
-        listed += confirmations.recheck_identifiers(
-            identifiers, cause, now=now, detail=errors.summary, connection=connection
-        )
-    about = f"{meter or 'no meter'}: {errors.summary}"
-    if not again and not listed:
-        detail = f"{about}; nothing of ours was sent in that window"
-        return EventOutcome(result=NoticeResult.IGNORED, detail=detail)
-    return EventOutcome(
-        result=NoticeResult.DONE,
-        detail=f"{about}; {again} reports are read back again, {listed} are parked",
-        alarm=REJECTED,
     )

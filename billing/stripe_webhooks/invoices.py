@@ -1,4 +1,4 @@
-"""What an invoice of a provider's leads to: it is written down, and its periods are sealed.
+"""The effect of a provider's invoice: it is written down, and its periods are closed.
 
 The same for a webhook and for a poll: what is given here is the invoice as it stands.
 """
@@ -14,10 +14,10 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing.postgres.schema import customers, provider_invoices
 from billing.providers.port import ProviderInvoice
-from billing.reporting import closed_periods as seals
+from billing.reporting.closed_periods import record_closed_periods
 from billing.reporting.destination import CustomerIds
 from billing.stripe_webhooks.event_store import EventOutcome, WebhookAlarm
-from billing.stripe_webhooks.stripe_event import NoticeResult
+from billing.stripe_webhooks.stripe_event import EventResult
 
 PROGRESS: Final[Mapping[str, int]] = {
     "draft": 0,
@@ -31,7 +31,7 @@ PROGRESS: Final[Mapping[str, int]] = {
 deleted, and whichever of the two was read first: drafts are looked at again (``drafts``)."""
 
 VOID: Final = WebhookAlarm(
-    "usage was billed on an invoice that is void",
+    "void_invoice_billed_usage",
     "it is not billed again by itself: a person decides, see docs/stripe.md",
 )
 
@@ -50,21 +50,21 @@ def note_invoice(
     *,
     failed_at: datetime | None = None,
 ) -> EventOutcome:
-    """Write an invoice down as it stands, and seal its periods if it is final.
+    """Write an invoice down as it stands, and close its periods if it is final.
 
     Args:
-        connection: The transaction of whatever told of it.
+        connection: The transaction of the event or the poll.
         provider: Whose invoice.
         ids: By which id it knows customers.
         invoice: As it stands.
         now: The time.
-        failed_at: When a payment of it failed, where that was told.
+        failed_at: When a payment of it failed, where an event says so.
     """
     known = _known(connection, provider, invoice.provider_id)
     customer = _customer(connection, provider, ids, invoice, known)
     if customer is None:
         return EventOutcome(
-            result=NoticeResult.IGNORED,
+            result=EventResult.IGNORED,
             detail=f"invoice {invoice.provider_id}: {invoice.customer_ref} is no customer of ours",
         )
     if failed_at is None and invoice.payment_failed:
@@ -74,14 +74,14 @@ def note_invoice(
         known = _known(connection, provider, invoice.provider_id)
     assert known is not None  # noqa: S101 - it is there since the statement before
     _update(connection, known, customer, invoice, now, failed_at)
-    sealed = 0
+    closed = 0
     if invoice.finalised_at is not None:
-        sealed = seals.notice(connection, provider, customer, invoice, now)
+        closed = record_closed_periods(connection, provider, customer, invoice, now)
     became_void = invoice.status == "void" and known["status"] != "void"
     return EventOutcome(
-        result=NoticeResult.DONE,
+        result=EventResult.DONE,
         detail=f"invoice {invoice.provider_id} of {customer} is {invoice.status}; "
-        f"periods sealed: {sealed}",
+        f"periods sealed: {closed}",
         alarm=VOID if became_void and invoice.lines else None,
     )
 
@@ -106,7 +106,7 @@ def _customer(
     invoice: ProviderInvoice,
     known: sa.RowMapping | None,
 ) -> str | None:
-    """Whose it is: who is linked now, else who was when an invoice was told of before.
+    """Our customer: linked now, else linked at an earlier invoice.
 
     A customer that was deleted at Stripe is linked to nobody, and its last invoice comes after.
     """
@@ -137,7 +137,7 @@ def _insert(
         "provider": provider,
         "invoice_ref": invoice.provider_id,
         # The first status there is: the update that follows is then no step back.
-        **_told(customer, invoice, now),
+        **_values(customer, invoice, now),
         "status": "draft",
         "finalized_at": None,
     }
@@ -155,7 +155,7 @@ def _update(
     columns = provider_invoices.c
     values: dict[str, Any] = {"payment_failed_at": known["payment_failed_at"] or failed_at}
     if not is_older(invoice.status, known["status"]):
-        values |= _told(customer, invoice, now)
+        values |= _values(customer, invoice, now)
         values["finalized_at"] = known["finalized_at"] or invoice.finalised_at
     connection.execute(
         sa.update(provider_invoices)
@@ -164,7 +164,7 @@ def _update(
     )
 
 
-def _told(customer: str, invoice: ProviderInvoice, now: datetime) -> dict[str, Any]:
+def _values(customer: str, invoice: ProviderInvoice, now: datetime) -> dict[str, Any]:
     return {
         "customer_ref": invoice.customer_ref,
         "customer_id": customer,

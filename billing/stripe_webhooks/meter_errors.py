@@ -19,7 +19,7 @@ from billing.stripe_webhooks.stripe_event import Unreadable, instant_of, is_name
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeterErrors:
-    """What was rejected in one window of validation.
+    """The usage rejected in one window of validation.
 
     ``codes`` counts every error, ``sampled`` names some of the reports by identifier; ``start`` and
     ``end`` are Stripe's times of validating.

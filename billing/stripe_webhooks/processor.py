@@ -27,10 +27,10 @@ from billing.stripe_webhooks.event_store import (
 from billing.stripe_webhooks.handlers import Effect, EventHandlers, just
 from billing.stripe_webhooks.invoices import drafts, note_invoice
 from billing.stripe_webhooks.stripe_event import (
-    NoticeResult,
-    ProviderNotice,
+    EventResult,
+    StripeEvent,
     Unreadable,
-    read_notice,
+    read_event,
     stand_in,
 )
 
@@ -40,7 +40,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Reception(StrEnum):
-    """What became of a webhook."""
+    """The outcome of a webhook."""
 
     DONE = "done"
     IGNORED = "ignored"
@@ -51,7 +51,7 @@ class Reception(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """What became of one event. ``customers``: whose balance changed, so that Redis is told."""
+    """The outcome of one event. ``customers`` are those whose balance Redis has to reload."""
 
     event_id: str
     type: str
@@ -62,21 +62,21 @@ class Received:
 
 @dataclass(slots=True, kw_only=True)
 class Polled:
-    """What a poll found, in invoices."""
+    """The invoices that a poll found."""
 
     done: int = 0
     ignored: int = 0
 
     def add(self, outcome: EventOutcome) -> None:
         """Count one."""
-        if outcome.result is NoticeResult.DONE:
+        if outcome.result is EventResult.DONE:
             self.done += 1
         else:
             self.ignored += 1
 
 
 class WebhookProcessor:
-    """What a provider tells by itself.
+    """Processes Stripe's events and polls invoices.
 
     Args:
         engine: PostgreSQL, as the owner role.
@@ -113,50 +113,50 @@ class WebhookProcessor:
             ConfigurationError: Stripe cannot be asked as the settings are. Nothing was written.
             sqlalchemy.exc.SQLAlchemyError: PostgreSQL. Nothing was written.
         """
-        notice, problem = self._read(body)
-        if self._events.seen(PROVIDER, notice.id):
-            return _already(notice)
-        effect = self._effect(notice, problem)
+        event, problem = self._read(body)
+        if self._events.seen(PROVIDER, event.id):
+            return _already(event)
+        effect = self._effect(event, problem)
         with self._engine.begin() as connection:
             now = self._clock.now()
-            if not begin(connection, PROVIDER, notice, now):
-                return _already(notice)
+            if not begin(connection, PROVIDER, event, now):
+                return _already(event)
             outcome = effect(connection, now)
-            finish(connection, PROVIDER, notice.id, outcome, body)
+            finish(connection, PROVIDER, event.id, outcome, body)
             reach("notice.before_commit")
         reach("notice.after_commit")
-        _tell_operators(notice, outcome)
-        return _received(notice, outcome)
+        _log_outcome(event, outcome)
+        return _received(event, outcome)
 
     def retry(self, event_id: str) -> Received:
         """Try an event again that was kept. Where it still cannot be done it stays kept.
 
-        Nothing is logged: whoever asks for it is told what came of it.
+        Nothing is logged: the caller gets the outcome.
 
         Raises:
-            NotFound: No such event was told.
+            NotFound: No such event came.
             ProviderUnavailable: As ``receive``; the event stays kept.
             ConfigurationError: As ``receive``; the event stays kept.
         """
         body = self._events.kept(PROVIDER, event_id)
         if body is None:
             return Received(event_id=event_id, type="", reception=Reception.ALREADY)
-        notice, problem = self._read(body)
-        effect = self._effect(notice, problem)
+        event, problem = self._read(body)
+        effect = self._effect(event, problem)
         with self._engine.begin() as connection:
             if not begin_again(connection, PROVIDER, event_id):
-                return _already(notice)
+                return _already(event)
             now = self._clock.now()
             names = {event_id}
             # What could not be read was written down under another id than its own.
-            if notice.id != event_id and begin(connection, PROVIDER, notice, now):
-                names.add(notice.id)
-            elif notice.id != event_id:
-                effect = just(NoticeResult.IGNORED, f"it was told as {notice.id}")
+            if event.id != event_id and begin(connection, PROVIDER, event, now):
+                names.add(event.id)
+            elif event.id != event_id:
+                effect = just(EventResult.IGNORED, f"it was told as {event.id}")
             outcome = effect(connection, now)
             for name in sorted(names):
                 finish(connection, PROVIDER, name, outcome, body)
-        return _received(notice, outcome)
+        return _received(event, outcome)
 
     def poll(self, provider: Provider, since: datetime) -> Polled:
         """Look at invoices without being told: a lost webhook then does not matter.
@@ -186,53 +186,53 @@ class WebhookProcessor:
         with self._engine.begin() as connection:
             outcome = note_invoice(connection, provider.name, ids, invoice, self._clock.now())
         if outcome.alarm:
-            _ring(outcome.alarm, id=invoice.provider_id, detail=outcome.detail)
+            _log_alarm(outcome.alarm, id=invoice.provider_id, detail=outcome.detail)
         return outcome
 
-    def _read(self, body: bytes) -> tuple[ProviderNotice, str]:
+    def _read(self, body: bytes) -> tuple[StripeEvent, str]:
         """The event, and why it cannot be done (empty where it can)."""
         try:
-            return read_notice(body), ""
+            return read_event(body), ""
         except Unreadable as error:
             return stand_in(body, self._clock.now()), error.reason
 
-    def _effect(self, notice: ProviderNotice, problem: str) -> Effect:
+    def _effect(self, event: StripeEvent, problem: str) -> Effect:
         if problem:
-            return just(NoticeResult.KEPT, problem)
-        if notice.live != self._live:
-            told, here = _mode(notice.live), _mode(self._live)
+            return just(EventResult.KEPT, problem)
+        if event.live != self._live:
+            theirs, here = _mode(event.live), _mode(self._live)
             return just(
-                NoticeResult.IGNORED, f"it is of {told} mode, and this installation of {here}"
+                EventResult.IGNORED, f"it is of {theirs} mode, and this installation of {here}"
             )
-        return self._handlers.effect_of(notice)
+        return self._handlers.effect_of(event)
 
 
 def _mode(live: bool) -> str:
     return "live" if live else "test"
 
 
-def _already(notice: ProviderNotice) -> Received:
-    return Received(event_id=notice.id, type=notice.type, reception=Reception.ALREADY)
+def _already(event: StripeEvent) -> Received:
+    return Received(event_id=event.id, type=event.type, reception=Reception.ALREADY)
 
 
-def _tell_operators(notice: ProviderNotice, outcome: EventOutcome) -> None:
-    facts = {"id": notice.id, "type": notice.type, "result": outcome.result.value}
+def _log_outcome(event: StripeEvent, outcome: EventOutcome) -> None:
+    facts = {"id": event.id, "type": event.type, "result": outcome.result.value}
     if outcome.alarm:
-        _ring(outcome.alarm, **facts, detail=outcome.detail)
-    elif outcome.result is NoticeResult.KEPT:
-        _log.warning("an event is kept", **facts, detail=outcome.detail)
+        _log_alarm(outcome.alarm, **facts, detail=outcome.detail)
+    elif outcome.result is EventResult.KEPT:
+        _log.warning("stripe_event_kept", **facts, detail=outcome.detail)
     else:
-        _log.info("an event was told", **facts, detail=outcome.detail)
+        _log.info("stripe_event_processed", **facts, detail=outcome.detail)
 
 
-def _ring(alarm: WebhookAlarm, **facts: str) -> None:
+def _log_alarm(alarm: WebhookAlarm, **facts: str) -> None:
     _log.error(alarm.event, **facts, remedy=alarm.remedy)
 
 
-def _received(notice: ProviderNotice, outcome: EventOutcome) -> Received:
+def _received(event: StripeEvent, outcome: EventOutcome) -> Received:
     return Received(
-        event_id=notice.id,
-        type=notice.type,
+        event_id=event.id,
+        type=event.type,
         reception=Reception(outcome.result.value),
         detail=outcome.detail,
         customers=outcome.customers,

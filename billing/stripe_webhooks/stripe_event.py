@@ -26,8 +26,8 @@ UNREADABLE: Final = "unreadable"
 """The type of what could not be read."""
 
 
-class NoticeResult(StrEnum):
-    """What became of an event."""
+class EventResult(StrEnum):
+    """The result of an event."""
 
     DONE = "done"
     IGNORED = "ignored"
@@ -36,8 +36,8 @@ class NoticeResult(StrEnum):
     """Nothing could be done about it yet; it is kept as it came and can be tried again."""
 
 
-class NoticeKind(StrEnum):
-    """What an event is about."""
+class EventKind(StrEnum):
+    """The kind of an event."""
 
     INVOICE = "invoice"
     CUSTOMER_DELETED = "customer_deleted"
@@ -47,29 +47,29 @@ class NoticeKind(StrEnum):
 
 PAYMENT_FAILED: Final = "invoice.payment_failed"
 
-KINDS: Final[Mapping[str, NoticeKind]] = {
-    "invoice.created": NoticeKind.INVOICE,
-    "invoice.finalized": NoticeKind.INVOICE,
-    "invoice.paid": NoticeKind.INVOICE,
-    PAYMENT_FAILED: NoticeKind.INVOICE,
-    "invoice.voided": NoticeKind.INVOICE,
-    "invoice.marked_uncollectible": NoticeKind.INVOICE,
-    "invoice.deleted": NoticeKind.INVOICE,
-    "customer.deleted": NoticeKind.CUSTOMER_DELETED,
-    "checkout.session.completed": NoticeKind.CHECKOUT,
-    "checkout.session.async_payment_succeeded": NoticeKind.CHECKOUT,
-    "v1.billing.meter.error_report_triggered": NoticeKind.METER_ERRORS,
-    "v1.billing.meter.no_meter_found": NoticeKind.METER_ERRORS,
+KINDS: Final[Mapping[str, EventKind]] = {
+    "invoice.created": EventKind.INVOICE,
+    "invoice.finalized": EventKind.INVOICE,
+    "invoice.paid": EventKind.INVOICE,
+    PAYMENT_FAILED: EventKind.INVOICE,
+    "invoice.voided": EventKind.INVOICE,
+    "invoice.marked_uncollectible": EventKind.INVOICE,
+    "invoice.deleted": EventKind.INVOICE,
+    "customer.deleted": EventKind.CUSTOMER_DELETED,
+    "checkout.session.completed": EventKind.CHECKOUT,
+    "checkout.session.async_payment_succeeded": EventKind.CHECKOUT,
+    "v1.billing.meter.error_report_triggered": EventKind.METER_ERRORS,
+    "v1.billing.meter.no_meter_found": EventKind.METER_ERRORS,
 }
 """The types that are acted on; any other is ignored."""
 
 _NEED_THE_THING: Final = frozenset(
-    {NoticeKind.INVOICE, NoticeKind.CUSTOMER_DELETED, NoticeKind.CHECKOUT}
+    {EventKind.INVOICE, EventKind.CUSTOMER_DELETED, EventKind.CHECKOUT}
 )
 
 
 class Unreadable(Exception):  # noqa: N818 - the event is unreadable
-    """What came, or what Stripe answered about it, is not what its description says."""
+    """A body, or an answer of Stripe's about it, that is not as Stripe describes it."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -77,7 +77,7 @@ class Unreadable(Exception):  # noqa: N818 - the event is unreadable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProviderNotice:
+class StripeEvent:
     """One event.
 
     ``thing`` is the id of what it is about, empty where there is none; ``live`` says that it is
@@ -91,35 +91,35 @@ class ProviderNotice:
     thing: str
 
     @property
-    def kind(self) -> NoticeKind | None:
-        """What it is about; None: nothing that is acted on."""
+    def kind(self) -> EventKind | None:
+        """The kind; None where nothing is done about it."""
         return KINDS.get(self.type)
 
 
-def read_notice(body: bytes) -> ProviderNotice:
-    """The event in a webhook's body.
+def read_event(body: bytes) -> StripeEvent:
+    """Read the event in a webhook's body.
 
     Raises:
         Unreadable: It is no event, or lacks what its kind needs.
     """
-    event = mapping(_json(body), "the body")
-    thin = _shape(event) == "v2.core.event"
-    notice = ProviderNotice(
-        id=_name(event, "id"),
-        type=_name(event, "type"),
-        happened_at=_instant(event, "created") if thin else _unix(event, "created"),
-        live=_flag(event, "livemode"),
-        thing=_related(event) if thin else _subject(event),
+    sent = mapping(_json(body), "the body")
+    thin = _shape(sent) == "v2.core.event"
+    event = StripeEvent(
+        id=_name(sent, "id"),
+        type=_name(sent, "type"),
+        happened_at=_instant(sent, "created") if thin else _unix(sent, "created"),
+        live=_flag(sent, "livemode"),
+        thing=_related(sent) if thin else _subject(sent),
     )
-    if notice.kind in _NEED_THE_THING and not notice.thing:
-        raise Unreadable(f"{notice.type} does not say what it is about")
-    return notice
+    if event.kind in _NEED_THE_THING and not event.thing:
+        raise Unreadable(f"{event.type} does not say what it is about")
+    return event
 
 
-def stand_in(body: bytes, received_at: datetime) -> ProviderNotice:
-    """What stands for a body that cannot be read: the same body has the same id."""
+def stand_in(body: bytes, received_at: datetime) -> StripeEvent:
+    """Make an event for a body that cannot be read: the same body has the same id."""
     digest = hashlib.sha256(body).hexdigest()
-    return ProviderNotice(
+    return StripeEvent(
         id=f"sha256:{digest}", type=UNREADABLE, happened_at=received_at, live=False, thing=""
     )
 

@@ -1,4 +1,4 @@
-"""What an event is about, asked of Stripe: an event brings the id, Stripe's answer decides."""
+"""Questions to Stripe about events: an event brings an id, Stripe's answer decides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Found = TypeVar("Found", bound=stripe.StripeObject)
 
 
 class StripeReads:
-    """Reads of things that only notices need.
+    """Reads of things that only events need.
 
     Every method raises ``StripeUnanswered`` where Stripe has no answer or refuses to give one.
 

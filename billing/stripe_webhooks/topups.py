@@ -14,17 +14,17 @@ from billing.postgres.locks import AdvisoryLockClass, lock_name
 from billing.postgres.schema import customers, grants
 from billing.stripe_webhooks.checkout import Checkout, NotYet, credits_bought
 from billing.stripe_webhooks.event_store import EventOutcome, WebhookAlarm
-from billing.stripe_webhooks.stripe_event import NoticeResult
+from billing.stripe_webhooks.stripe_event import EventResult
 
 NOT_GIVEN: Final = WebhookAlarm(
-    "credits were paid for and could not be given",
+    "paid_credits_not_given",
     "put right what the detail says, then: billing stripe events retry ID",
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopupTerms:
-    """What credits are worth: ``credit_value`` is a decimal string in ``currency``."""
+    """The worth of credits: ``credit_value`` is a decimal string in ``currency``."""
 
     currency: str
     credit_value: str
@@ -37,7 +37,7 @@ def note_checkout(connection: sa.Connection, checkout: Checkout, terms: TopupTer
     """
     if not checkout.paid_top_up:
         return EventOutcome(
-            result=NoticeResult.IGNORED,
+            result=EventResult.IGNORED,
             detail=f"{checkout.id}: mode {checkout.mode}, payment {checkout.payment_status}; "
             "credits are given for a paid checkout in payment mode",
         )
@@ -45,26 +45,26 @@ def note_checkout(connection: sa.Connection, checkout: Checkout, terms: TopupTer
         given = _given_before(connection, checkout.reference)
         if given is not None:
             detail = f"{checkout.id}: its credits were given to {given} before"
-            return EventOutcome(result=NoticeResult.IGNORED, detail=detail)
+            return EventOutcome(result=EventResult.IGNORED, detail=detail)
         amount = credits_bought(checkout, currency=terms.currency, credit_value=terms.credit_value)
         if not amount:
             return EventOutcome(
-                result=NoticeResult.IGNORED, detail=f"{checkout.id} bought no credits"
+                result=EventResult.IGNORED, detail=f"{checkout.id} bought no credits"
             )
         customer = _customer(connection, checkout)
         _give(connection, customer, checkout, amount)
     except NotYet as error:
         detail = f"{checkout.id}: {error.reason}"
-        return EventOutcome(result=NoticeResult.KEPT, detail=detail, alarm=NOT_GIVEN)
+        return EventOutcome(result=EventResult.KEPT, detail=detail, alarm=NOT_GIVEN)
     return EventOutcome(
-        result=NoticeResult.DONE,
+        result=EventResult.DONE,
         detail=f"{checkout.id}: {format_credits(amount)} credits to {customer}",
         customers=frozenset({customer}),
     )
 
 
 def _customer(connection: sa.Connection, checkout: Checkout) -> str:
-    """Ours: who is linked to the one who paid, else who the shop named."""
+    """Our customer: linked to the one who paid, else named by the shop."""
     if checkout.customer_ref:
         linked = sa.select(customers.c.id).where(
             customers.c.stripe_customer_id == checkout.customer_ref
@@ -82,7 +82,7 @@ def _customer(connection: sa.Connection, checkout: Checkout) -> str:
 
 
 def _given_before(connection: sa.Connection, reference: str) -> str | None:
-    """Who got this checkout's credits, if anybody; locks the reference until the end.
+    """The customer who got this checkout's credits, if any; locks the reference until the end.
 
     A grant is once per customer and reference. Two events tell of one checkout, and who is linked
     to the one who paid may change between them.

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 
 from billing.container import Container
 from billing.postgres.schema import usage_events, usage_hourly
+from billing.providers.report_value import CREDIT_DECIMALS
 from billing.reporting.confirmations import ConfirmationStore
-from billing.reporting.usage_report import CREDIT_DECIMALS
 from lab.demo.errors import DemoError
 
 _READ_WITHIN_SECONDS: Final = 60.0

@@ -10,7 +10,8 @@ from stripe_api import KEY, Control
 from stripe_servers import StripeServer
 
 from billing.providers.stripe.client import client_of
-from billing.providers.stripe.provider import CUSTOMER_METADATA, StripeProvider
+from billing.providers.stripe.customer_link import CUSTOMER_METADATA
+from billing.providers.stripe.provider import StripeProvider
 
 
 class AtStripe:

@@ -7,7 +7,7 @@ import pytest
 from billing.cli.progress import shown
 from billing.cli.report_run import ReportRun
 from billing.providers.port import ProviderCause
-from billing.reporting.read_back import Reading
+from billing.reporting.read_back import ReadBackResult
 from billing.reporting.usage_report import ReportState
 
 
@@ -43,7 +43,7 @@ def test_a_run_shows_how_far_it_is():
     run.advance.planned = 30
     run.advance.became[ReportState.ACCEPTED] += 20
     run.advance.causes[ProviderCause.TAKEN] += 20
-    run.readings.append(Reading(confirmed=7))
+    run.readings.append(ReadBackResult(confirmed=7))
     first = run.figures()
     assert (first["planned"], first["accepted"], first["confirmed"]) == (30, 20, 7)
     assert first["per_second"] == 2.0
@@ -52,6 +52,6 @@ def test_a_run_shows_how_far_it_is():
 
 
 def test_whoever_stopped_the_run_is_named_once():
-    run = ReportRun(readings=[Reading(stopped="no answer"), Reading()])
+    run = ReportRun(readings=[ReadBackResult(stopped="no answer"), ReadBackResult()])
     run.advance.stopped["stripe"] = "key_refused: no"
     assert run.stopped == {"stripe": "key_refused: no", "reading back": "no answer"}

@@ -12,9 +12,10 @@ from support import NOW
 from billing.cli.reconcile import REPORTED_BY, Agreement, agreement_of
 from billing.cli.report_tables import why_not_sent
 from billing.core.periods import hour_floor
+from billing.providers.report_value import MAX_HOUR_VALUE
 from billing.reporting.comparison import HourDiffers, ProviderDay
 from billing.reporting.listing import ReportRow
-from billing.reporting.usage_report import MAX_HOUR_VALUE, ReportState
+from billing.reporting.usage_report import ReportState
 
 DAY = date(2026, 11, 9)
 END = datetime.fromisoformat("2026-11-10T00:00:00Z")
@@ -59,7 +60,7 @@ HOUR = hour_floor(NOW)
 PARKED = ReportRow(
     id=1, customer="acme", sku="page-capture", hour=HOUR, revision=1, latest=True,
     provider="stripe", meter="m", overwrites=True, identifier="i", customer_ref="cus_1", value=1,
-    event_at=HOUR, total_microcredits=1, held_microcredits=1, state=ReportState.PARKED,
+    event_at=HOUR, total_microcredits=1, held_microcredits=1, state=ReportState.NEEDS_ATTENTION,
     cause="by_hand", detail="", doubtful=False, attempts=1, next_at=HOUR, lease_until=None,
     created_at=HOUR,
     first_sent_at=None, answered_at=None, confirm_at=None, readings=0, resent=0, confirmed_at=None,
@@ -76,7 +77,6 @@ PARKED = ReportRow(
         ({"cause": "nothing_to_tell"}, "comes to nothing"),
         ({"held_microcredits": -1}, "below zero"),
         ({"value": MAX_HOUR_VALUE + 1}, "too large"),
-        ({"doubtful": True, "overwrites": False}, "--never-arrived"),
         ({"cause": "below_unit"}, "less than one unit"),
     ],
     ids=str,

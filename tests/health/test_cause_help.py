@@ -14,14 +14,14 @@ from billing.health.cause_help import (
 )
 from billing.providers.port import VERDICTS, ProviderCause, ProviderUnavailable, ProviderVerdict
 from billing.providers.stripe.client import StripeUnanswered
-from billing.reporting.usage_report import ParkedBy
+from billing.reporting.usage_report import AttentionCause
 
 
 def test_whatever_a_report_can_be_parked_for_has_words():
     refused = {
         cause.value for cause, verdict in VERDICTS.items() if verdict is ProviderVerdict.REFUSED
     }
-    assert refused | {cause.value for cause in ParkedBy} == set(PARKED)
+    assert refused | {cause.value for cause in AttentionCause} == set(PARKED)
 
 
 def test_whatever_can_keep_a_provider_from_answering_has_words():

@@ -15,7 +15,7 @@ from billing.providers.port import Provider, ProviderUnavailable, UsageReport
 from billing.reporting.comparison import ProviderComparison
 from billing.reporting.confirmations import ConfirmationStore
 from billing.reporting.destination import CustomerIds, Destination
-from billing.reporting.read_back import ReadBack, ReadBackPace, Reading
+from billing.reporting.read_back import ReadBack, ReadBackPace, ReadBackResult
 from billing.reporting.sender import Advance, Pace, ReportSender
 
 QUICK = ReadBackPace(rate_per_second=1e6, burst=1000)
@@ -86,7 +86,7 @@ class Desk:
             confirmations, provider, self.container.clock, environment="test", pace=pace
         )
 
-    def confirm(self, **options: Any) -> Reading:
+    def confirm(self, **options: Any) -> ReadBackResult:
         """One run of a reader."""
         return self.reader().confirm(**options)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, cast
 
 import sqlalchemy as sa
@@ -23,9 +24,8 @@ from billing.providers.port import (
 )
 from billing.reporting.confirmations import ConfirmationStore
 from billing.reporting.destination import CustomerIds
-from billing.stripe_webhooks.handlers import AtStripe, EventHandlers
+from billing.stripe_webhooks.handlers import EventHandlers, StripeAccess
 from billing.stripe_webhooks.processor import Received, WebhookProcessor
-from billing.stripe_webhooks.stripe_reads import StripeReads
 from billing.stripe_webhooks.topups import TopupTerms
 
 METER = "weighbridge_main_page-capture"
@@ -106,10 +106,9 @@ class Told:
         self.notices = self.new_notices()
 
     def new_notices(self, *, live: bool = False) -> WebhookProcessor:
-        def stripe() -> AtStripe:
-            return AtStripe(
-                provider=self.invoices.as_provider(), reads=cast("StripeReads", _Reads(self))
-            )
+        def stripe() -> StripeAccess:
+            access = SimpleNamespace(provider=self.invoices.as_provider(), reads=_Reads(self))
+            return cast("StripeAccess", access)
 
         return WebhookProcessor(
             self.engine,

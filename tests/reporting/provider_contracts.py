@@ -17,6 +17,7 @@ from support import NOW
 from billing.providers.files import FileProvider
 from billing.providers.ledger import LedgerProvider
 from billing.providers.port import Provider
+from billing.providers.stripe.client import client_of
 from billing.providers.stripe.provider import StripeProvider
 
 STRIPE_KEY = "sk_test_4eC39HqLyjWDarjtT1zdp7dc"
@@ -59,7 +60,7 @@ def stripe(engine: sa.Engine, folder: Path) -> Iterator[Bench]:
     with stripe_server(NOW) as server:
 
         def adapter() -> StripeProvider:
-            return StripeProvider.connect(STRIPE_KEY, server.url)
+            return StripeProvider(client_of(STRIPE_KEY, server.url))
 
         yield Bench(adapter(), adapter, knows_its_customers=False, says_who_is_missing=True)
 

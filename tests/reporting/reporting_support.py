@@ -26,6 +26,7 @@ from billing.providers.port import (
     ProviderMeter,
     UsageReport,
 )
+from billing.reporting.closed_periods import record_closed_periods
 from billing.reporting.report_store import CustomerIds, Destination, Metered, ReportStore, Sums
 from billing.reporting.sender import Advance, Pace, ReportSender
 from billing.reporting.usage_report import OPEN, TAKEN
@@ -201,7 +202,12 @@ class Container:
             payment_failed=False, lines=[line],
         )  # fmt: skip
         name = (provider or self.ledger).name
-        return self.reports.seals.notice(name, customer, final, self.clock.now())
+        return self.record_invoice(name, customer, final)
+
+    def record_invoice(self, provider: str, customer: str, invoice: ProviderInvoice) -> int:
+        """Close the periods of an invoice; how many this call closed."""
+        with self.engine.begin() as own:
+            return record_closed_periods(own, provider, customer, invoice, self.clock.now())
 
     def carries(self) -> list[tuple[datetime, datetime, int, str]]:
         """Every line as (from, to, amount, reason), in the order they were written."""

@@ -14,27 +14,28 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from billing.providers.port import ProviderCause, ProviderMeter
+from billing.providers.report_value import scaled
 from billing.reporting.adjustments import (
+    Adjustment,
+    AdjustmentReason,
     AdjustmentTerms,
-    CarryLine,
+    BucketPlan,
     Holding,
     Leftover,
-    Reason,
-    Weighed,
     as_billed,
-    closed_by,
+    closing_reason,
     left_over,
+    plan_bucket,
     too_old_before,
-    weigh,
 )
 from billing.reporting.revision_rules import Bucket, Holder, Last, Revision, revise
-from billing.reporting.usage_report import BILLED, OPEN, TAKEN, ParkedBy, ReportState, scaled
+from billing.reporting.usage_report import BILLED, OPEN, TAKEN, AttentionCause, ReportState
 
 START = datetime(2026, 11, 10, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 METER = ProviderMeter(sku="s", name="m", display_name="s")
 MAX_AGES = {"young": 12 * HOUR, "old": None}
-LEFT = {ParkedBy.BELOW_ZERO.value, ParkedBy.BELOW_UNIT.value}
+LEFT = {AttentionCause.BELOW_ZERO.value, AttentionCause.BELOW_UNIT.value}
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Row:
     revision: Revision
     state: ReportState
     cause: str
-    doubtful: bool = False
+    outcome_unknown: bool = False
     answered: int = 0
 
 
@@ -55,7 +56,7 @@ class Books(RuleBasedStateMachine):
         self.unit = 10 ** (6 - decimals)
         self.now = START + 3 * HOUR + timedelta(minutes=30)
         self.log: dict[datetime, int] = {}
-        self.carries: list[CarryLine] = []
+        self.carries: list[Adjustment] = []
         self.rows: dict[datetime, list[Row]] = {}
         self.shown: dict[tuple[str, datetime], int] = {}
         self.corrected: set[tuple[str, datetime]] = set()
@@ -97,10 +98,10 @@ class Books(RuleBasedStateMachine):
             customer_ref="acme" if self.mapped else None,
             last=None if row is None else Last(
                 holder=row.revision.holder, revision=row.revision.revision, state=row.state,
-                cause=row.cause, doubtful=row.doubtful,
+                cause=row.cause, outcome_unknown=row.outcome_unknown,
                 total_microcredits=row.revision.total_microcredits,
             ),
-            taken=self.taken(hour), sealed_until=self.sealed,
+            taken=self.taken(hour), closed_until=self.sealed,
         )  # fmt: skip
 
     def terms(self) -> AdjustmentTerms:
@@ -110,7 +111,7 @@ class Books(RuleBasedStateMachine):
         )  # fmt: skip
 
     def closed(self, hour: datetime) -> bool:
-        return closed_by(self.bucket(hour), self.terms().too_old) is not None
+        return closing_reason(self.bucket(hour), self.terms().too_old) is not None
 
     # -- what happens ------------------------------------------------------------------------------
 
@@ -152,7 +153,7 @@ class Books(RuleBasedStateMachine):
             if hour in moved:
                 continue
             others = {h: left_over(self.bucket(h), self.terms()) for h in self.left(except_=hour)}
-            found = weigh(bucket, self.terms(), [one for one in others.values() if one])
+            found = plan_bucket(bucket, self.terms(), [one for one in others.values() if one])
             self.write(hour, found, others)
             moved |= {line.from_hour for line in found.taken}
 
@@ -161,22 +162,22 @@ class Books(RuleBasedStateMachine):
             hour
             for hour, rows in self.rows.items()
             if hour != except_
-            and rows[-1].state is ReportState.PARKED
+            and rows[-1].state is ReportState.NEEDS_ATTENTION
             and rows[-1].cause in LEFT
             and rows[-1].revision.holder.provider == self.provider
             and self.total(hour) == rows[-1].revision.total_microcredits
         ]
 
     def write(
-        self, hour: datetime, found: Weighed, others: dict[datetime, Leftover | None]
+        self, hour: datetime, found: BucketPlan, others: dict[datetime, Leftover | None]
     ) -> None:
-        if found == Weighed():
+        if found == BucketPlan():
             return
         last = self.last(hour)
         if found.out is not None:
             assert found.revision is not None
             assert self.mapped
-            assert last is None or not (last.doubtful or last.state is ReportState.SENDING)
+            assert last is None or not (last.outcome_unknown or last.state is ReportState.SENDING)
         if min((line.amount_microcredits for line in found.taken), default=0) < 0:
             grown = self.total(hour) + sum(line.amount_microcredits for line in found.taken)
             holder = Holder(self.provider, "acme", "m")
@@ -205,7 +206,7 @@ class Books(RuleBasedStateMachine):
         if last is not None and last.state in OPEN:
             assert revision.parks_last is not None
             assert last.state is ReportState.PENDING
-            last.state, last.cause = ReportState.PARKED, revision.parks_last.value
+            last.state, last.cause = ReportState.NEEDS_ATTENTION, revision.parks_last.value
         assert revision.revision == (last.revision.revision + 1 if last else 1)
         self.rows.setdefault(hour, []).append(Row(revision, revision.state, revision.cause))
 
@@ -233,28 +234,28 @@ class Books(RuleBasedStateMachine):
         if fate in {"taken", "lost"}:
             self.shown[self.provider, hour] = row.revision.value
         if fate == "taken":
-            row.state, row.doubtful = ReportState.ACCEPTED, False
+            row.state, row.outcome_unknown = ReportState.ACCEPTED, False
         elif fate == "refused":
-            row.state, row.cause = ReportState.PARKED, ProviderCause.TOO_OLD.value
+            row.state, row.cause = ReportState.NEEDS_ATTENTION, ProviderCause.TOO_OLD.value
         else:
-            row.state, row.doubtful = ReportState.UNKNOWN, True
+            row.state, row.outcome_unknown = ReportState.UNKNOWN, True
 
     @rule()
     def read_back(self) -> None:
-        """Decides what is parked and doubtful, or sealed and without an answer."""
+        """Decides what is parked and outcome_unknown, or sealed and without an answer."""
         for hour, rows in self.rows.items():
             row = rows[-1]
             sealed = self.sealed is not None and hour + HOUR <= self.sealed
-            if not row.doubtful or not (row.state is ReportState.PARKED or sealed):
+            if not row.outcome_unknown or not (row.state is ReportState.NEEDS_ATTENTION or sealed):
                 continue
             holder = row.revision.holder
             shows = self.shown.get((holder.provider, hour), 0)
             arrived = shows == row.revision.value and shows * self.unit != self.taken(hour).get(
                 holder, 0
             )
-            row.doubtful = False
-            row.state = ReportState.ACCEPTED if arrived else ReportState.PARKED
-            row.cause = "" if arrived else ParkedBy.SEALED.value
+            row.outcome_unknown = False
+            row.state = ReportState.ACCEPTED if arrived else ReportState.NEEDS_ATTENTION
+            row.cause = "" if arrived else AttentionCause.PERIOD_CLOSED.value
 
     @precondition(lambda self: self.sealed is None or self.sealed < self.under_way - 2 * HOUR)
     @rule(ago=st.integers(0, 3), more=st.sampled_from([-200, -7, 0, 0, 3, 90, 300]))
@@ -284,7 +285,10 @@ class Books(RuleBasedStateMachine):
             added = value * self.unit - taken[holder]
             last = self.rows[hour][-1]
             if last.state is ReportState.PENDING:
-                last.state, last.cause = ReportState.PARKED, ParkedBy.SEALED.value
+                last.state, last.cause = (
+                    ReportState.NEEDS_ATTENTION,
+                    AttentionCause.PERIOD_CLOSED.value,
+                )
             revision = Revision(
                 revision=last.revision.revision + 1, holder=holder, state=ReportState.CONFIRMED,
                 cause=BILLED, value=value, total_microcredits=sum(taken.values()) + added,
@@ -294,9 +298,9 @@ class Books(RuleBasedStateMachine):
                 Row(revision, ReportState.CONFIRMED, BILLED, answered=self.clock)
             )
             self.corrected.add((self.provider, hour))
-            line = CarryLine(
+            line = Adjustment(
                 from_hour=hour, to_hour=self.under_way, amount_microcredits=-added,
-                reason=Reason.BILLED,
+                reason=AdjustmentReason.BILLED,
             )  # fmt: skip
             self.carries.append(line)
 
@@ -322,10 +326,10 @@ class Books(RuleBasedStateMachine):
         if not hasattr(self, "log"):
             return
         for hour in self.rows:
-            doubtful = self.rows[hour][-1].doubtful
+            outcome_unknown = self.rows[hour][-1].outcome_unknown
             for holder, held in self.taken(hour).items():
                 key = (holder.provider, hour)
-                if key not in self.corrected and not doubtful:
+                if key not in self.corrected and not outcome_unknown:
                     assert self.shown[key] * self.unit == held
 
     def teardown(self) -> None:

@@ -13,23 +13,23 @@ from hypothesis import strategies as st
 from billing.reporting.confirmation_rules import (
     APART,
     DAILY,
-    FIRST_READING,
+    FIRST_READ_BACK,
     LAG,
     LATER,
     MAX_RESENT,
-    SHORTEST_SILENCE,
+    SHORTEST_WAIT,
     Awaited,
     Entry,
-    ReadingFinding,
-    after_silence,
+    ReadBackFinding,
+    after_no_answer,
     awaited,
     judge,
     judge_gone,
-    next_reading,
+    next_read_back,
     put_off_until,
 )
 from billing.reporting.revision_rules import Holder
-from billing.reporting.usage_report import ReportState, may_become
+from billing.reporting.usage_report import ReportState
 
 NOW = datetime(2026, 11, 10, 12, 30, tzinfo=UTC)
 HOUR = datetime(2026, 11, 10, 9, tzinfo=UTC)
@@ -37,10 +37,10 @@ HERE = Holder("stripe", "cus_1", "wb.pages")
 ELSEWHERE = Holder("stripe", "cus_2", "wb.pages")
 MINUTE = timedelta(minutes=1)
 PLAIN = Entry(
-    id=1, hour=HOUR, revision=1, holder=HERE, overwrites=True, value=100,
-    held_microcredits=100, state=ReportState.ACCEPTED, cause="taken", doubtful=False,
+    id=1, hour=HOUR, revision=1, holder=HERE, value=100,
+    held_microcredits=100, state=ReportState.ACCEPTED, cause="taken", outcome_unknown=False,
     answered_at=NOW - 2 * LAG, confirm_at=NOW, confirmed_at=None, readings=0, resent=0,
-    sealed=False,
+    period_closed=False,
 )  # fmt: skip
 
 
@@ -55,45 +55,42 @@ def alone(one: Entry, *older: Entry) -> Awaited:
     return found
 
 
-def finding(one: Awaited, read: int | None, *, oldest: datetime | None = None) -> ReadingFinding:
+def finding(one: Awaited, read: int | None, *, oldest: datetime | None = None) -> ReadBackFinding:
     return judge(one, read, NOW, oldest=oldest).finding
 
 
-FRESH = {"answered_at": NOW - FIRST_READING}
+FRESH = {"answered_at": NOW - FIRST_READ_BACK}
 
 
 @pytest.mark.parametrize(
     ("changes", "read", "expected"),
     [
-        ({}, 100, ReadingFinding.CONFIRM),
-        (FRESH, 100, ReadingFinding.CONFIRM),
-        ({"confirm_at": NOW + LAG}, 100, ReadingFinding.CONFIRM),
-        ({"confirm_at": NOW + LAG, "answered_at": NOW - MINUTE}, 100, ReadingFinding.LEAVE),
-        ({"answered_at": NOW - MINUTE}, 100, ReadingFinding.CONFIRM),  # told to be read at once
-        ({"value": 10**15 - 1}, 10**15 - 1, ReadingFinding.CONFIRM),
-        ({"value": 10**15 - 1}, 10**15 - 2, ReadingFinding.RESEND),
-        (FRESH, 99, ReadingFinding.WAIT),
-        (FRESH, None, ReadingFinding.WAIT),
-        ({"answered_at": NOW - LAG + MINUTE}, None, ReadingFinding.WAIT),
-        ({"answered_at": NOW - LAG}, None, ReadingFinding.RESEND),
-        ({}, 99, ReadingFinding.RESEND),
-        ({}, 0, ReadingFinding.RESEND),
-        ({}, 101, ReadingFinding.RESEND),
-        ({"confirm_at": NOW + LAG}, 99, ReadingFinding.LEAVE),
-        ({"resent": MAX_RESENT - 1}, 99, ReadingFinding.RESEND),
-        ({"resent": MAX_RESENT}, 99, ReadingFinding.PARK),
-        ({"resent": MAX_RESENT}, 100, ReadingFinding.CONFIRM),
-        ({"overwrites": False}, 100, ReadingFinding.CONFIRM),
-        ({"overwrites": False}, 99, ReadingFinding.PARK),
-        ({"overwrites": False, **FRESH}, 99, ReadingFinding.WAIT),
-        ({"sealed": True}, 99, ReadingFinding.CLOSE),
-        ({"sealed": True, **FRESH}, 99, ReadingFinding.WAIT),
-        ({"sealed": True}, 100, ReadingFinding.CONFIRM),
+        ({}, 100, ReadBackFinding.CONFIRM),
+        (FRESH, 100, ReadBackFinding.CONFIRM),
+        ({"confirm_at": NOW + LAG}, 100, ReadBackFinding.CONFIRM),
+        ({"confirm_at": NOW + LAG, "answered_at": NOW - MINUTE}, 100, ReadBackFinding.LEAVE),
+        ({"answered_at": NOW - MINUTE}, 100, ReadBackFinding.CONFIRM),  # told to be read at once
+        ({"value": 10**15 - 1}, 10**15 - 1, ReadBackFinding.CONFIRM),
+        ({"value": 10**15 - 1}, 10**15 - 2, ReadBackFinding.RESEND),
+        (FRESH, 99, ReadBackFinding.WAIT),
+        (FRESH, None, ReadBackFinding.WAIT),
+        ({"answered_at": NOW - LAG + MINUTE}, None, ReadBackFinding.WAIT),
+        ({"answered_at": NOW - LAG}, None, ReadBackFinding.RESEND),
+        ({}, 99, ReadBackFinding.RESEND),
+        ({}, 0, ReadBackFinding.RESEND),
+        ({}, 101, ReadBackFinding.RESEND),
+        ({"confirm_at": NOW + LAG}, 99, ReadBackFinding.LEAVE),
+        ({"resent": MAX_RESENT - 1}, 99, ReadBackFinding.RESEND),
+        ({"resent": MAX_RESENT}, 99, ReadBackFinding.PARK),
+        ({"resent": MAX_RESENT}, 100, ReadBackFinding.CONFIRM),
+        ({"period_closed": True}, 99, ReadBackFinding.CLOSE),
+        ({"period_closed": True, **FRESH}, 99, ReadBackFinding.WAIT),
+        ({"period_closed": True}, 100, ReadBackFinding.CONFIRM),
     ],
     ids=str,
 )
 def test_an_accepted_figure_is_compared_exactly_with_the_hour(
-    changes: dict[str, Any], read: int | None, expected: ReadingFinding
+    changes: dict[str, Any], read: int | None, expected: ReadBackFinding
 ) -> None:
     assert finding(alone(entry(**changes)), read) is expected
 
@@ -101,54 +98,30 @@ def test_an_accepted_figure_is_compared_exactly_with_the_hour(
 @pytest.mark.parametrize(
     ("answered", "read", "expected"),
     [
-        (2 * LAG, 0, ReadingFinding.CONFIRM),
-        (FIRST_READING, 0, ReadingFinding.CONFIRM),
-        (2 * LAG, None, ReadingFinding.CONFIRM),
-        (FIRST_READING, None, ReadingFinding.WAIT),
-        (2 * LAG, 5, ReadingFinding.RESEND),
+        (2 * LAG, 0, ReadBackFinding.CONFIRM),
+        (FIRST_READ_BACK, 0, ReadBackFinding.CONFIRM),
+        (2 * LAG, None, ReadBackFinding.CONFIRM),
+        (FIRST_READ_BACK, None, ReadBackFinding.WAIT),
+        (2 * LAG, 5, ReadBackFinding.RESEND),
     ],
 )
 def test_no_figure_is_a_zero_only_once_the_provider_has_had_its_time(
-    answered: timedelta, read: int | None, expected: ReadingFinding
+    answered: timedelta, read: int | None, expected: ReadBackFinding
 ) -> None:
     assert finding(alone(entry(value=0, answered_at=NOW - answered)), read) is expected
 
 
-@given(value=st.integers(0, 10**15 - 1), age=st.integers(0, 10**6), overwrites=st.booleans())
-def test_a_missing_figure_never_confirms_one_that_is_not_zero(
-    value: int, age: int, *, overwrites: bool
-) -> None:
-    one = entry(value=value, overwrites=overwrites, answered_at=NOW - age * MINUTE)
+@given(value=st.integers(0, 10**15 - 1), age=st.integers(0, 10**6))
+def test_a_missing_figure_never_confirms_one_that_is_not_zero(value: int, age: int) -> None:
+    one = entry(value=value, answered_at=NOW - age * MINUTE)
     if value:
-        assert finding(alone(one), None) is not ReadingFinding.CONFIRM
-
-
-@given(
-    read=st.none() | st.integers(-5, 10**15),
-    resent=st.integers(0, 9),
-    age=st.integers(0, 10**5),
-    latest=st.booleans(),
-)
-def test_a_meter_that_adds_never_gets_a_figure_again(
-    read: int | None, resent: int, age: int, *, latest: bool
-) -> None:
-    one = entry(overwrites=False, resent=resent, answered_at=NOW - age * MINUTE)
-    later = entry(id=2, revision=2, holder=ELSEWHERE, overwrites=False)
-    waiting = alone(one) if latest else alone(one, later)
-    assert finding(waiting, read) is not ReadingFinding.RESEND
+        assert finding(alone(one), None) is not ReadBackFinding.CONFIRM
 
 
 def test_what_is_too_old_to_be_taken_is_parked_and_not_sent() -> None:
     one = alone(entry())
-    assert finding(one, 99, oldest=HOUR) is ReadingFinding.RESEND
-    assert finding(one, 99, oldest=HOUR + timedelta(hours=1)) is ReadingFinding.PARK
-
-
-def test_every_finding_is_an_edge_of_a_reports_life() -> None:
-    assert may_become(ReportState.ACCEPTED, ReportState.CONFIRMED)
-    assert may_become(ReportState.ACCEPTED, ReportState.PARKED)
-    # A parked one that is there after all was accepted, and is read back at the same moment.
-    assert may_become(ReportState.PARKED, ReportState.ACCEPTED)
+    assert finding(one, 99, oldest=HOUR) is ReadBackFinding.RESEND
+    assert finding(one, 99, oldest=HOUR + timedelta(hours=1)) is ReadBackFinding.PARK
 
 
 # ---- which reports an hour is read for ----
@@ -163,25 +136,15 @@ def test_a_bucket_with_an_open_revision_is_left_alone() -> None:
 def test_only_the_last_accepted_figure_of_an_hour_is_read() -> None:
     rows = [entry(), entry(id=2, revision=2, value=110)]
     [one] = awaited(rows, HERE)
-    assert (one.entry.id, one.figure, [each.id for each in one.older]) == (2, 110, [1])
+    assert (one.entry.id, one.entry.value, [each.id for each in one.older]) == (2, 110, [1])
     assert awaited([rows[0], replace(rows[1], state=ReportState.CONFIRMED)], HERE) == []
-
-
-def test_on_a_meter_that_adds_an_hour_shows_the_sum_of_all_its_revisions() -> None:
-    rows = [
-        entry(value=7, overwrites=False, state=ReportState.CONFIRMED),
-        entry(id=2, revision=2, value=4, overwrites=False),
-        entry(id=3, revision=3, value=-1, overwrites=False),
-    ]
-    [one] = awaited(rows, HERE)
-    assert (one.figure, one.without, [each.id for each in one.older]) == (10, 11, [2])
 
 
 def test_what_another_place_counts_is_not_part_of_the_hour_here() -> None:
     rows = [entry(), entry(id=2, revision=2, holder=ELSEWHERE, value=5)]
     [here] = awaited(rows, HERE)
     [there] = awaited(rows, ELSEWHERE)
-    assert (here.figure, there.figure) == (100, 5)
+    assert (here.entry.value, there.entry.value) == (100, 5)
     assert (here.is_last, here.behind_rest) == (False, True)
     assert (there.is_last, there.behind_rest) == (True, False)
 
@@ -193,111 +156,123 @@ BEFORE = Holder("file", "acme", "wb.pages")
     ("last", "changes", "expected"),
     [
         # Nothing of the hour is left to be told, or it was told to the customer's next self.
-        ({"state": ReportState.PARKED, "cause": "carried"}, {}, ReadingFinding.RESEND),
-        ({"state": ReportState.PARKED, "cause": "nothing_to_tell"}, {}, ReadingFinding.RESEND),
-        ({"holder": ELSEWHERE}, {}, ReadingFinding.RESEND),
-        ({"holder": ELSEWHERE, "state": ReportState.CONFIRMED}, {}, ReadingFinding.RESEND),
-        ({"holder": ELSEWHERE}, {"resent": MAX_RESENT}, ReadingFinding.PARK),
-        # The last one waits for a person, or for another reading.
-        ({"state": ReportState.PARKED, "cause": "too_old"}, {}, ReadingFinding.WAIT),
-        ({"state": ReportState.PARKED, "cause": "by_hand"}, {}, ReadingFinding.WAIT),
+        ({"state": ReportState.NEEDS_ATTENTION, "cause": "carried"}, {}, ReadBackFinding.RESEND),
         (
-            {"state": ReportState.PARKED, "cause": "carried", "doubtful": True},
+            {"state": ReportState.NEEDS_ATTENTION, "cause": "nothing_to_tell"},
             {},
-            ReadingFinding.WAIT,
+            ReadBackFinding.RESEND,
+        ),
+        ({"holder": ELSEWHERE}, {}, ReadBackFinding.RESEND),
+        ({"holder": ELSEWHERE, "state": ReportState.CONFIRMED}, {}, ReadBackFinding.RESEND),
+        ({"holder": ELSEWHERE}, {"resent": MAX_RESENT}, ReadBackFinding.PARK),
+        # The last one waits for a person, or for another reading.
+        ({"state": ReportState.NEEDS_ATTENTION, "cause": "too_old"}, {}, ReadBackFinding.WAIT),
+        ({"state": ReportState.NEEDS_ATTENTION, "cause": "by_hand"}, {}, ReadBackFinding.WAIT),
+        (
+            {"state": ReportState.NEEDS_ATTENTION, "cause": "carried", "outcome_unknown": True},
+            {},
+            ReadBackFinding.WAIT,
         ),
         # Another provider gets usage now: what is written down would go there.
-        ({"holder": BEFORE}, {}, ReadingFinding.WAIT),
+        ({"holder": BEFORE}, {}, ReadBackFinding.WAIT),
     ],
     ids=str,
 )
 def test_an_earlier_figure_is_told_again_only_where_the_last_one_stands_in_nobodys_way(
-    last: dict[str, Any], changes: dict[str, Any], expected: ReadingFinding
+    last: dict[str, Any], changes: dict[str, Any], expected: ReadBackFinding
 ) -> None:
     rows = [entry(**changes), entry(**{"id": 2, "revision": 2, "value": 5, **last})]
     one = awaited(rows, HERE)[0]
     assert one.entry.id == 1
     assert finding(one, 99) is expected
-    assert finding(one, 100) is ReadingFinding.CONFIRM
+    assert finding(one, 100) is ReadBackFinding.CONFIRM
 
 
 def test_hours_are_judged_each_for_itself() -> None:
     rows = [entry(id=n, hour=HOUR - n * timedelta(hours=1), value=n) for n in range(24)]
     found = awaited(reversed(rows), HERE)
     assert [one.entry.hour for one in found] == sorted(row.hour for row in rows)
-    assert {one.figure for one in found} == set(range(24))
+    assert {one.entry.value for one in found} == set(range(24))
 
 
-# ---- doubtful ones ----
+# ---- outcome_unknown ones ----
 
 
-def doubtful(**changes: Any) -> Entry:
+def outcome_unknown(**changes: Any) -> Entry:
     """A figure that may have arrived: an answer was lost, and a later attempt was refused."""
-    return entry(**{"state": ReportState.PARKED, "cause": "too_old", "doubtful": True, **changes})
+    return entry(
+        **{
+            "state": ReportState.NEEDS_ATTENTION,
+            "cause": "too_old",
+            "outcome_unknown": True,
+            **changes,
+        }
+    )
 
 
 @pytest.mark.parametrize(
-    ("before", "overwrites", "present", "absent", "neither"),
+    ("before", "present", "absent", "neither"),
     [
-        (None, True, 100, None, 70),
-        (None, True, 100, 0, 70),
-        (30, True, 100, 30, None),
-        (30, True, 100, 30, 0),
-        (None, False, 100, None, 70),
-        (30, False, 130, 30, 100),
+        (None, 100, None, 70),
+        (None, 100, 0, 70),
+        (30, 100, 30, None),
+        (30, 100, 30, 0),
     ],
 )
 def test_a_doubtful_figure_is_there_or_twice_not_there_or_a_persons_to_decide(
-    before: int | None, *, overwrites: bool, present: int, absent: int | None, neither: int | None
+    before: int | None, *, present: int, absent: int | None, neither: int | None
 ) -> None:
     older = [] if before is None else [
-        entry(id=9, value=before, state=ReportState.CONFIRMED, overwrites=overwrites)
+        entry(id=9, value=before, state=ReportState.CONFIRMED)
     ]  # fmt: skip
-    one = alone(doubtful(revision=2, overwrites=overwrites), *older)
-    again = alone(doubtful(revision=2, overwrites=overwrites, readings=1), *older)
-    assert finding(one, present) is ReadingFinding.CONFIRM
+    one = alone(outcome_unknown(revision=2), *older)
+    again = alone(outcome_unknown(revision=2, readings=1), *older)
+    assert finding(one, present) is ReadBackFinding.CONFIRM
     first = judge(one, absent, NOW, oldest=None)
-    assert (first.finding, first.readings) == (ReadingFinding.WAIT, 1)
+    assert (first.finding, first.readings) == (ReadBackFinding.WAIT, 1)
     assert first.confirm_at is not None
     assert first.confirm_at - NOW >= APART
-    assert finding(again, absent) is ReadingFinding.CLEAR
+    assert finding(again, absent) is ReadBackFinding.CLEAR
     # Something between makes the first reading worthless.
     between = judge(again, neither, NOW, oldest=None)
-    assert (between.finding, between.readings) == (ReadingFinding.WAIT, 0)
+    assert (between.finding, between.readings) == (ReadBackFinding.WAIT, 0)
 
 
 def test_a_doubtful_figure_is_not_given_up_before_the_provider_has_had_its_time() -> None:
-    early = alone(doubtful(readings=1, answered_at=NOW - LAG + MINUTE))
-    assert finding(early, None) is ReadingFinding.WAIT
+    early = alone(outcome_unknown(readings=1, answered_at=NOW - LAG + MINUTE))
+    assert finding(early, None) is ReadBackFinding.WAIT
 
 
 def test_what_was_parked_because_it_differs_waits_for_a_person_or_for_agreement() -> None:
-    one = alone(doubtful(cause="differs", readings=5))
-    assert finding(one, None) is ReadingFinding.WAIT
-    assert finding(one, 99) is ReadingFinding.WAIT
-    assert finding(one, 100) is ReadingFinding.CONFIRM
+    one = alone(outcome_unknown(cause="differs", readings=5))
+    assert finding(one, None) is ReadBackFinding.WAIT
+    assert finding(one, 99) is ReadBackFinding.WAIT
+    assert finding(one, 100) is ReadBackFinding.CONFIRM
 
 
 def test_in_a_period_whose_invoice_is_final_nothing_stays_doubtful() -> None:
-    assert finding(alone(doubtful(sealed=True)), 99) is ReadingFinding.CLEAR
-    assert finding(alone(doubtful(sealed=True, cause="differs")), None) is ReadingFinding.CLEAR
+    assert finding(alone(outcome_unknown(period_closed=True)), 99) is ReadBackFinding.CLEAR
+    assert (
+        finding(alone(outcome_unknown(period_closed=True, cause="differs")), None)
+        is ReadBackFinding.CLEAR
+    )
 
 
 def test_a_doubtful_figure_and_the_accepted_one_before_it_are_told_apart() -> None:
-    rows = [entry(), doubtful(id=2, revision=2, value=110)]
+    rows = [entry(), outcome_unknown(id=2, revision=2, value=110)]
     before, after = awaited(rows, HERE)
     assert [finding(before, 100), finding(after, 100)] == [
-        ReadingFinding.CONFIRM,
-        ReadingFinding.WAIT,
+        ReadBackFinding.CONFIRM,
+        ReadBackFinding.WAIT,
     ]
     assert [finding(before, 110), finding(after, 110)] == [
-        ReadingFinding.WAIT,
-        ReadingFinding.CONFIRM,
+        ReadBackFinding.WAIT,
+        ReadBackFinding.CONFIRM,
     ]
 
 
 def test_a_refusal_that_leaves_no_doubt_is_not_read_back() -> None:
-    refused = doubtful(doubtful=False)
+    refused = outcome_unknown(outcome_unknown=False)
     assert awaited([refused], HERE) == []
     [before] = awaited([entry(), replace(refused, id=2, revision=2)], HERE)
     assert before.entry.id == 1
@@ -305,15 +280,15 @@ def test_a_refusal_that_leaves_no_doubt_is_not_read_back() -> None:
 
 def test_without_a_doubtful_figure_an_hour_shows_the_last_one_before_it() -> None:
     rows = [entry(value=30), entry(id=2, revision=2, value=50, state=ReportState.CONFIRMED)]
-    [one] = awaited([*rows, doubtful(id=3, revision=3, value=70)], HERE)
+    [one] = awaited([*rows, outcome_unknown(id=3, revision=3, value=70)], HERE)
     assert one.without == 50
 
 
 def test_what_was_told_of_a_missing_customer_counts_nowhere_unless_it_is_billed() -> None:
-    assert judge_gone(alone(entry())).finding is ReadingFinding.GONE
-    assert judge_gone(alone(doubtful())).finding is ReadingFinding.GONE
-    assert judge_gone(alone(entry(sealed=True))).finding is ReadingFinding.CLOSE
-    assert judge_gone(alone(doubtful(sealed=True))).finding is ReadingFinding.CLEAR
+    assert judge_gone(alone(entry())).finding is ReadBackFinding.GONE
+    assert judge_gone(alone(outcome_unknown())).finding is ReadBackFinding.GONE
+    assert judge_gone(alone(entry(period_closed=True))).finding is ReadBackFinding.CLOSE
+    assert judge_gone(alone(outcome_unknown(period_closed=True))).finding is ReadBackFinding.CLEAR
 
 
 # ---- when ----
@@ -322,8 +297,8 @@ def test_what_was_told_of_a_missing_customer_counts_nowhere_unless_it_is_billed(
 @pytest.mark.parametrize(
     ("age", "then"),
     [
-        (timedelta(0), FIRST_READING),
-        (FIRST_READING, LAG),
+        (timedelta(0), FIRST_READ_BACK),
+        (FIRST_READ_BACK, LAG),
         (timedelta(minutes=20), LAG),
         (timedelta(minutes=50), timedelta(minutes=65)),
         (LAG, LAG + LATER),
@@ -336,22 +311,22 @@ def test_what_was_told_of_a_missing_customer_counts_nowhere_unless_it_is_billed(
 def test_a_figure_is_read_after_15_minutes_an_hour_then_every_six_and_daily(
     age: timedelta, then: timedelta
 ) -> None:
-    assert next_reading(NOW - age, NOW) == NOW - age + then
+    assert next_read_back(NOW - age, NOW) == NOW - age + then
 
 
 @given(age=st.integers(0, 10**7))
 def test_readings_come_closer_than_a_quarter_of_an_hour_only_before_the_first(age: int) -> None:
-    wait = next_reading(NOW - timedelta(seconds=age), NOW) - NOW
+    wait = next_read_back(NOW - timedelta(seconds=age), NOW) - NOW
     assert timedelta(0) < wait <= DAILY
-    assert wait >= APART or age < FIRST_READING.total_seconds()
+    assert wait >= APART or age < FIRST_READ_BACK.total_seconds()
 
 
 @given(ages=st.tuples(st.integers(0, 10**7), st.integers(0, 10**7)))
 def test_the_longer_a_provider_is_silent_the_longer_are_the_waits(ages: tuple[int, int]) -> None:
     younger, older = (
-        after_silence(NOW - timedelta(seconds=age), NOW) - NOW for age in sorted(ages)
+        after_no_answer(NOW - timedelta(seconds=age), NOW) - NOW for age in sorted(ages)
     )
-    assert SHORTEST_SILENCE <= younger <= older <= LATER
+    assert SHORTEST_WAIT <= younger <= older <= LATER
 
 
 SPACING = timedelta(hours=6)
@@ -365,7 +340,11 @@ SPACING = timedelta(hours=6)
         ({}, None, None),
         ({"readings": 1}, NOW - timedelta(hours=1), None),
         ({"resent": 1}, NOW - timedelta(hours=1), None),
-        ({"state": ReportState.PARKED, "doubtful": True}, NOW - timedelta(hours=1), None),
+        (
+            {"state": ReportState.NEEDS_ATTENTION, "outcome_unknown": True},
+            NOW - timedelta(hours=1),
+            None,
+        ),
     ],
 )
 def test_only_first_readings_are_put_off_and_only_where_another_agreed_lately(

@@ -122,7 +122,7 @@ def test_a_person_has_a_parked_figure_told_anew(desk: Desk) -> None:
     desk.container.use(11)
     [number] = desk.rows("id")[-1]
     now = desk.container.clock.now()
-    assert desk.container.reports.unpark(number, arrived=False, now=now)
+    assert desk.container.reports.lift_hold(number, arrived=False, now=now)
     desk.advance()
     assert desk.rows("revision, state, value, resent")[-1] == (MAX_RESENT + 2, "accepted", 111, 0)
     desk.later(minutes=15)

@@ -21,7 +21,7 @@ from billing.providers.port import (
     ProviderUnavailable,
     UsageReport,
 )
-from billing.reporting.destination import CustomerIds, Metered
+from billing.reporting.destination import CustomerIds
 
 HOUR = timedelta(hours=1)
 NEVER_ARRIVED = answering(ProviderCause.TIMED_OUT)
@@ -99,133 +99,10 @@ def test_what_a_person_held_back_without_an_answer_is_read_back_too(desk: Desk) 
     desk.container.ledger.faults.append(answer_lost)
     desk.advance(desk.container.ledger)
     [(number,)] = desk.rows("id")
-    assert desk.container.reports.park(number, "disputed")
+    assert desk.container.reports.hold_back(number, "disputed")
     desk.later(minutes=15)
     assert desk.confirm().confirmed == 1
     desk.assert_all_confirmed()
-
-
-# ---- meters that add ----
-
-
-def adding(sku: str) -> Metered:
-    plain = metered(sku).meter
-    meter = type(plain)(sku=sku, name=plain.name, display_name=sku, overwrites=False)
-    return Metered(meter=meter)
-
-
-class Adding:
-    """A provider that adds what it takes, once per identifier."""
-
-    name = "ledger"
-    max_age = None
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-        self.taken: dict[str, UsageReport] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def ensure_meters(self, meters: Any, *, dry_run: bool = False) -> Any:
-        checks = self._inner.ensure_meters(meters, dry_run=dry_run)
-        return [type(c)(meter=c.meter, provider_id=c.provider_id, created=False) for c in checks]
-
-    def report_usage(self, report: UsageReport) -> ProviderAnswer:
-        if report.identifier in self.taken:
-            return ProviderAnswer(cause=ProviderCause.DUPLICATE_IDENTIFIER)
-        self.taken[report.identifier] = report
-        return ProviderAnswer(cause=ProviderCause.TAKEN)
-
-    def read_back(self, customer_ref: str, meter: str, day: Any) -> dict[datetime, int]:
-        found: dict[datetime, int] = {}
-        for report in self.taken.values():
-            if (report.customer_ref, report.meter, report.hour.date()) == (
-                customer_ref,
-                meter,
-                day,
-            ):
-                found[report.hour] = found.get(report.hour, 0) + report.value
-        return found
-
-
-@pytest.fixture
-def adder(container: Container) -> Desk:
-    """A log, an outbox and a provider that adds."""
-    container.metered = adding
-    container.ledger.inner = Adding(container.ledger.inner)
-    return Desk(container, container.ledger.inner, CustomerIds.OURS)
-
-
-def test_the_sum_of_all_revisions_confirms_them_together(adder: Desk) -> None:
-    for amount in (7, 4, 2):
-        adder.container.use(amount)
-        adder.advance()
-    adder.later(minutes=15)
-    adder.confirm()
-    assert adder.states() == ["confirmed"] * 3
-    adder.assert_all_confirmed()
-
-
-def test_a_sum_that_differs_is_parked_and_nothing_is_ever_added_to_it(adder: Desk) -> None:
-    adder.container.use(7)
-    adder.advance()
-    adder.container.use(4)
-    adder.advance()
-    adder.edit(1)
-    for _ in range(10):
-        adder.later(hours=6)
-        adder.confirm()
-        adder.advance()
-    assert len(adder.provider.inner.taken) == 3
-    assert adder.rows()[-1] == (2, "parked", "differs")
-    assert adder.rows("detail")[-1] == ("reported 11, read back 12",)
-    # A correction by hand is found by itself.
-    adder.edit(-1)
-    adder.later(days=1)
-    adder.confirm()
-    adder.assert_all_confirmed()
-
-
-@pytest.mark.parametrize("arrived", [True, False])
-def test_a_difference_without_an_answer_for_a_day_is_decided_by_two_readings(
-    adder: Desk, *, arrived: bool
-) -> None:
-    adder.container.use(7)
-    adder.advance()
-    adder.later(minutes=15)
-    adder.confirm()
-    adder.container.use(4)
-    adder.container.ledger.always = answer_lost if arrived else NEVER_ARRIVED
-    for _ in range(24):
-        adder.advance(adder.container.ledger)
-        adder.later(hours=1)
-    assert adder.rows()[-1] == (2, "parked", "no_answer")
-    adder.container.ledger.always = None
-    found = []
-    for _ in range(4):
-        done = adder.confirm()
-        found.append((done.confirmed, done.cleared))
-        adder.later(days=1)
-    assert sum(confirmed for confirmed, _ in found) == int(arrived)
-    assert sum(cleared for _, cleared in found) == int(not arrived)
-    state, doubtful = adder.rows("state, doubtful")[1]
-    assert (state, doubtful) == ("confirmed" if arrived else "parked", False)
-
-
-def test_what_a_missing_meter_was_told_in_parts_is_parked_as_one(adder: Desk) -> None:
-    for amount in (7, 4):
-        adder.container.use(amount)
-        adder.advance()
-    adder.provider.silence = gone(ProviderCause.METER_MISSING)
-    adder.later(minutes=15)
-    adder.confirm()
-    assert adder.rows("revision, state, cause, value, latest") == [
-        (1, "parked", "meter_missing", 7, False),
-        (2, "parked", "meter_missing", 4, False),
-        (3, "parked", "meter_missing", 11, True),
-    ]
-    assert adder.container.sums()["acme", "page-capture"].parked == 11
 
 
 def gone(cause: ProviderCause) -> ProviderUnavailable:

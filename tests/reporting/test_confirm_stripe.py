@@ -223,7 +223,7 @@ def test_a_doubtful_figure_of_a_deleted_customer_is_free_for_its_replacement(
     local.control.fault("timeout", path="/v1/billing/meter_events", effect=False)
     desk.advance()
     [(_, _, number)] = desk.rows("revision, state, id")
-    assert desk.container.reports.park(number, "who is this?")
+    assert desk.container.reports.hold_back(number, "who is this?")
     delete(local, desk.refs["acme"])
     desk.later(minutes=15)
     assert desk.confirm().parked == 1

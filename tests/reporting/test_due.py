@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.providers.port import ProviderCause, ProviderMeter
+from billing.providers.report_value import MAX_HOUR_VALUE
 from billing.reporting.revision_rules import (
     EVERY,
     REACH,
@@ -26,11 +27,10 @@ from billing.reporting.revision_rules import (
     reaches_to,
     revise,
 )
-from billing.reporting.usage_report import MAX_HOUR_VALUE, OPEN, TAKEN, ParkedBy, ReportState
+from billing.reporting.usage_report import OPEN, TAKEN, AttentionCause, ReportState
 
 NOW = datetime(2026, 11, 10, 12, 30, tzinfo=UTC)
 METER = ProviderMeter(sku="page-capture", name="m", display_name="Pages")
-ADDING = ProviderMeter(sku="page-capture", name="m", display_name="Pages", overwrites=False)
 HERE = Holder("stripe", "cus_1", "m")
 THERE = Holder("ledger", "acme", "m")
 BEFORE = Holder("stripe", "cus_0", "m")
@@ -42,7 +42,7 @@ def last(**changes: Any) -> Last:
         "revision": 1,
         "state": ReportState.ACCEPTED,
         "cause": "",
-        "doubtful": False,
+        "outcome_unknown": False,
         "total_microcredits": 10,
     }
     return Last(**fields | changes)
@@ -93,39 +93,47 @@ def test_a_changed_total_is_a_new_revision_with_the_whole_figure(total: int) -> 
 
 
 @pytest.mark.parametrize("state", sorted(OPEN))
-@pytest.mark.parametrize("doubtful", [False, True])
+@pytest.mark.parametrize("outcome_unknown", [False, True])
 @pytest.mark.parametrize("total", [10, 11, 0])
 def test_nothing_is_due_before_the_last_revision_has_its_answer(
-    state: ReportState, doubtful: bool, total: int
+    state: ReportState, outcome_unknown: bool, total: int
 ) -> None:
-    assert revision(total, last=last(state=state, doubtful=doubtful)) is None
+    assert revision(total, last=last(state=state, outcome_unknown=outcome_unknown)) is None
 
 
 def test_a_refusal_that_may_hide_an_effect_is_no_answer() -> None:
-    parked = last(state=ReportState.PARKED, cause=ProviderCause.TOO_OLD.value, doubtful=True)
+    parked = last(
+        state=ReportState.NEEDS_ATTENTION, cause=ProviderCause.TOO_OLD.value, outcome_unknown=True
+    )
     assert not answered(parked)
     assert revision(11, last=parked) is None
 
 
 def test_a_negative_figure_is_parked_and_not_sent() -> None:
     new = made(-1)
-    assert (new.state, new.cause, new.value) == (ReportState.PARKED, ParkedBy.BELOW_ZERO, -1)
-    again = made(4, last=last(state=ReportState.PARKED, cause=new.cause, total_microcredits=-1))
+    assert (new.state, new.cause, new.value) == (
+        ReportState.NEEDS_ATTENTION,
+        AttentionCause.BELOW_ZERO,
+        -1,
+    )
+    again = made(
+        4, last=last(state=ReportState.NEEDS_ATTENTION, cause=new.cause, total_microcredits=-1)
+    )
     assert (again.state, again.value) == (ReportState.PENDING, 4)
 
 
 def test_zero_is_sent_only_to_overwrite() -> None:
-    parked = last(state=ReportState.PARKED, cause=ProviderCause.TOO_OLD.value)
+    parked = last(state=ReportState.NEEDS_ATTENTION, cause=ProviderCause.TOO_OLD.value)
     over = made(0, last=last(), taken={HERE: 10})
     assert (over.state, over.value) == (ReportState.PENDING, 0)
     never_taken = made(0, last=parked)
-    assert (never_taken.state, never_taken.value) == (ReportState.PARKED, 0)
+    assert (never_taken.state, never_taken.value) == (ReportState.NEEDS_ATTENTION, 0)
 
 
 def test_a_figure_that_makes_a_month_of_sixteen_digits_is_parked_and_says_what_to_do() -> None:
     assert made(MAX_HOUR_VALUE).state is ReportState.PENDING
     new = made(MAX_HOUR_VALUE + 1)
-    assert (new.state, new.cause) == (ReportState.PARKED, ProviderCause.INVALID_VALUE)
+    assert (new.state, new.cause) == (ReportState.NEEDS_ATTENTION, ProviderCause.INVALID_VALUE)
     assert "meter_decimals" in new.detail
     assert made(10 * MAX_HOUR_VALUE, decimals=5).state is ReportState.PENDING
     assert made(MAX_HOUR_VALUE).detail == ""
@@ -133,43 +141,54 @@ def test_a_figure_that_makes_a_month_of_sixteen_digits_is_parked_and_says_what_t
 
 def test_less_than_a_unit_waits_and_is_not_sent_as_zero() -> None:
     new = made(999_999, decimals=0)
-    assert (new.state, new.cause, new.value) == (ReportState.PARKED, ParkedBy.BELOW_UNIT, 0)
-    waits = last(state=ReportState.PARKED, cause=new.cause, total_microcredits=999_999)
+    assert (new.state, new.cause, new.value) == (
+        ReportState.NEEDS_ATTENTION,
+        AttentionCause.BELOW_UNIT,
+        0,
+    )
+    waits = last(state=ReportState.NEEDS_ATTENTION, cause=new.cause, total_microcredits=999_999)
     assert revision(999_999, decimals=0, last=waits) is None
     assert made(1_000_000, decimals=0, last=waits).state is ReportState.PENDING
 
 
 def test_what_is_known_not_to_have_arrived_is_told_anew() -> None:
-    silent = last(state=ReportState.PARKED, cause=ParkedBy.NO_ANSWER.value, doubtful=True)
+    silent = last(
+        state=ReportState.NEEDS_ATTENTION,
+        cause=AttentionCause.NO_ANSWER.value,
+        outcome_unknown=True,
+    )
     assert revision(10, last=silent) is None
-    new = made(10, last=replace(silent, doubtful=False))
+    new = made(10, last=replace(silent, outcome_unknown=False))
     assert (new.state, new.revision, new.value) == (ReportState.PENDING, 2, 10)
 
 
 def test_an_unmapped_customers_figure_is_parked_and_sent_when_the_customer_is_mapped() -> None:
     new = made(10, customer_ref=None)
-    assert (new.state, new.cause) == (ReportState.PARKED, ProviderCause.UNMAPPED_CUSTOMER)
-    unmapped = last(state=ReportState.PARKED, cause=new.cause, holder=new.holder)
+    assert (new.state, new.cause) == (ReportState.NEEDS_ATTENTION, ProviderCause.UNMAPPED_CUSTOMER)
+    unmapped = last(state=ReportState.NEEDS_ATTENTION, cause=new.cause, holder=new.holder)
     assert revision(10, last=unmapped, customer_ref=None) is None
     accrued = made(12, last=unmapped, customer_ref=None)
-    assert (accrued.state, accrued.cause) == (ReportState.PARKED, ProviderCause.UNMAPPED_CUSTOMER)
+    assert (accrued.state, accrued.cause) == (
+        ReportState.NEEDS_ATTENTION,
+        ProviderCause.UNMAPPED_CUSTOMER,
+    )
     mapped = made(10, last=unmapped)
     assert (mapped.state, mapped.holder, mapped.revision) == (ReportState.PENDING, HERE, 2)
 
 
 def test_what_was_refused_stays_parked_and_keeps_up_with_the_log() -> None:
-    parked = last(state=ReportState.PARKED, cause=ProviderCause.METER_MISSING.value)
+    parked = last(state=ReportState.NEEDS_ATTENTION, cause=ProviderCause.METER_MISSING.value)
     assert revision(10, last=parked) is None
     new = made(12, last=parked)
     assert (new.state, new.cause, new.value) == (
-        ReportState.PARKED,
+        ReportState.NEEDS_ATTENTION,
         ProviderCause.METER_MISSING,
         12,
     )
 
 
 def test_a_customer_that_is_another_one_there_gets_only_what_the_old_one_did_not() -> None:
-    gone = last(state=ReportState.PARKED, cause=ProviderCause.CUSTOMER_MISSING.value,
+    gone = last(state=ReportState.NEEDS_ATTENTION, cause=ProviderCause.CUSTOMER_MISSING.value,
                 holder=BEFORE, revision=2, total_microcredits=15)  # fmt: skip
     new = made(15, last=gone, taken={BEFORE: 10})
     assert (new.state, new.holder, new.value, new.held_microcredits) == (
@@ -189,43 +208,35 @@ def test_a_new_provider_gets_what_the_former_one_has_not() -> None:
 
 def test_a_lower_total_than_the_former_provider_has_is_parked() -> None:
     new = made(9, last=last(holder=THERE), taken={THERE: 10})
-    assert (new.state, new.cause, new.value) == (ReportState.PARKED, ParkedBy.BELOW_ZERO, -1)
+    assert (new.state, new.cause, new.value) == (
+        ReportState.NEEDS_ATTENTION,
+        AttentionCause.BELOW_ZERO,
+        -1,
+    )
 
 
 def test_what_waits_unsent_for_another_provider_is_handed_over() -> None:
     new = made(10, last=last(holder=THERE, state=ReportState.PENDING))
-    assert new.parks_last is ParkedBy.PROVIDER_CHANGED
+    assert new.parks_last is AttentionCause.PROVIDER_CHANGED
     assert (new.state, new.value, new.revision) == (ReportState.PENDING, 10, 2)
 
 
 def test_what_may_have_arrived_elsewhere_is_not_handed_over() -> None:
     for state in (ReportState.SENDING, ReportState.UNKNOWN):
-        assert revision(12, last=last(holder=THERE, state=state, doubtful=True)) is None
+        assert revision(12, last=last(holder=THERE, state=state, outcome_unknown=True)) is None
 
 
 def test_what_was_refused_elsewhere_is_due_here() -> None:
-    refused = last(holder=THERE, state=ReportState.PARKED, cause=ProviderCause.TOO_OLD.value)
+    refused = last(
+        holder=THERE, state=ReportState.NEEDS_ATTENTION, cause=ProviderCause.TOO_OLD.value
+    )
     assert made(10, last=refused).state is ReportState.PENDING
 
 
 def test_what_a_person_holds_back_stays_so_at_every_provider() -> None:
-    held = last(state=ReportState.PARKED, cause=ParkedBy.BY_HAND.value, holder=THERE)
+    held = last(state=ReportState.NEEDS_ATTENTION, cause=AttentionCause.BY_HAND.value, holder=THERE)
     assert revision(10, last=held) is None
-    assert made(12, last=held).cause == ParkedBy.BY_HAND
-
-
-def test_a_meter_that_adds_gets_the_difference() -> None:
-    new = made(14, ADDING, last=last(), taken={HERE: 10})
-    assert (new.value, new.held_microcredits) == (4, 14)
-    assert made(7, ADDING, last=last(), taken={HERE: 10}).value == -3
-
-
-def test_differences_on_a_coarse_meter_add_up_to_the_scaled_total() -> None:
-    first = made(1_500_000, ADDING, 0)
-    second = made(
-        2_100_000, ADDING, 0, last=last(total_microcredits=1_500_000), taken={HERE: 1_500_000}
-    )
-    assert (first.value, second.value) == (1, 1)
+    assert made(12, last=held).cause == AttentionCause.BY_HAND
 
 
 @given(
@@ -258,9 +269,9 @@ def test_once_nothing_is_due_the_books_come_to_the_log(
             if answer == "taken":
                 state, taken[new.holder] = ReportState.ACCEPTED, new.held_microcredits
             elif answer == "refused":
-                state, cause = ReportState.PARKED, ProviderCause.TOO_OLD.value
+                state, cause = ReportState.NEEDS_ATTENTION, ProviderCause.TOO_OLD.value
             elif answer == "hand":
-                state, cause = ReportState.PARKED, ParkedBy.BY_HAND.value
+                state, cause = ReportState.NEEDS_ATTENTION, AttentionCause.BY_HAND.value
         known = last(
             holder=new.holder, revision=new.revision, state=state, cause=cause,
             total_microcredits=total,

@@ -150,13 +150,13 @@ def test_late_usage_of_a_month_ago_is_found_at_once_after_the_seal(container: Co
 def test_a_hold_by_hand_outlasts_the_seal(container: Container) -> None:
     container.use(7)
     container.reports.plan(destination(), until=NOW, now=NOW)
-    assert container.reports.park(1, "disputed")
+    assert container.reports.hold_back(1, "disputed")
     container.seal(0)
     container.use(2)
     container.advance()
     assert container.carries() == []
     assert container.books().parked == 9
-    assert container.reports.unpark(2, arrived=None, now=NOW)
+    assert container.reports.lift_hold(2, arrived=None, now=NOW)
     container.advance()
     assert container.carries() == [(LAST_HOUR, THIS_HOUR, 9, "late")]
     assert container.ledger.seen == []
@@ -167,8 +167,8 @@ def test_what_was_carried_cannot_be_sent_again(container: Container) -> None:
     container.use(5)
     container.advance()
     assert not container.reports.retry(1, now=NOW)
-    assert not container.reports.unpark(1, arrived=None, now=NOW)
-    assert not container.reports.unpark(1, arrived=True, now=NOW)
+    assert not container.reports.lift_hold(1, arrived=None, now=NOW)
+    assert not container.reports.lift_hold(1, arrived=True, now=NOW)
 
 
 # -- providers and customers -----------------------------------------------------------------------
@@ -353,7 +353,9 @@ def test_a_seal_makes_the_next_comparison_one_of_a_month(
     assert container.advance().planned == 0
     container.seal(1)
     assert container.advance().planned == 1
-    assert [seal.settled_at is None for seal in container.reports.seals.list()] == [undecided]
+    assert [seal.settled_at is None for seal in container.reports.closed_periods.list()] == [
+        undecided
+    ]
     container.use(5, old, customer="globex")
     container.later(minutes=1)
     assert container.advance().planned == 0

@@ -19,7 +19,7 @@ from billing.core.errors import NotFound
 from billing.postgres.schema import customers, grants, usage_reports, webhook_events
 from billing.stripe_webhooks.deletions import DELETED
 from billing.stripe_webhooks.event_store import WebhookEvents
-from billing.stripe_webhooks.stripe_event import NoticeResult
+from billing.stripe_webhooks.stripe_event import EventResult
 from billing.stripe_webhooks.topups import NOT_GIVEN
 
 pytestmark = pytest.mark.postgres
@@ -348,6 +348,6 @@ def test_events_are_listed_newest_first(told: Told, engine: sa.Engine):
     events = WebhookEvents(engine)
     assert [event.event_id for event in events.list("stripe")] == ["evt_2", "evt_1"]
     assert [event.event_id for event in events.list("stripe", limit=1)] == ["evt_2"]
-    [kept] = events.list("stripe", result=NoticeResult.KEPT)
+    [kept] = events.list("stripe", result=EventResult.KEPT)
     assert (kept.event_id, kept.received_at) == ("evt_2", NOW + timedelta(minutes=1))
     assert events.list("another") == []

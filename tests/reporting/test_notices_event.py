@@ -15,10 +15,10 @@ from billing.providers.port import ProviderCause
 from billing.stripe_webhooks.meter_errors import read_meter_errors
 from billing.stripe_webhooks.stripe_event import (
     KINDS,
-    NoticeKind,
-    ProviderNotice,
+    EventKind,
+    StripeEvent,
     Unreadable,
-    read_notice,
+    read_event,
     stand_in,
 )
 
@@ -66,36 +66,36 @@ ERRORS: dict[str, Any] = {
 }
 
 
-def read(event: object, **changes: Any) -> ProviderNotice:
+def read(event: object, **changes: Any) -> StripeEvent:
     if changes:
         assert isinstance(event, dict)
         event = {**event, **changes}
-    return read_notice(json.dumps(event).encode())
+    return read_event(json.dumps(event).encode())
 
 
 def test_a_snapshot_is_read_for_its_ids_only():
     notice = read(SNAPSHOT)
-    assert notice == ProviderNotice(
+    assert notice == StripeEvent(
         id="evt_1",
         type="invoice.paid",
         happened_at=datetime.fromtimestamp(1_795_000_000, UTC),
         live=False,
         thing="in_1",
     )
-    assert notice.kind is NoticeKind.INVOICE
+    assert notice.kind is EventKind.INVOICE
 
 
 def test_a_thin_event_names_what_it_is_about():
     notice = read(THIN)
     assert (notice.id, notice.thing, notice.live) == ("evt_test_2", "mtr_1", True)
     assert notice.happened_at == datetime(2026, 11, 21, 18, 18, 5, 760_000, UTC)
-    assert notice.kind is NoticeKind.METER_ERRORS
+    assert notice.kind is EventKind.METER_ERRORS
 
 
 def test_an_event_about_nothing_is_one_where_its_kind_needs_nothing():
     unrelated = {key: value for key, value in THIN.items() if key != "related_object"}
     notice = read(unrelated, type="v1.billing.meter.no_meter_found")
-    assert (notice.thing, notice.kind) == ("", NoticeKind.METER_ERRORS)
+    assert (notice.thing, notice.kind) == ("", EventKind.METER_ERRORS)
     assert read(SNAPSHOT, type="balance.available", data={}).kind is None
 
 
@@ -151,7 +151,7 @@ def test_a_thin_event_needs_an_instant_with_its_offset(created: object):
 )
 def test_what_is_no_object_of_json_is_unreadable(body: bytes):
     with pytest.raises(Unreadable):
-        read_notice(body)
+        read_event(body)
 
 
 _JSON = st.recursive(
@@ -168,7 +168,7 @@ def test_whatever_a_field_holds_it_is_read_or_unreadable(
     name = data.draw(st.sampled_from(sorted(event)))
     body = json.dumps({**event, name: data.draw(_JSON)}).encode()
     try:
-        notice = read_notice(body)
+        notice = read_event(body)
     except Unreadable:
         return
     else:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from reporting_support import LAST_HOUR, THIS_HOUR, Aged, Container, answer_lost, answering, coarse
 
 from billing.providers.port import ProviderCause
-from billing.reporting.usage_report import MAX_HOUR_VALUE
+from billing.providers.report_value import MAX_HOUR_VALUE
 
 HOUR = timedelta(hours=1)
 KEY = ("acme", "page-capture")
@@ -70,7 +70,7 @@ def test_after_an_outage_of_36_days_what_is_unknown_stays_so_until_it_is_decided
     assert container.states() == [(1, "parked", "too_old")]
     assert container.carries() == []
     # What reading back does, or a person.
-    assert container.reports.unpark(1, arrived=arrived, now=container.clock.now())
+    assert container.reports.lift_hold(1, arrived=arrived, now=container.clock.now())
     container.later(days=1)
     container.advance()
     container.later(hours=1)
@@ -142,7 +142,7 @@ def test_a_remainder_does_not_move_while_nothing_is_used(container: Container) -
         container.advance()
         container.later(hours=1)
     assert container.carries() == [(LAST_HOUR, THIS_HOUR, 300_000, "remainder")]
-    [below] = container.reports.parked_by_cause("ledger")
+    [below] = container.reports.attention_by_cause("ledger")
     assert (below.cause, below.amount_microcredits) == ("below_unit", 300_000)
     container.use(700_000, container.clock.now().replace(minute=0))
     container.later(hours=1)
@@ -190,7 +190,7 @@ def test_a_negative_hour_is_made_up_for_by_the_next_usage(container: Container) 
     ]
     assert [report.value for report in container.ledger.seen] == [10, 40]
     assert container.books().accepted == container.books().logged == 80
-    assert container.reports.parked_by_cause("ledger") == []
+    assert container.reports.attention_by_cause("ledger") == []
 
 
 def test_a_negative_hour_lowers_a_later_one_that_was_told_already(container: Container) -> None:
@@ -215,6 +215,6 @@ def test_what_nothing_makes_up_for_stays_parked_and_is_told(container: Container
     for _ in range(3):
         container.later(hours=1)
         container.advance()
-    [parked] = container.reports.parked_by_cause("ledger")
+    [parked] = container.reports.attention_by_cause("ledger")
     assert (parked.cause, parked.amount_microcredits) == ("below_zero", -30)
     assert [report.value for report in container.ledger.seen] == [10]

@@ -11,17 +11,14 @@ from reporting_support import (
     Container,
     answer_lost,
     answering,
-    killed_after_sending,
-    metered,
 )
 from support import NOW
 
 from billing.core.errors import NotFound
 from billing.core.periods import month_of
 from billing.providers.port import ProviderCause
-from billing.reporting.adjustments import Reason
+from billing.reporting.adjustments import AdjustmentReason
 from billing.reporting.listing import ReportCount
-from billing.reporting.report_store import Metered
 from billing.reporting.usage_report import ReportState
 
 HOUR = timedelta(hours=1)
@@ -52,14 +49,17 @@ def test_reports_are_listed_by_every_property_the_newest_hour_first(told: Contai
         ("acme", LAST_HOUR, 2),
     ]
     assert len(listed(only_latest=False)) == 5
-    assert [row.cause for row in listed(states=[ReportState.PARKED], customer="acme")] == [
+    assert [row.cause for row in listed(states=[ReportState.NEEDS_ATTENTION], customer="acme")] == [
         "carried"
     ]
     assert [row.value for row in listed(cause=ProviderCause.METER_MISSING.value)] == [9]
     assert listed(provider="file") == []
     assert listed(sku="premium-proxy-search") == []
     assert len(listed(limit=2)) == 2
-    amounts = {row.customer: row.amount_microcredits for row in listed(states=[ReportState.PARKED])}
+    amounts = {
+        row.customer: row.amount_microcredits
+        for row in listed(states=[ReportState.NEEDS_ATTENTION])
+    }
     assert amounts == {"globex": 9, "acme": 0}
 
 
@@ -69,10 +69,14 @@ def test_a_report_is_shown_with_its_hours_history_and_lines(told: Container) -> 
     assert shown.report == first
     assert [(row.revision, row.state) for row in shown.revisions] == [
         (1, ReportState.ACCEPTED),
-        (2, ReportState.PARKED),
+        (2, ReportState.NEEDS_ATTENTION),
     ]
     [line] = shown.carries
-    assert (line.amount_microcredits, line.reason, line.to_hour) == (5, Reason.LATE, THIS_HOUR)
+    assert (line.amount_microcredits, line.reason, line.to_hour) == (
+        5,
+        AdjustmentReason.LATE,
+        THIS_HOUR,
+    )
     with pytest.raises(NotFound, match="billing report list"):
         told.reports.show(999)
 
@@ -86,7 +90,7 @@ def test_lines_are_listed_by_customer_sku_and_either_period(told: Container) -> 
 
 
 def test_what_stands_where_is_counted_with_its_amount(told: Container) -> None:
-    assert told.reports.counts("ledger") == {ReportState.PARKED: ReportCount(2, 9)}
+    assert told.reports.counts("ledger") == {ReportState.NEEDS_ATTENTION: ReportCount(2, 9)}
     told.later(hours=1)
     told.advance()
     assert told.reports.counts("ledger")[ReportState.ACCEPTED] == ReportCount(1, 5)
@@ -94,11 +98,11 @@ def test_what_stands_where_is_counted_with_its_amount(told: Container) -> None:
 
 
 def test_what_is_parked_needs_a_person_only_where_it_has_an_amount(told: Container) -> None:
-    [parked] = told.reports.parked_by_cause("ledger")
+    [parked] = told.reports.attention_by_cause("ledger")
     assert (parked.cause, parked.reports, parked.amount_microcredits, parked.oldest) == (
         "meter_missing", 1, 9, LAST_HOUR,
     )  # fmt: skip
-    assert told.reports.parked_by_cause("file") == []
+    assert told.reports.attention_by_cause("file") == []
 
 
 def test_the_oldest_without_an_answer_or_a_confirmation_shows_its_age(container: Container) -> None:
@@ -111,7 +115,7 @@ def test_the_oldest_without_an_answer_or_a_confirmation_shows_its_age(container:
     container.ledger.always = answering(ProviderCause.KEY_REFUSED)
     container.advance()
     assert container.reports.oldest_unconfirmed("ledger") == NOW
-    assert container.reports.park(2, "disputed")
+    assert container.reports.hold_back(2, "disputed")
     container.use(1, LAST_HOUR - 2 * HOUR, customer="globex")
     container.advance()
     assert container.reports.oldest_unconfirmed("ledger") == NOW
@@ -130,9 +134,9 @@ def test_a_report_held_back_while_unknown_is_decided_or_sent_again(
         answering(ProviderCause.TIMED_OUT) if arrived is False else answer_lost
     )
     container.advance()
-    assert container.reports.park(1, "disputed")
+    assert container.reports.hold_back(1, "disputed")
     container.later(minutes=10)
-    assert container.reports.unpark(1, arrived=arrived, now=container.clock.now())
+    assert container.reports.lift_hold(1, arrived=arrived, now=container.clock.now())
     container.advance()
     states = [state for _, state, _ in container.states()]
     assert states == (["parked", "accepted"] if arrived is False else ["accepted"])
@@ -146,41 +150,15 @@ def test_what_was_never_sent_cannot_have_arrived(container: Container) -> None:
     container.use(7)
     container.ledger.always = answering(ProviderCause.KEY_REFUSED)
     container.advance()
-    assert not container.reports.unpark(1, arrived=None, now=NOW)
-    assert container.reports.park(1, "disputed")
-    assert not container.reports.unpark(1, arrived=True, now=NOW)
-    assert container.reports.unpark(1, arrived=None, now=NOW)
+    assert not container.reports.lift_hold(1, arrived=None, now=NOW)
+    assert container.reports.hold_back(1, "disputed")
+    assert not container.reports.lift_hold(1, arrived=True, now=NOW)
+    assert container.reports.lift_hold(1, arrived=None, now=NOW)
     assert container.states() == [(1, "pending", "")]
 
 
 def test_a_refusal_is_lifted_by_a_retry_and_not_by_a_decision(told: Container) -> None:
     [refused] = told.reports.list(cause=ProviderCause.METER_MISSING.value)
     for arrived in (True, False, None):
-        assert not told.reports.unpark(refused.id, arrived=arrived, now=NOW)
+        assert not told.reports.lift_hold(refused.id, arrived=arrived, now=NOW)
     assert told.reports.retry(refused.id, now=NOW)
-
-
-def adding(sku: str) -> Metered:
-    meter = metered(sku).meter
-    return Metered(meter=type(meter)(sku=sku, name=meter.name, display_name=sku, overwrites=False))
-
-
-@pytest.mark.parametrize("arrived", [True, False])
-def test_the_silence_of_a_meter_that_adds_is_decided(container: Container, arrived: bool) -> None:
-    container.metered = adding
-    container.use(7)
-    container.ledger.faults.append(killed_after_sending)
-    container.die()
-    container.ledger.always = answering(ProviderCause.TIMED_OUT)
-    container.later(hours=1)
-    container.advance()
-    container.later(hours=22)
-    container.advance()
-    assert container.states() == [(1, "parked", "no_answer")]
-    assert not container.reports.unpark(1, arrived=None, now=NOW)
-    assert container.reports.unpark(1, arrived=arrived, now=NOW)
-    container.ledger.always = answering(ProviderCause.TAKEN)
-    container.ledger.seen.clear()
-    container.advance()
-    assert [report.value for report in container.ledger.seen] == ([] if arrived else [7])
-    assert container.books().accepted == 7

@@ -98,7 +98,7 @@ class Anything:
                 read = at.inner.read_back(row.customer_ref, row.meter, row.hour.date())
                 arrived = read.get(row.hour) == row.value
                 now = self.container.clock.now()
-                assert self.container.reports.unpark(row.id, arrived=arrived, now=now)
+                assert self.container.reports.lift_hold(row.id, arrived=arrived, now=now)
 
     def check(self) -> None:
         for customer in CUSTOMERS:

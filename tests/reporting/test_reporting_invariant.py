@@ -17,13 +17,11 @@ from reporting_support import (
     answering,
     killed_after_sending,
     killed_before_sending,
-    metered,
 )
 from sqlalchemy.engine import Connection
 
 from billing.postgres.engines import writer_engine
 from billing.providers.port import Provider, ProviderAnswer, ProviderCause, UsageReport
-from billing.reporting.report_store import Metered
 from billing.reporting.usage_report import ReportState
 
 
@@ -356,31 +354,3 @@ def test_a_refusal_after_a_lost_answer_does_not_free_the_hour_for_another_provid
     assert container.reports.retry(1, now=container.clock.now())
     container.advance()
     container.assert_all_told()
-
-
-def adding(sku: str) -> Metered:
-    plain = metered(sku).meter
-    return Metered(meter=type(plain)(sku=sku, name=plain.name, display_name=sku, overwrites=False))
-
-
-def test_a_meter_that_adds_gets_differences_and_is_not_asked_twice_after_a_day(
-    container: Container,
-) -> None:
-    container.metered = adding
-    container.ledger.always = answering(ProviderCause.TAKEN)
-    container.use(7)
-    container.advance()
-    container.use(4)
-    container.advance()
-    assert [report.value for report in container.ledger.seen] == [7, 4]
-    container.use(2)
-    container.ledger.always = answering(ProviderCause.TIMED_OUT)
-    container.advance()
-    container.later(hours=21)
-    container.advance()
-    assert [report.value for report in container.ledger.seen] == [7, 4, 2, 2]
-    container.later(hours=2)
-    container.advance()
-    assert len(container.ledger.seen) == 4
-    assert container.states()[-1] == (3, "parked", "no_answer")
-    assert container.sums()["acme", "page-capture"].parked == 2

@@ -16,9 +16,9 @@ from support import NOW
 from billing.core.errors import InvalidValue
 from billing.providers.port import ProviderAnswer, ProviderCause, ProviderMeter, ProviderUnavailable
 from billing.reporting.rate_limiter import TokenBucket
-from billing.reporting.report_store import Answered, CustomerIds, Destination, Metered
+from billing.reporting.report_store import Answered, Claimed, CustomerIds, Destination, Metered
 from billing.reporting.revision_rules import EVERY, Depth
-from billing.reporting.usage_report import ReportState, after_answer
+from billing.reporting.usage_report import ReportState, SendOutcome, after_answer
 
 LEASE = timedelta(minutes=5)
 
@@ -120,23 +120,21 @@ def test_a_reporter_that_lost_its_claim_changes_nothing(container: Container) ->
     assert container.reports.recover(later) == 1
     [fast] = container.reports.claim("ledger", now=later, lease=LEASE, limit=9)
     assert fast.report == slow.report
-    assert (fast.doubtful, fast.attempts) == (True, 2)
+    assert (fast.outcome_unknown, fast.attempts) == (True, 2)
     taken, refused = (
         ProviderAnswer(cause=ProviderCause.TAKEN),
         ProviderAnswer(cause=ProviderCause.TOO_OLD),
     )
-    parked = after_answer(refused, doubtful=False)
-    assert not container.reports.answer(
-        slow, parked, refused, now=later, next_at=later, confirm_at=later
-    )
-    accepted = after_answer(taken, doubtful=True)
-    assert container.reports.answer(
-        fast, accepted, taken, now=later, next_at=later, confirm_at=later
-    )
-    assert not container.reports.answer(
-        fast, parked, refused, now=later, next_at=later, confirm_at=later
-    )
-    # As a run notes them, several together.
+    parked = after_answer(refused, outcome_unknown=False)
+
+    def answered(claimed: Claimed, outcome: SendOutcome, answer: ProviderAnswer) -> str:
+        container.reports.answer_all([Answered(claimed, outcome, answer, later, later, later)])
+        [(_, state, _)] = container.states()
+        return state
+
+    assert answered(slow, parked, refused) == "sending"
+    assert answered(fast, after_answer(taken, outcome_unknown=True), taken) == "accepted"
+    assert answered(fast, parked, refused) == "accepted"
     container.reports.answer_all(
         [Answered(lost, parked, refused, later, later, later) for lost in (slow, fast)]
     )
@@ -202,8 +200,8 @@ def test_an_unmapped_customer_accrues_parked_until_it_is_mapped(container: Conta
 def test_a_person_holds_a_report_back_and_lets_it_go(container: Container) -> None:
     container.use(7)
     container.reports.plan(destination(), until=NOW, now=NOW)
-    assert container.reports.park(1, "disputed")
-    assert not container.reports.park(1, "disputed")
+    assert container.reports.hold_back(1, "disputed")
+    assert not container.reports.hold_back(1, "disputed")
     container.advance()
     assert container.ledger.seen == []
     assert container.sums()["acme", "page-capture"].parked == 7
@@ -212,7 +210,7 @@ def test_a_person_holds_a_report_back_and_lets_it_go(container: Container) -> No
     container.advance()
     container.assert_all_told()
     assert container.reports.oldest_open("ledger") is None
-    assert not container.reports.park(1, "too late")
+    assert not container.reports.hold_back(1, "too late")
 
 
 def test_only_the_deep_comparisons_read_old_hours(container: Container) -> None:

@@ -21,7 +21,7 @@ from reporting_support import (
 from support import NOW
 
 from billing.providers.port import MeteredLine, ProviderCause, ProviderInvoice
-from billing.reporting.closed_periods import notice
+from billing.reporting.closed_periods import record_closed_periods
 from billing.reporting.confirmations import ConfirmationStore
 from billing.reporting.read_back import ReadBack
 from billing.reporting.report_store import Metered
@@ -46,7 +46,7 @@ def line(value: int, start: datetime = START, meter: str = METER) -> MeteredLine
 
 
 def settle(container: Container) -> list[Difference]:
-    return list(container.reports.seals.settle("ledger", by_name, container.clock.now()))
+    return list(container.reports.closed_periods.true_up("ledger", by_name, container.clock.now()))
 
 
 def by_name(meter: str) -> Metered | None:
@@ -54,7 +54,9 @@ def by_name(meter: str) -> Metered | None:
 
 
 def settled(container: Container) -> list[bool]:
-    return [seal.settled_at is not None for seal in reversed(container.reports.seals.list())]
+    return [
+        seal.settled_at is not None for seal in reversed(container.reports.closed_periods.list())
+    ]
 
 
 # -- noticing --------------------------------------------------------------------------------------
@@ -63,32 +65,34 @@ def settled(container: Container) -> list[bool]:
 def test_an_invoice_seals_each_of_its_periods_once(container: Container) -> None:
     final = invoice(line(5), line(7, START + HOUR), line(1, meter="another"))
     for sealed in (2, 0, 0):
-        assert container.reports.seals.notice("ledger", "acme", final, NOW) == sealed
-    [other, own] = sorted(container.reports.seals.list(), key=lambda seal: seal.meter)
+        assert container.record_invoice("ledger", "acme", final) == sealed
+    [other, own] = sorted(container.reports.closed_periods.list(), key=lambda seal: seal.meter)
     assert (own.billed_value, own.period_start, own.period_end) == (12, START, THIS_HOUR)
     assert (other.billed_value, other.invoice_ref, other.customer) == (1, "in_1", "acme")
 
 
 def test_a_draft_seals_nothing(container: Container) -> None:
-    assert container.reports.seals.notice("ledger", "acme", invoice(line(5), final=False), NOW) == 0
-    assert container.reports.seals.list() == []
+    assert container.record_invoice("ledger", "acme", invoice(line(5), final=False)) == 0
+    assert container.reports.closed_periods.list() == []
 
 
 def test_a_notice_belongs_to_the_transaction_it_came_in(container: Container) -> None:
     with container.engine.connect() as connection:
-        assert notice(connection, "ledger", "acme", invoice(line(5)), NOW) == 1
+        assert record_closed_periods(connection, "ledger", "acme", invoice(line(5)), NOW) == 1
         connection.rollback()
-    assert container.reports.seals.list() == []
+    assert container.reports.closed_periods.list() == []
 
 
 def test_seals_are_listed_by_provider_and_by_whether_they_wait(container: Container) -> None:
     container.seal(0)
     container.seal(0, provider=container.file, invoice="in_2")
-    assert [seal.provider for seal in container.reports.seals.list("file")] == ["file"]
-    assert len(container.reports.seals.list(unsettled=True)) == 2
+    assert [seal.provider for seal in container.reports.closed_periods.list("file")] == ["file"]
+    assert len(container.reports.closed_periods.list(unsettled=True)) == 2
     settle(container)
-    assert [seal.provider for seal in container.reports.seals.list(unsettled=True)] == ["file"]
-    assert len(container.reports.seals.list(limit=1)) == 1
+    assert [seal.provider for seal in container.reports.closed_periods.list(unsettled=True)] == [
+        "file"
+    ]
+    assert len(container.reports.closed_periods.list(limit=1)) == 1
 
 
 # -- settling --------------------------------------------------------------------------------------
@@ -247,7 +251,7 @@ def test_what_is_unknown_at_the_seal_is_read_back_and_not_sent_again(
     assert settled(container) == [False]
     [report] = container.reports.list()
     assert (report.doubtful, report.confirm_at) == (True, container.clock.now())
-    assert container.reports.unpark(1, arrived=arrived, now=container.clock.now())
+    assert container.reports.lift_hold(1, arrived=arrived, now=container.clock.now())
     container.advance()
     assert settled(container) == [True]
     reasons = {entry[3]: entry[2] for entry in container.carries()}
@@ -294,7 +298,7 @@ def test_what_is_being_sent_at_the_seal_is_waited_for(container: Container) -> N
     container.later(minutes=6)
     container.advance()
     assert container.states() == [(1, "parked", "sealed")]
-    assert container.reports.unpark(1, arrived=True, now=container.clock.now())
+    assert container.reports.lift_hold(1, arrived=True, now=container.clock.now())
     container.advance()
     assert settled(container) == [True]
     assert container.carries() == []
@@ -307,26 +311,26 @@ def test_a_period_that_differs_waits_for_what_is_held_back_by_hand(container: Co
     container.use(7)
     container.ledger.always = answering(ProviderCause.KEY_REFUSED)
     container.advance()
-    assert container.reports.park(2, "disputed")
+    assert container.reports.hold_back(2, "disputed")
     container.seal(9)
     container.ledger.always = None
     assert container.advance().differed == []
     assert settled(container) == [False]
-    assert container.reports.unpark(2, arrived=None, now=container.clock.now())
+    assert container.reports.lift_hold(2, arrived=None, now=container.clock.now())
     assert len(container.advance().differed) == 1
     assert sorted(entry[2:] for entry in container.carries()) == [(1, "billed"), (7, "late")]
 
 
 def test_a_meter_that_nobody_knows_waits(container: Container) -> None:
     seal = invoice(line(5, meter="another"))
-    container.reports.seals.notice("ledger", "acme", seal, NOW)
+    container.record_invoice("ledger", "acme", seal)
     assert settle(container) == []
     assert settled(container) == [False]
 
 
 def test_a_period_that_is_not_over_by_our_clock_waits(container: Container) -> None:
     later = replace(line(0), period_end=NOW + timedelta(minutes=1))
-    container.reports.seals.notice("ledger", "acme", invoice(later), NOW)
+    container.record_invoice("ledger", "acme", invoice(later))
     assert settle(container) == []
     assert settled(container) == [False]
     container.later(minutes=1)

@@ -10,7 +10,8 @@ from stripe_bench import CUSTOMERS, LocalStripe, delete, until_answered
 
 from billing.providers.port import ProviderCause
 from billing.providers.stripe.client import StripeUnanswered
-from billing.providers.stripe.provider import CUSTOMER_METADATA, StripeProvider
+from billing.providers.stripe.customer_link import CUSTOMER_METADATA
+from billing.providers.stripe.provider import StripeProvider
 
 
 def test_a_customer_is_made_with_its_name_and_found_by_its_metadata(local: LocalStripe) -> None:

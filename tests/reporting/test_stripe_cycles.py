@@ -1,4 +1,4 @@
-"""Reading what Stripe itself has invoiced of our meters."""
+"""ReadBackResult what Stripe itself has invoiced of our meters."""
 
 from __future__ import annotations
 

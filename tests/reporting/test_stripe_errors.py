@@ -11,6 +11,7 @@ from stripe.events import V1BillingMeterErrorReportTriggeredEvent as ErrorReport
 from stripe_description import operation
 
 from billing.providers.port import VERDICTS, ProviderCause, ProviderVerdict
+from billing.providers.stripe.client import failure_of
 from billing.providers.stripe.errors import (
     CODES,
     KINDS,
@@ -19,7 +20,6 @@ from billing.providers.stripe.errors import (
     StripeErrorKind,
     cause_of,
     cause_of_code,
-    failure_of,
 )
 
 DUPLICATE = "An event already exists with identifier wb:1:r1."
@@ -158,7 +158,7 @@ def test_the_code_is_read_from_the_body_where_the_class_has_none() -> None:
 
 
 def test_headers_are_read_whatever_their_case() -> None:
-    headers = {"Stripe-Rate-Limited-Reason": "global-rate", "Idempotent-Replayed": "true"}
+    headers = {"Stripe-Rate-Limited-AdjustmentReason": "global-rate", "Idempotent-Replayed": "true"}
     failure = failure_of(stripe.RateLimitError("slow", http_status=429, headers=headers))
     assert failure.named_limit
     assert failure.replayed

@@ -98,12 +98,10 @@ def billed(desk: Desk, invoice: str, sku: str = SKUS[0]) -> int:
     return sum(line.value for line in found.lines if line.meter == name)
 
 
-def notice(desk: Desk, invoice: str, customer: str = "acme") -> int:
+def close_period(desk: Desk, invoice: str, customer: str = "acme") -> int:
     """What a webhook or a poll does: how many periods were sealed."""
     found = desk.provider.inner.provider_invoice(invoice)
-    return desk.container.reports.seals.notice(
-        "stripe", customer, found, desk.container.clock.now()
-    )
+    return desk.container.record_invoice("stripe", customer, found)
 
 
 # -- the reporter --------------------------------------------------------------------------------
@@ -276,10 +274,10 @@ def test_late_usage_during_and_after_finalization_is_billed_once_all_invoices_to
     desk.later(hours=1)
     assert billed(desk, first) == 111
     if noticed_at_once:
-        assert notice(desk, first) == len(SKUS)
+        assert close_period(desk, first) == len(SKUS)
     desk.container.use(5, hour)
     desk.advance()  # if nobody has noticed, Stripe takes it, and bills nobody
-    assert notice(desk, first) == (0 if noticed_at_once else len(SKUS))
+    assert close_period(desk, first) == (0 if noticed_at_once else len(SKUS))
     desk.container.use(7, hour)
     desk.container.use(50, THIS_HOUR)
     for _ in range(3):
@@ -302,7 +300,7 @@ def test_an_invoice_that_billed_too_much_is_made_up_for_and_never_by_a_negative_
     desk.edit(130)
     first = cycle(desk, LAST_HOUR - timedelta(days=3), THIS_HOUR)
     desk.later(hours=1)
-    notice(desk, first)
+    close_period(desk, first)
     for _ in range(3):
         desk.advance()
         desk.later(hours=1)

@@ -46,7 +46,7 @@ DAY: dict[str, Any] = {
 
 def everything(provider: StripeProvider, customer: str) -> None:
     """Every method, with names as long as they may be."""
-    long_meter = ProviderMeter(sku="long", name="m" * 100, display_name="d" * 250, overwrites=False)
+    long_meter = ProviderMeter(sku="long", name="m" * 100, display_name="d" * 250)
     provider.ensure_meters([METER, long_meter])
     ref = provider.link_customer(customer, "n" * 256)
     for number, value in enumerate((0, 1, 10**15 - 1, -(10**15) + 1)):

@@ -12,8 +12,9 @@ from stripe_bench import EVENTS, HOUR, METER, METERS, LocalStripe, delete, repor
 
 from billing.devtools.embedded_servers.launch import free_ports
 from billing.providers.port import ProviderCause, ProviderUnavailable, ProviderVerdict
-from billing.providers.stripe.client import StripeUnanswered
-from billing.providers.stripe.provider import StripeProvider, exact
+from billing.providers.stripe.client import StripeUnanswered, client_of
+from billing.providers.stripe.provider import StripeProvider
+from billing.providers.stripe.usage import exact
 
 
 def figures(provider: StripeProvider, customer_ref: str) -> dict[Any, int]:
@@ -146,7 +147,7 @@ def test_a_malformed_report_is_refused_without_asking(
 def test_nobody_at_the_address_is_a_lost_connection() -> None:
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
-    provider = StripeProvider.connect(KEY, url)
+    provider = StripeProvider(client_of(KEY, url))
     said = f"no answer from {url.removeprefix('http://')}: nobody listens there"
     answer = provider.report_usage(report("cus_1"))
     assert (answer.cause, answer.detail) == (ProviderCause.CONNECTION_FAILED, said)
@@ -155,7 +156,7 @@ def test_nobody_at_the_address_is_a_lost_connection() -> None:
 
 
 def test_a_key_that_stripe_does_not_know_stops_everything(local: LocalStripe) -> None:
-    stranger = StripeProvider.connect("sk_live_4eC39HqLyjWDarjtT1zdp7dc", local.url)
+    stranger = StripeProvider(client_of("sk_live_4eC39HqLyjWDarjtT1zdp7dc", local.url))
     answer = stranger.report_usage(report("cus_1"))
     assert (answer.cause, answer.verdict) == (ProviderCause.KEY_REFUSED, ProviderVerdict.STOPPED)
     assert "4eC39HqLyjWDarjtT1zdp7dc" not in answer.detail
@@ -277,15 +278,6 @@ def test_a_meter_is_made_as_an_hourly_sum_with_the_usual_payload(local: LocalStr
     assert there.display_name == METER.display_name
     [again] = local.adapter().ensure_meters([METER])
     assert (again.created, again.provider_id) == (False, made.provider_id)
-
-
-def test_a_meter_that_adds_has_no_window(local: LocalStripe) -> None:
-    adding = replace(METER, overwrites=False)
-    [made] = local.adapter().ensure_meters([adding])
-    assert list(made.differences) == []
-    assert local.person.billing.meters.retrieve(made.provider_id).event_time_window is None
-    [other] = local.adapter().ensure_meters([METER])
-    assert list(other.differences) == ["event_time_window is none, needed hour"]
 
 
 def test_a_dry_run_makes_no_meter(local: LocalStripe) -> None:

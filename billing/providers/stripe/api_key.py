@@ -1,4 +1,4 @@
-"""Which key Stripe is asked with: said before anything is sent, in words for a newcomer."""
+"""Checks of Stripe's API key before anything is sent, in words for a newcomer."""
 
 from __future__ import annotations
 

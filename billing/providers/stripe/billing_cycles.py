@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 import stripe
@@ -20,6 +20,8 @@ from billing.providers.stripe.client import (
     PAGE,
     StripeUnanswered,
     asking,
+    id_of,
+    instant_of,
     is_missing,
     metadata_of,
 )
@@ -85,7 +87,7 @@ class StripeCycles:
         return None if _optional(invoice, "deleted") else invoice
 
     def _deleted(self, provider_id: str) -> ProviderInvoice:
-        """Of a deleted draft Stripe has the event only, for 30 days."""
+        """Find a deleted draft by its event, which Stripe keeps for 30 days."""
         params: Any = {"type": _DELETED, "limit": PAGE}
         for event in self._v1.events.list(params).auto_paging_iter():
             invoice: Any = event.data.object
@@ -143,13 +145,13 @@ def invoice_of(
     finalised = _optional(invoice.status_transitions, "finalized_at")
     return ProviderInvoice(
         provider_id=invoice.id,
-        customer_ref=_id_of(invoice.customer),
+        customer_ref=id_of(invoice.customer),
         status=status or str(_optional(invoice, "status") or "draft"),
         currency=invoice.currency.upper(),
         total_minor=invoice.total,
-        period_start=_instant(invoice.period_start),
-        period_end=_instant(invoice.period_end),
-        finalised_at=None if finalised is None else _instant(finalised),
+        period_start=instant_of(invoice.period_start),
+        period_end=instant_of(invoice.period_end),
+        finalised_at=None if finalised is None else instant_of(finalised),
         payment_failed=invoice.status == "open" and invoice.attempt_count > 0,
         lines=tuple(lines),
     )
@@ -169,7 +171,7 @@ def summed(
         sums[meter, line.period.start, line.period.end] += quantity_of(line, invoice_id, meter)
     return [
         MeteredLine(
-            meter=meter, period_start=_instant(start), period_end=_instant(end), value=value
+            meter=meter, period_start=instant_of(start), period_end=instant_of(end), value=value
         )
         for (meter, start, end), value in sums.items()
     ]
@@ -178,7 +180,7 @@ def summed(
 def price_of(line: stripe.InvoiceLineItem) -> str:
     """The id of a line's price; empty where it has none. Pure."""
     details = _optional(_optional(line, "pricing"), "price_details")
-    return _id_of(details.price) if details is not None else ""
+    return id_of(details.price) if details is not None else ""
 
 
 def meter_of_price(price: stripe.Price) -> str | None:
@@ -202,7 +204,7 @@ def check_undivided(price: stripe.Price) -> None:
 
 
 def quantity_of(line: stripe.InvoiceLineItem, invoice_id: str, meter: str) -> int:
-    """How much a line bills, in the meter's smallest unit. Pure.
+    """The quantity that a line bills, in the meter's smallest unit. Pure.
 
     Raises:
         StripeUnanswered: A fraction, or nothing: a meter of ours takes integers only.
@@ -232,16 +234,6 @@ def _none(provider_id: str) -> NotFound:
     )
 
 
-def _instant(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
 def _optional(thing: Any, name: str) -> Any:  # noqa: ANN401 - any object of Stripe's, or None
     """A field that Stripe's description does not promise; None where there is none."""
     return getattr(thing, name, None)
-
-
-def _id_of(thing: Any) -> str:  # noqa: ANN401 - an id, an object where it was expanded, or None
-    if thing is None or isinstance(thing, str):
-        return thing or ""
-    return str(thing.id)

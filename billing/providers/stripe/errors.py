@@ -1,4 +1,4 @@
-"""What each of Stripe's errors means for a report: one table, without any I/O.
+"""The meaning of each of Stripe's errors for a report: one table. Pure.
 
 The status decides first whether there is a definite answer at all; of a definite refusal the code
 tells why, and where v1 gives no code, its sentence does. Codes are those of Stripe's API
@@ -12,16 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
-from urllib.parse import urlsplit
-
-import requests
-import stripe
 
 from billing.providers.port import ProviderCause
 
-MAX_DETAIL: Final = 300
-RATE_LIMIT_HEADER: Final = "stripe-rate-limited-reason"
-REPLAYED_HEADER: Final = "idempotent-replayed"
 _BAD_REQUEST: Final = 400
 _CONFLICT: Final = 409
 _TOO_MANY: Final = 429
@@ -29,7 +22,7 @@ _SERVER: Final = 500
 
 
 class StripeErrorKind(StrEnum):
-    """What came instead of a good answer."""
+    """The kind of failure."""
 
     ANSWER = "answer"
     """An answer that tells an error, or one that cannot be understood."""
@@ -108,21 +101,6 @@ STATUSES: Final[Mapping[int, ProviderCause]] = {
 """Statuses that say it all. Others: below 400 and from 500 there is no definite answer; between
 them a definite refusal."""
 
-UNREACHED: Final = (
-    ("nameresolution", "its name could not be found (is the network up?)"),
-    ("name or service not known", "its name could not be found (is the network up?)"),
-    ("getaddrinfo", "its name could not be found (is the network up?)"),
-    ("refused", "nobody listens there"),
-    ("proxy", "the proxy on the way did not let it pass"),
-    ("certificate", "its certificate was not accepted"),
-    ("ssl", "no encrypted connection came about"),
-    ("unreachable", "there is no way there (is the network up?)"),
-    ("closed", "the connection was closed before the answer"),
-    ("reset", "the connection was closed before the answer"),
-    ("aborted", "the connection was closed before the answer"),
-)
-"""Why there was no connection, by a part (in lower case) of the error below; the first fits."""
-
 KINDS: Final[Mapping[StripeErrorKind, ProviderCause]] = {
     StripeErrorKind.TIMEOUT: ProviderCause.TIMED_OUT,
     StripeErrorKind.CONNECTION: ProviderCause.CONNECTION_FAILED,
@@ -131,7 +109,7 @@ KINDS: Final[Mapping[StripeErrorKind, ProviderCause]] = {
 
 
 def cause_of(failure: Failure) -> ProviderCause:
-    """What an error means. Total: every failure has a cause."""
+    """The cause of a failure. Total: every failure has one."""
     if failure.kind in KINDS:
         return KINDS[failure.kind]
     status = failure.status
@@ -149,28 +127,8 @@ def cause_of(failure: Failure) -> ProviderCause:
 
 
 def cause_of_code(code: str) -> ProviderCause:
-    """Why, by the code alone, as an error report gives it."""
+    """The cause by the code alone, as an error report gives it."""
     return CODES.get(code, ProviderCause.INVALID_REQUEST)
-
-
-def failure_of(error: stripe.StripeError) -> Failure:
-    """An error of stripe-python as data."""
-    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
-    # The attribute ``code`` is empty on several of the classes; the body has it.
-    body = error.error
-    code = getattr(body, "code", None) or error.code or ""
-    param = getattr(body, "param", None) or getattr(error, "param", None) or ""
-    kind = _kind(error)
-    text = _unreached(error) if kind is StripeErrorKind.CONNECTION else error.user_message
-    return Failure(
-        kind=kind,
-        status=error.http_status,
-        code=code,
-        param=param,
-        message=(text or type(error).__name__)[:MAX_DETAIL],
-        named_limit=RATE_LIMIT_HEADER in headers,
-        replayed=headers.get(REPLAYED_HEADER) == "true",
-    )
 
 
 def _refusal(failure: Failure) -> ProviderCause:
@@ -183,27 +141,3 @@ def _refusal(failure: Failure) -> ProviderCause:
     if failure.code == "resource_missing" and failure.param == "customer":
         return ProviderCause.CUSTOMER_MISSING
     return ProviderCause.INVALID_REQUEST
-
-
-def _unreached(error: stripe.StripeError) -> str:
-    """Why there was no connection, in a sentence: the library's own text is a dump of the error."""
-    below = error.__cause__ or error.__context__
-    if not isinstance(below, requests.RequestException):
-        return error.user_message or ""
-    url = getattr(getattr(below, "request", None), "url", None) or ""
-    text = f"{type(below).__name__} {below}".lower()
-    why = next((words for part, words in UNREACHED if part in text), "the connection failed")
-    return f"no answer from {urlsplit(url).netloc or 'the address'}: {why}"
-
-
-def _kind(error: stripe.StripeError) -> StripeErrorKind:
-    if isinstance(error, stripe.APIConnectionError):
-        below = error.__cause__ or error.__context__
-        return (
-            StripeErrorKind.TIMEOUT
-            if isinstance(below, requests.Timeout)
-            else StripeErrorKind.CONNECTION
-        )
-    if isinstance(error, stripe.AuthenticationError) and error.http_status is None:
-        return StripeErrorKind.NO_KEY
-    return StripeErrorKind.ANSWER

@@ -1,14 +1,15 @@
 """Invoices of ours at Stripe: a draft, its items, read back, and only then final.
 
 The draft's metadata has our key and a digest of the lines it was asked with, each line's metadata
-its key and its place: a draft left half done is completed, one with other lines is told.
+its key and its place: a draft left half done is completed, one with other lines is an error.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import datetime
 from typing import Any, Final
 
 import orjson
@@ -20,7 +21,9 @@ from billing.providers.port import Invoice, InvoiceLine
 from billing.providers.stripe.client import (
     PAGE,
     asking,
+    id_of,
     idempotency_key,
+    instant_of,
     is_missing,
     metadata_of,
     once,
@@ -184,7 +187,7 @@ class StripeInvoices:
         return Invoice(
             provider_id=found.id,
             key=metadata[KEY],
-            customer_ref=_id_of(found.customer),
+            customer_ref=id_of(found.customer),
             currency=currency,
             status=_STATUSES.get(str(found.status), "open"),
             total_minor=found.total,
@@ -217,26 +220,20 @@ def _ours(found: Iterable[stripe.InvoiceLineItem]) -> tuple[InvoiceLine, ...]:
             key=metadata.get(LINE, ""),
             description=line.description or "",
             amount_minor=line.amount,
-            period_start=datetime.fromtimestamp(line.period.start, UTC),
-            period_end=datetime.fromtimestamp(line.period.end, UTC),
+            period_start=instant_of(line.period.start),
+            period_end=instant_of(line.period.end),
         )
         for metadata, line in lines
     )
 
 
 def _to_the_second(line: InvoiceLine) -> InvoiceLine:
-    return InvoiceLine(
-        key=line.key,
-        description=line.description,
-        amount_minor=line.amount_minor,
-        period_start=datetime.fromtimestamp(_unix(line.period_start), UTC),
-        period_end=datetime.fromtimestamp(_unix(line.period_end), UTC),
+    return replace(
+        line,
+        period_start=instant_of(_unix(line.period_start)),
+        period_end=instant_of(_unix(line.period_end)),
     )
 
 
 def _unix(instant: datetime) -> int:
     return int(instant.timestamp())
-
-
-def _id_of(customer: Any) -> str:  # noqa: ANN401 - an id, or a customer where it was expanded
-    return customer if isinstance(customer, str) else str(customer.id)
