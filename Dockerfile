@@ -11,6 +11,7 @@ COPY pyproject.toml README.md ./
 COPY billing billing
 COPY workers workers
 COPY alembic alembic
+COPY scripts scripts
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
     && /opt/weighbridge/bin/pip install --no-deps --no-index /wheels/*.whl \
     && /opt/weighbridge/bin/pip uninstall --yes pip setuptools
@@ -21,12 +22,14 @@ RUN useradd --system --uid 10001 --home-dir /var/lib/weighbridge --create-home w
     && chown weighbridge:weighbridge /var/lib/weighbridge/spool /var/lib/weighbridge/archive
 COPY --from=build /opt/weighbridge /opt/weighbridge
 WORKDIR /app
-COPY workers/flowerconfig.py flowerconfig.py
 ENV PATH=/opt/weighbridge/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     WEIGHBRIDGE_LOCAL_DIR=/var/lib/weighbridge \
     WEIGHBRIDGE_SPOOL_DIR=/var/lib/weighbridge/spool \
     WEIGHBRIDGE_ARCHIVE_DIR=/var/lib/weighbridge/archive
+# Not under Flower's own default name: that one it passes over in silence where it is missing, and would
+# then start without a password.
+RUN ln -s "$(python -m weighbridge.flowerconfig)" flower-settings.py
 USER weighbridge
 # Events that could reach neither Redis nor RabbitMQ wait in the first, and slips of leased runs: keep it
 # over restarts. The second has archived months, and is then the only place that has them.

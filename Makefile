@@ -17,11 +17,11 @@ ARGS ?=
 PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit lint bench chaos scale up down docs pins clean
+.PHONY: help demo test test-unit test-ranges lint dist bench chaos scale up down docs pins clean
 .DELETE_ON_ERROR:
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@scripts/make-venv $(PYTHON) $(VENV)
@@ -45,7 +45,13 @@ test: $(VENV)/.dev ## Every test, on real servers
 	@$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile $(ARGS)
 
 test-unit: $(VENV)/.dev ## Only tests that need no server and start no program
-	@$(BIN)/python -m pytest -m "not rabbitmq and not redis and not postgres and not worker and not process" $(ARGS)
+	@$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile \
+		-m "not rabbitmq and not redis and not postgres and not worker and not process" $(ARGS)
+
+# ARGS="oldest": one set alone. Environments of these stay in .local/ranges; not part of .ci/run.
+test-ranges: $(VENV)/.dev ## The worker's tests at the ends of pyproject.toml's ranges
+	@$(BIN)/python scripts/ensure_rabbitmq.py
+	@$(BIN)/python scripts/check_ranges.py $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter, and whether the configuration page is current
 	@$(BIN)/ruff check
@@ -54,6 +60,13 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter, and whether the config
 	@$(BIN)/lint-imports
 	@$(BIN)/python scripts/write_configuration.py --check || \
 		{ echo "docs/configuration.md is not that of billing/settings.py: make docs"; exit 1; }
+
+# The environment is a new one each time, so that nothing in it is left from before.
+dist: $(VENV)/.dev ## Build wheel and sdist into dist/, install the wheel and test it there
+	@rm -rf dist .local/dist
+	@$(BIN)/python -m hatchling build
+	@$(BIN)/python scripts/ensure_rabbitmq.py
+	@WEIGHBRIDGE_WHEEL=$$(ls $(CURDIR)/dist/*.whl) $(BIN)/python -m pytest tests/dist $(ARGS)
 
 bench: $(VENV)/.dev ## Measure (ARGS=--quick, --check, --page; lab/bench/README.md)
 	@$(BIN)/python -m lab.bench.run $(ARGS)
@@ -80,15 +93,20 @@ docs: $(VENV)/.dev ## Write docs/configuration.md from billing/settings.py
 # Pins are made by the oldest Python that is supported, Debian 12's 3.11.2: what it needs beyond newer
 # ones (redis-py: async-timeout) does not harm them, the other way round it would be missing.
 # Where .venv is of another: make pins PYTHON=/usr/bin/python3 VENV=.local/pins
-# The dev set first: the two smaller ones are held to its versions, so that all three agree.
+# The dev set first: the smaller ones are held to its versions, so that all agree. base is the production
+# image, worker the core alone, dist what runs the tests of the installed wheel.
+PRODUCTION := --extra api --extra stripe --extra flower --extra archive --extra ingestion
+CHECKOUT := $(PRODUCTION) --extra local --extra build
 pins: $(BIN)/python ## Write requirements/*.txt anew from pyproject.toml (ARGS=--upgrade: newest versions)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 11, 3))' || \
 		{ echo "Use Python 3.11.2: make pins PYTHON=/usr/bin/python3 VENV=.local/pins"; exit 1; }
 	@$(PIP) install --quiet --require-hashes -r requirements/dev.txt
-	@$(PIP_COMPILE) $(ARGS) --extra local --extra dev -o requirements/dev.txt pyproject.toml
-	@$(PIP_COMPILE) -c requirements/dev.txt --extra local -o requirements/local.txt pyproject.toml
-	@$(PIP_COMPILE) -c requirements/dev.txt -o requirements/base.txt pyproject.toml
+	@$(PIP_COMPILE) $(ARGS) $(CHECKOUT) --extra dev -o requirements/dev.txt pyproject.toml
+	@$(PIP_COMPILE) -c requirements/dev.txt $(CHECKOUT) -o requirements/local.txt pyproject.toml
+	@$(PIP_COMPILE) -c requirements/dev.txt $(PRODUCTION) -o requirements/base.txt pyproject.toml
+	@$(PIP_COMPILE) -c requirements/dev.txt -o requirements/worker.txt pyproject.toml
+	@$(PIP_COMPILE) -c requirements/dev.txt -o requirements/dist.txt requirements/dist.in pyproject.toml
 
 clean: ## Stop embedded servers, delete .venv, .local and caches
 	@if [ -x $(BIN)/billing ] && [ -d .local ]; then $(BIN)/billing local stop; fi
-	@rm -rf $(VENV) .local .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) .local dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -24,7 +24,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 FOLDER: Final = ROOT / ".local" / "ranges"
 SHOWN: Final = ("celery", "kombu", "redis", "sqlalchemy", "psycopg")
 SETS: Final[dict[str, list[str]]] = {
-    "oldest": [],  # every lower bound of the core, see oldest()
+    "oldest": [],  # every lower bound, see oldest()
     "celery-5.6": ["celery==5.6.*", "kombu==5.6.*", "redis==6.*", "sqlalchemy==2.0.*"],
     "redis-7": [
         "celery==5.6.*",
@@ -35,7 +35,8 @@ SETS: Final[dict[str, list[str]]] = {
     ],
     "newest": [],  # what the ranges allow today
 }
-EXTRAS: Final = ("api", "stripe", "flower", "archive", "ingestion", "local", "build")
+PRODUCTION: Final = ("api", "stripe", "flower", "archive", "ingestion")
+EXTRAS: Final = (*PRODUCTION, "local", "build")
 TOOLS: Final = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "gevent", "pyyaml")
 TESTS: Final = (
     "tests/workers",
@@ -63,10 +64,12 @@ def requirements() -> list[str]:
 
 
 def oldest() -> list[str]:
-    """Pins at the lower bounds of the core."""
+    """Pins at the lower bounds of the core and of production's extras."""
+    extras = project()["optional-dependencies"]
+    lines = [*project()["dependencies"], *(line for name in PRODUCTION for line in extras[name])]
     return [
         f"{one.name}=={bound.version}"
-        for one in map(Requirement, project()["dependencies"])
+        for one in map(Requirement, lines)
         for bound in one.specifier
         if bound.operator == ">="
     ]

@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 from support import eventually
-from wheel_environment import clean_environment, run
+from wheel_environment import LIMIT_SECONDS, clean_environment, run
 
 from billing.settings import Settings
 
-pytestmark = [pytest.mark.process, pytest.mark.worker]
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.worker,
+    pytest.mark.timeout(LIMIT_SECONDS),
+]
 
 FILES = {
     "manage.py": """

@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from wheel_environment import clean_environment, run
+from wheel_environment import LIMIT_SECONDS, clean_environment, run
 
 HERE = Path(__file__).resolve().parent / "on_the_wheel"
 
 
 @pytest.mark.process
+@pytest.mark.timeout(LIMIT_SECONDS)
 @pytest.mark.parametrize("file", sorted(file.name for file in HERE.glob("test_*.py")))
 def test_file(installed: Path, empty_database_url: str, tmp_path: Path, file: str):
     shutil.copytree(HERE, tmp_path / "tests")

@@ -14,6 +14,8 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PINS: Final = ROOT / "requirements" / "dist.txt"
+LIMIT_SECONDS: Final = 600
+"""The longest that a program may take: fifty packages are fetched where nothing is cached."""
 
 
 def build_wheel(source: Path, folder: Path, target: str = "wheel") -> Path:
@@ -55,7 +57,13 @@ def clean_environment(bin_folder: Path, **variables: str) -> dict[str, str]:
 def run(command: list[str], *, cwd: Path, env: Mapping[str, str] | None = None) -> str:
     """The output of a program that must succeed."""
     done = subprocess.run(
-        command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=170
+        command,
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT_SECONDS,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
     return done.stdout

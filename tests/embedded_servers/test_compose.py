@@ -91,7 +91,7 @@ def test_every_command_starts_a_program_of_the_package(services: dict[str, Servi
     for name in OURS:
         program, *arguments = services[name]["command"]
         if program == "celery":
-            assert arguments[:2] == ["-A", "workers"]
+            assert arguments[:2] == ["-A", "weighbridge.workers"]
             assert arguments[2] in {"worker", "beat", "flower"}
         else:
             assert program == "billing"

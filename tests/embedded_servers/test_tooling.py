@@ -21,6 +21,8 @@ TARGETS = {
     "demo",
     "test",
     "test-unit",
+    "test-ranges",
+    "dist",
     "lint",
     "bench",
     "chaos",
@@ -43,7 +45,7 @@ def test_no_file_names_a_host_to_install_from(name: str):
     assert not re.search(r"https?://|--(extra-)?index[-]url|\bpypi\b", (ROOT / name).read_text())
 
 
-@pytest.mark.parametrize("name", ["base", "local", "dev"])
+@pytest.mark.parametrize("name", ["worker", "base", "local", "dist", "dev"])
 def test_pins_are_exact_hashed_and_without_urls(name: str):
     text = (ROOT / "requirements" / f"{name}.txt").read_text()
     assert "://" not in text
@@ -58,12 +60,19 @@ def test_pins_are_exact_hashed_and_without_urls(name: str):
 
 def test_the_pins_have_what_debian_12s_python_needs_beyond_newer_ones():
     # redis-py: async-timeout; python_full_version < "3.11.3". Debian 12 has 3.11.2.
-    assert "async-timeout" in {name for name, _ in _pins("base")}
+    assert "async-timeout" in {name for name, _ in _pins("worker")}
 
 
 def test_a_smaller_set_of_pins_agrees_with_the_larger_ones():
-    sets = [_pins(name) for name in ("base", "local", "dev")]
-    assert sets[0] < sets[1] < sets[2]
+    sets = [_pins(name) for name in ("worker", "base", "local", "dev")]
+    assert sets[0] < sets[1] < sets[2] < sets[3]
+    assert _pins("worker") < _pins("dist") < _pins("dev")
+
+
+def test_a_worker_installs_no_extra():
+    extras = {"fastapi", "uvicorn", "flower", "pyarrow", "selectolax", "httpx", "stripe"}
+    assert extras & {name for name, _ in _pins("worker")} == set()
+    assert extras <= {name for name, _ in _pins("base")}
 
 
 @pytest.mark.parametrize("name", [".ci/run", "scripts/make-venv"])
