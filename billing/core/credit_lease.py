@@ -20,14 +20,13 @@ lower).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final
 
 from billing.core.credits import MAX_MICROCREDITS
-from billing.core.errors import InvalidValue, WeighbridgeError
-from billing.core.reservation import LineFigures, ReleaseCause, ReleaseOutcome
+from billing.core.errors import InvalidValue
+from billing.core.reservation import LineFigures
 from billing.core.usage_event import UsageEvent
 
 LEASE_PREFIX: Final = "lease:"
@@ -138,37 +137,6 @@ class BatchSettlement:
             for run, figures in zip(batch.runs, self.runs, strict=True)
             for event, line in zip(run.events, figures.lines, strict=not figures.repeat)
         ]
-
-
-class LeaseStore(Protocol):
-    """What a quota store can do with leases; beside ``hold.QuotaStore``, which knows them as holds.
-
-    All raise ``QuotaUnavailable`` when the store does not answer in time; the step may then have
-    happened or not, and repeating it is safe.
-    """
-
-    def lease(self, request: LeaseRequest) -> LeaseGrant:
-        """Make the lease what is requested, as far as balance and budgets bear it. One step."""
-        ...
-
-    def settle_leased(
-        self, batches: Sequence[LeasedBatch]
-    ) -> list[BatchSettlement | WeighbridgeError]:
-        """Charge the runs and put their events into the outbox; each batch is one step.
-
-        A run is charged what it was promised, and beyond that as far as balance and budgets bear
-        it; where the lease has ended, that is all of it. One that was settled before is left out.
-
-        Returns:
-            In the order of the batches; an error in the place of one that was refused.
-        """
-        ...
-
-    def release(
-        self, customer: str, task_id: str, cause: ReleaseCause, event: UsageEvent | None
-    ) -> ReleaseOutcome:
-        """End a lease as any hold; see ``hold.QuotaStore.release``."""
-        ...
 
 
 def chunk_of(room: int, holders: int, wish: int, least: int) -> int | None:

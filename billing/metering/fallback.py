@@ -9,11 +9,11 @@ from typing import Protocol
 
 import structlog
 
+from billing.core.admission import Admission
 from billing.core.errors import DenialReason, QuotaUnavailable
 from billing.core.sku import Sku, UnavailablePolicy
 from billing.core.usage_event import UsageEvent
 from billing.metering.lease_flusher import Keeps
-from billing.metering.usage_recorder import Admission
 
 log = structlog.get_logger(__name__)
 

@@ -14,11 +14,11 @@ from billing.core.credit_lease import (
     LeasedAdmission,
     LeasedBatch,
     LeasedRun,
-    LeaseStore,
 )
 from billing.core.errors import WeighbridgeError
 from billing.core.failpoints import reach
 from billing.core.usage_event import UsageEvent
+from billing.quota.port import LeaseStore
 from billing.transport.lease_wal import LeaseWal, Segment, Slip
 
 _log = structlog.get_logger(__name__)

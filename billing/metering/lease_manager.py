@@ -26,13 +26,13 @@ from billing.core.credit_lease import (
     LeasedAdmission,
     LeasedRun,
     LeaseOutcome,
-    LeaseStore,
     wish_of,
 )
 from billing.core.errors import QuotaUnavailable, WeighbridgeError
 from billing.core.failpoints import reach
 from billing.core.usage_event import UsageEvent
 from billing.metering.lease_flusher import FLUSH_RUNS, Keeps, LeaseFlusher
+from billing.quota.port import LeaseStore
 from billing.transport.lease_wal import LeaseWal
 
 _log = structlog.get_logger(__name__)

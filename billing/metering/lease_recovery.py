@@ -9,11 +9,12 @@ from typing import Final
 
 import structlog
 
-from billing.core.credit_lease import LeasedBatch, LeasedRun, LeaseStore
+from billing.core.credit_lease import LeasedBatch, LeasedRun
 from billing.core.errors import WeighbridgeError
 from billing.core.failpoints import reach
 from billing.core.reservation import ReleaseCause
 from billing.metering.lease_flusher import BATCH_RUNS, Keeps, decided_or_asked
+from billing.quota.port import LeaseStore
 from billing.transport.lease_wal import AbandonedSegment, LeaseWal, Slip
 
 _log = structlog.get_logger(__name__)

@@ -15,6 +15,7 @@ from uuid import UUID
 import structlog
 from msgspec import structs
 
+from billing.core.admission import Admission, TaskFacts
 from billing.core.clock import Clock
 from billing.core.credit_lease import LeasedAdmission
 from billing.core.errors import DenialReason, NotFound, QuotaUnavailable
@@ -25,7 +26,6 @@ from billing.core.reservation import (
     HoldRequest,
     HoldState,
     LoadOutcome,
-    QuotaStore,
     ReleaseCause,
     ReleaseOutcome,
     Reservation,
@@ -39,8 +39,9 @@ from billing.metering.fallback import Fallback, Publishes
 from billing.metering.lease_flusher import Keeps
 from billing.metering.lease_manager import LeaseManager
 from billing.metering.settlement_amounts import are_of, as_asked, decided
-from billing.metering.usage_recorder import Admission, TaskFacts, UsageRecorder
+from billing.metering.usage_recorder import UsageRecorder
 from billing.quota.checks import check_lines
+from billing.quota.port import QuotaStore
 
 log = structlog.get_logger(__name__)
 

@@ -12,10 +12,11 @@ import sqlalchemy as sa
 from billing.core.clock import Clock, to_ms
 from billing.core.customer import check_customer_id, unknown_customer
 from billing.core.errors import InvalidValue, NotFound, QuotaUnavailable
-from billing.core.reservation import AccountView, LoadOutcome, QuotaStore
+from billing.core.reservation import AccountView, LoadOutcome
 from billing.postgres import schema as tables
 from billing.postgres.locks import AdvisoryLockClass, lock_name
 from billing.quota.account_state import current_state, rebuild
+from billing.quota.port import QuotaStore
 
 _LOCK_SECONDS: Final = 5
 _TIMES_UNANSWERED: Final = 3

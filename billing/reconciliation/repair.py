@@ -19,11 +19,11 @@ import structlog
 from sqlalchemy.engine import Engine
 
 from billing.core.clock import Clock, parse_instant
-from billing.core.reservation import QuotaStore
 from billing.core.usage_event import UsageEvent
 from billing.postgres.locks import AdvisoryLock, try_lock
 from billing.quota.account_loader import AccountLoader
 from billing.quota.hold_repair import HoldRepair, RepairedHolds, Wrong
+from billing.quota.port import QuotaStore
 from billing.reconciliation.checks import InvariantChecks
 from billing.reconciliation.discrepancies import (
     DiscrepancyState,

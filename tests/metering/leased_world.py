@@ -10,6 +10,7 @@ from typing import Any
 
 from meter_fakes import CREDIT, HOLD_TTL_SECONDS, Died, World, make_facts, make_sku
 
+from billing.core.admission import Admission
 from billing.core.credit_lease import BatchSettlement, LeasedBatch, LeaseGrant, LeaseRequest
 from billing.core.errors import QuotaUnavailable, WeighbridgeError
 from billing.core.reservation import HoldRequest, ReleaseCause, ReleaseOutcome
@@ -18,7 +19,6 @@ from billing.core.usage_event import UsageEvent
 from billing.metering.lease_manager import LeaseManager
 from billing.metering.lease_recovery import LeaseRecovery
 from billing.metering.meter import Meter
-from billing.metering.usage_recorder import Admission
 from billing.quota.memory_store import MemoryQuotaStore
 from billing.transport.lease_wal import LeaseWal
 

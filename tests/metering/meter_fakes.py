@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from support import LONG_AGO, NOW
 
+from billing.core.admission import TaskFacts
 from billing.core.clock import ManualClock, to_ms
 from billing.core.errors import NotFound, PublishFailed, QuotaUnavailable
 from billing.core.reservation import (
@@ -34,7 +35,6 @@ from billing.core.sku import (
 )
 from billing.core.usage_event import UsageEvent
 from billing.metering.meter import Meter
-from billing.metering.usage_recorder import TaskFacts
 from billing.quota.memory_store import MemoryQuotaStore
 
 T = TypeVar("T")

@@ -14,19 +14,18 @@ from typing import Any, Protocol
 import redis
 
 from billing.core.clock import ManualClock, from_ms, to_ms
-from billing.core.credit_lease import LeaseStore
 from billing.core.event_ids import event_id
 from billing.core.reservation import (
     AccountState,
     AccountView,
     HoldRequest,
-    QuotaStore,
     Reservation,
     Settlement,
 )
 from billing.core.usage_event import Outcome, UsageEvent, denied_line, failed_line
 from billing.core.usage_event_json import from_wire
 from billing.quota.memory_store import MemoryQuotaStore
+from billing.quota.port import LeaseStore, QuotaStore
 from billing.quota.redis_store import RedisQuotaStore
 from billing.redis.keys import SHARDS, RedisKeys, shard_of
 
