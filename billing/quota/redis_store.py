@@ -29,11 +29,11 @@ from billing.core.usage_event import UsageEvent
 from billing.quota.checks import check_event, check_lines, check_request, check_state
 from billing.quota.redis_lease_store import LEASE_VERBS, RedisLeaseStore, done_key
 from billing.redis.keys import SHARDS, RedisKeys, shard_of, split_member
-from billing.redis.scripts import MILLISECONDS, Call, LuaScripts, answering, text, texts
+from billing.redis.scripts import MILLISECONDS, LuaScripts, answering, text, texts
 
 VERBS: Final = ("reserve", "settle", "release", "append", "expire", "load", *LEASE_VERBS)
 _CHUNK: Final = 100
-"""Holds expired by one script, or reserved or read in one pipeline: leaves the server to others."""
+"""Holds expired by one script, or read in one pipeline: leaves the server to others."""
 
 
 class RedisQuotaStore:
@@ -68,20 +68,6 @@ class RedisQuotaStore:
         """Hold the amount for the task, or say why not. See ``QuotaStore.reserve``."""
         check_request(request)
         return _reservation(self._run("reserve", *self._reserving(request)))
-
-    def reserve_many(self, requests: Sequence[HoldRequest]) -> list[Reservation]:
-        """Reserve for each, a round trip for every hundred. See ``QuotaStore.reserve_many``."""
-        for request in requests:
-            check_request(request)
-        found: list[Reservation] = []
-        for start in range(0, len(requests), _CHUNK):
-            calls: list[Call] = [
-                self._reserving(request) for request in requests[start : start + _CHUNK]
-            ]
-            with answering():
-                replies = self._scripts.run_many("reserve", calls)
-            found += (_reservation(reply) for reply in replies)
-        return found
 
     def settle(
         self,

@@ -122,9 +122,6 @@ class FlakyQuota:
     def reserve(self, request: HoldRequest) -> Reservation:
         return self._call("reserve", lambda: self.inner.reserve(request))
 
-    def reserve_many(self, requests: Sequence[HoldRequest]) -> list[Reservation]:
-        return self._call("reserve", lambda: self.inner.reserve_many(requests))
-
     def settle(
         self, customer: str, task_id: str, events: Sequence[UsageEvent], *, marked: bool = False
     ) -> Settlement:
@@ -227,10 +224,12 @@ class Books:
 class World:
     """A meter, its servers, and one customer ``acme`` with ten credits."""
 
+    memory_type = MemoryQuotaStore
+
     def __init__(self, *skus: Sku, credits: int = 10, quarantine_seconds: int = 0) -> None:  # noqa: A002 - the word of the field
         self.clock = ManualClock(NOW)
         self.skus = {sku.id: sku for sku in skus or (make_sku(),)}
-        self.memory = MemoryQuotaStore(self.clock, quarantine_seconds=quarantine_seconds)
+        self.memory = self.memory_type(self.clock, quarantine_seconds=quarantine_seconds)
         self.quota = FlakyQuota(self.memory)
         self.books = Books(self.memory, granted={"acme": credits * CREDIT})
         self.publisher = ListPublisher()

@@ -10,11 +10,17 @@ import redis
 from stores import MemoryStore, RedisStore, Store, StoreMaker
 
 
+@pytest.fixture
+def in_memory() -> StoreMaker:
+    """The store in memory; tests of leases have one of their own."""
+    return MemoryStore
+
+
 @pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.redis)])
-def make_store(request: pytest.FixtureRequest) -> Iterator[StoreMaker]:
+def make_store(request: pytest.FixtureRequest, in_memory: StoreMaker) -> Iterator[StoreMaker]:
     """Makes a store; what it left in Redis is deleted afterwards."""
     if request.param == "memory":
-        yield MemoryStore
+        yield in_memory
         return
     made: list[RedisStore] = []
 

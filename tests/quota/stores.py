@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import redis
+from memory_leases import MemoryLeaseStore
 
 from billing.core.clock import ManualClock, from_ms, to_ms
 from billing.core.event_ids import event_id
@@ -37,14 +38,14 @@ HOLD_TTL_SECONDS = 100
 DAY_MS = 86_400_000
 
 
-class QuotaStore(QuotaStore, LeaseStore, Protocol):
+class HoldsAndLeases(QuotaStore, LeaseStore, Protocol):
     """A quota store of holds and leases."""
 
 
 class Store(Protocol):
     """A quota store and what a test may do to it from outside."""
 
-    quota: QuotaStore
+    quota: HoldsAndLeases
 
     def now_ms(self) -> int: ...
 
@@ -66,6 +67,8 @@ StoreMaker = Callable[..., Store]
 
 
 class MemoryStore:
+    made_of: type[MemoryQuotaStore] = MemoryQuotaStore
+
     def __init__(self, *, quarantine_seconds: int = 0) -> None:
         self._clock = ManualClock(datetime.now(UTC))
         self._quarantine_seconds = quarantine_seconds
@@ -81,12 +84,12 @@ class MemoryStore:
         return list(self._memory.outbox)
 
     def lose_everything(self) -> None:
-        self._memory = MemoryQuotaStore(
+        self._memory = self.made_of(
             self._clock,
             hold_record_ttl_seconds=RECORD_TTL_SECONDS,
             quarantine_seconds=self._quarantine_seconds,
         )
-        self.quota: QuotaStore = self._memory
+        self.quota: Any = self._memory
 
     def forget_account(self, customer: str) -> None:
         self._memory._accounts.pop(customer, None)
@@ -96,12 +99,16 @@ class MemoryStore:
         return repr((memory._accounts, memory._holds, memory._open, memory.outbox))
 
 
+class MemoryLeases(MemoryStore):
+    made_of = MemoryLeaseStore
+
+
 class RedisStore:
     def __init__(self, client: redis.Redis, prefix: str, *, quarantine_seconds: int = 0) -> None:
         self.client = client
         self.prefix = prefix
         self.keys = RedisKeys(prefix)
-        self.quota: QuotaStore = RedisQuotaStore(
+        self.quota: Any = RedisQuotaStore(
             client,
             prefix=prefix,
             hold_record_ttl_seconds=RECORD_TTL_SECONDS,

@@ -12,7 +12,9 @@ from stores import (
     OTHER_SKU,
     RECORD_TTL_SECONDS,
     SKU,
+    MemoryLeases,
     Store,
+    StoreMaker,
     account_state,
     charged,
     figures,
@@ -48,6 +50,11 @@ from billing.core.usage_event import UsageEvent
 
 LEASE = "lease:a"
 OTHER = "lease:b"
+
+
+@pytest.fixture
+def in_memory() -> StoreMaker:
+    return MemoryLeases
 
 
 def ask(store: Store, number: int = 1, **overrides: object) -> LeaseGrant:

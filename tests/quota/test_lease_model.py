@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from stores import CUSTOMER, SKU, MemoryStore, Store, StoreMaker, account_state, usage
+from stores import CUSTOMER, SKU, MemoryLeases, Store, StoreMaker, account_state, usage
 
 from billing.core.clock import from_ms
 from billing.core.credit_lease import (
@@ -458,8 +458,13 @@ def _same_or_ended(store: Store, request: LeaseRequest, grant: Any) -> bool:
     return ended or again.granted_microcredits == grant.granted_microcredits
 
 
+@pytest.fixture
+def in_memory() -> StoreMaker:
+    return MemoryLeases
+
+
 def test_no_interleaving_of_leaseholders_spends_more_than_is_granted(make_store: StoreMaker):
-    is_memory = make_store is MemoryStore
+    is_memory = make_store is MemoryLeases
     run_state_machine_as_test(
         lambda: Leaseholders(make_store()),
         settings=settings(
