@@ -101,6 +101,11 @@ class LeasedRun:
     wires: tuple[bytes, ...] = ()
     """The events as they are on the wire, where somebody has encoded them already."""
 
+    @property
+    def encoded(self) -> tuple[bytes, ...]:
+        """The events as they are on the wire."""
+        return self.wires or tuple(event.to_wire() for event in self.events)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeasedBatch:
@@ -125,18 +130,6 @@ class BatchSettlement:
 
     runs: tuple[RunFigures, ...]
     quota_epoch: int
-
-    def decided(self, batch: LeasedBatch) -> list[UsageEvent]:
-        """The events with the figures that were decided, as the outbox has them."""
-        return [
-            event.settled(
-                amount=line.amount_microcredits,
-                shortfall=line.shortfall_microcredits,
-                quota_epoch=self.quota_epoch,
-            )
-            for run, figures in zip(batch.runs, self.runs, strict=True)
-            for event, line in zip(run.events, figures.lines, strict=not figures.repeat)
-        ]
 
 
 def chunk_of(room: int, holders: int, wish: int, least: int) -> int | None:

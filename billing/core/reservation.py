@@ -170,11 +170,15 @@ class LineFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """The answer to a settle. ``lines`` in the order they were first settled in."""
+    """The answer to a settle. ``lines`` in the order they were first settled in.
+
+    ``wires`` are the events as the store was given them, encoded; empty where it encodes none.
+    """
 
     outcome: SettleOutcome
     lines: tuple[LineFigures, ...]
     quota_epoch: int
+    wires: tuple[bytes, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

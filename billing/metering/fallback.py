@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import structlog
 
@@ -13,17 +12,10 @@ from billing.core.admission import Admission
 from billing.core.errors import DenialReason, QuotaUnavailable
 from billing.core.sku import Sku, UnavailablePolicy
 from billing.core.usage_event import UsageEvent
-from billing.metering.lease_flusher import Keeps
+from billing.transport.journal import EventKeeper
+from billing.transport.publishers import Publisher
 
 log = structlog.get_logger(__name__)
-
-
-class Publishes(Protocol):
-    """Takes events to the broker; returns when they are confirmed."""
-
-    def publish(self, events: Sequence[UsageEvent]) -> None:
-        """Publish, or raise ``PublishFailed``."""
-        ...
 
 
 class Fallback:
@@ -34,7 +26,7 @@ class Fallback:
         spool: The way out when RabbitMQ is away too.
     """
 
-    def __init__(self, publisher: Publishes, spool: Keeps) -> None:
+    def __init__(self, publisher: Publisher, spool: EventKeeper) -> None:
         self._publisher = publisher
         self._spool = spool
         self._allowed: dict[str, int] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
@@ -17,9 +17,11 @@ from billing.core.credit_lease import (
 )
 from billing.core.errors import WeighbridgeError
 from billing.core.failpoints import reach
-from billing.core.usage_event import UsageEvent
+from billing.metering.settlement_amounts import decided_or_asked
 from billing.quota.port import LeaseStore
+from billing.transport.journal import EventKeeper
 from billing.transport.lease_wal import LeaseWal, Segment, Slip
+from billing.transport.settled_figures import Encodable, EncodedEvent
 
 _log = structlog.get_logger(__name__)
 
@@ -27,14 +29,6 @@ BATCH_RUNS: Final = 100
 """Runs settled by one script: keeps the store free for others."""
 FLUSH_RUNS: Final = 1_000
 """Runs told in one round trip."""
-
-
-class Keeps(Protocol):
-    """Keeps events on the node's disk."""
-
-    def append(self, events: Sequence[UsageEvent]) -> None:
-        """Append and return when they are kept."""
-        ...
 
 
 class LeaseFlusher:
@@ -48,7 +42,7 @@ class LeaseFlusher:
     """
 
     def __init__(
-        self, store: LeaseStore, book: LeaseWal, journal: Keeps, lock: threading.Lock
+        self, store: LeaseStore, book: LeaseWal, journal: EventKeeper, lock: threading.Lock
     ) -> None:
         self._store = store
         self._book = book
@@ -123,7 +117,7 @@ class LeaseFlusher:
         answers: list[BatchSettlement | WeighbridgeError],
     ) -> int:
         refused: WeighbridgeError | None = None
-        decided: list[UsageEvent] = []
+        decided: list[EncodedEvent] = []
         done: list[LeasedAdmission] = []
         for (batch, tickets), answer in zip(groups, answers, strict=True):
             if isinstance(answer, WeighbridgeError):
@@ -145,7 +139,7 @@ class LeaseFlusher:
             raise refused
         return len(done)
 
-    def _keep(self, events: list[UsageEvent]) -> None:
+    def _keep(self, events: Sequence[Encodable]) -> None:
         """Second copies; their failure does not undo what is settled."""
         try:
             self._journal.append(events)
@@ -161,23 +155,6 @@ class LeaseFlusher:
             self._journal_trouble = True
         else:
             self._journal_trouble = False
-
-
-def decided_or_asked(batch: LeasedBatch, settlement: BatchSettlement) -> list[UsageEvent]:
-    """What the journal gets: the events as decided, and a repeat's as asked.
-
-    A repeat may be our own first try, whose answer was lost and which was charged in full as far as
-    anybody knows here. Where it is not, the log drops it.
-    """
-    repeats = [
-        event.settled(
-            amount=event.amount_microcredits, shortfall=0, quota_epoch=settlement.quota_epoch
-        )
-        for run, figures in zip(batch.runs, settlement.runs, strict=True)
-        if figures.repeat
-        for event in run.events
-    ]
-    return settlement.decided(batch) + repeats
 
 
 def _groups(tickets: list[LeasedAdmission]) -> list[tuple[LeasedBatch, list[LeasedAdmission]]]:

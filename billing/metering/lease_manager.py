@@ -31,8 +31,9 @@ from billing.core.credit_lease import (
 from billing.core.errors import QuotaUnavailable, WeighbridgeError
 from billing.core.failpoints import reach
 from billing.core.usage_event import UsageEvent
-from billing.metering.lease_flusher import FLUSH_RUNS, Keeps, LeaseFlusher
+from billing.metering.lease_flusher import FLUSH_RUNS, LeaseFlusher
 from billing.quota.port import LeaseStore
+from billing.transport.journal import EventKeeper
 from billing.transport.lease_wal import LeaseWal
 
 _log = structlog.get_logger(__name__)
@@ -88,7 +89,7 @@ class LeaseManager:
         self,
         store: LeaseStore,
         book: LeaseWal,
-        journal: Keeps,
+        journal: EventKeeper,
         *,
         name: str,
         window_seconds: float,

@@ -13,8 +13,10 @@ from billing.core.credit_lease import LeasedBatch, LeasedRun
 from billing.core.errors import WeighbridgeError
 from billing.core.failpoints import reach
 from billing.core.reservation import ReleaseCause
-from billing.metering.lease_flusher import BATCH_RUNS, Keeps, decided_or_asked
+from billing.metering.lease_flusher import BATCH_RUNS
+from billing.metering.settlement_amounts import decided_or_asked
 from billing.quota.port import LeaseStore
+from billing.transport.journal import EventKeeper
 from billing.transport.lease_wal import AbandonedSegment, LeaseWal, Slip
 
 _log = structlog.get_logger(__name__)
@@ -36,7 +38,7 @@ class LeaseRecovery:
         self,
         book: LeaseWal,
         store: LeaseStore,
-        journal: Keeps,
+        journal: EventKeeper,
         *,
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -35,13 +35,15 @@ from billing.core.reservation import (
 )
 from billing.core.sku import AdmissionPolicy, FailurePolicy, Sku, rate
 from billing.core.usage_event import Outcome, UsageEvent, failed_line, usage_line
-from billing.metering.fallback import Fallback, Publishes
-from billing.metering.lease_flusher import Keeps
+from billing.metering.fallback import Fallback
 from billing.metering.lease_manager import LeaseManager
 from billing.metering.settlement_amounts import are_of, as_asked, decided
 from billing.metering.usage_recorder import UsageRecorder
 from billing.quota.checks import check_lines
 from billing.quota.port import QuotaStore
+from billing.transport.journal import EventKeeper
+from billing.transport.publishers import Publisher
+from billing.transport.settled_figures import Encodable
 
 log = structlog.get_logger(__name__)
 
@@ -71,9 +73,9 @@ class Meter:
         quota: QuotaStore,
         skus: Callable[[str], Sku],
         refresh: Callable[[str], LoadOutcome],
-        publisher: Publishes,
-        journal: Keeps,
-        spool: Keeps,
+        publisher: Publisher,
+        journal: EventKeeper,
+        spool: EventKeeper,
         clock: Clock,
         hold_ttl_seconds: int,
         currency: str,
@@ -359,7 +361,7 @@ class Meter:
         else:
             self._keep([event])
 
-    def _keep(self, events: Sequence[UsageEvent]) -> None:
+    def _keep(self, events: Sequence[Encodable]) -> None:
         """Second copy. Its failure must not undo a settlement that stands."""
         try:
             self._journal.append(events)

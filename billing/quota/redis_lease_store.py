@@ -98,8 +98,7 @@ class RedisLeaseStore:
             key = done_key(self._keys, customer, mark)
             place = places.setdefault(key, len(keys) + len(places) + 1)
             arguments += [place, mark.bytes, run.promised_microcredits, len(run.events)]
-            wires = run.wires or tuple(event.to_wire() for event in run.events)
-            for event, wire in zip(run.events, wires, strict=True):
+            for event, wire in zip(run.events, run.encoded, strict=True):
                 arguments += [event.sku, event.amount_microcredits, _metered_ms(event.id), wire]
         return [*keys, *places], arguments
 

@@ -85,9 +85,10 @@ class RedisQuotaStore:
             keys.append(done_key(self._keys, customer, events[0].id))
             mark = events[0].id.bytes
         arguments: list[str | int | bytes] = [customer, task_id, self._remember_ms, mark]
-        for event in events:
+        wires = tuple(event.to_wire() for event in events)
+        for event, wire in zip(events, wires, strict=True):
             arguments += [event.sku, event.line, event.amount_microcredits]
-            arguments += [to_ms(event.metered_at), event.to_wire()]
+            arguments += [to_ms(event.metered_at), wire]
         outcome, epoch, *figures = (text(part) for part in self._run("settle", keys, arguments))
         return Settlement(
             outcome=SettleOutcome(outcome),
@@ -98,6 +99,7 @@ class RedisQuotaStore:
                 for line, amount, short in zip(*[iter(figures)] * 3, strict=True)
             ),
             quota_epoch=int(epoch),
+            wires=wires,
         )
 
     def release(

@@ -15,12 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
-from redis.connection import parse_url
 from redis.exceptions import (
     AskError,
     ClusterError,
@@ -31,10 +29,8 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from billing.core.errors import ConfigurationError
+from billing.redis.cluster_url import SCHEMES, nodes_of
 
-SCHEMES: Final = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
-_DEFAULT_PORT: Final = 6379
 _TRIES: Final = 2
 _TROUBLE: Final = (RedisClusterException, ClusterError, AskError, TryAgainError)
 _NODE_AWAY: Final = (redis.ConnectionError, redis.TimeoutError, MasterDownError, *_TROUBLE)
@@ -50,38 +46,6 @@ _WORST: Final[Mapping[str, Callable[[list[Any]], Any]]] = {
 def is_cluster(url: str) -> bool:
     """Whether a URL names a cluster."""
     return url.partition("://")[0] in SCHEMES
-
-
-def nodes_of(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
-    """The nodes to begin with, and how to connect to any.
-
-    Args:
-        url: ``redis+cluster://user:password@host:port,host:port``, with redis-py's options after a
-            ``?``; ``rediss+cluster`` for TLS.
-
-    Raises:
-        ConfigurationError: A port is no number, or a database is named: a cluster has one.
-    """
-    parts = urlsplit(url)
-    login, at, hosts = parts.netloc.rpartition("@")
-    if parts.path.strip("/") not in {"", "0"}:
-        raise ConfigurationError(
-            "REDIS_URL", "a cluster has one database", "leave out what follows the ports"
-        )
-    nodes: list[tuple[str, int]] = []
-    for each in hosts.split(","):
-        host, _, port = each.partition(":")
-        if not host or (port and not port.isdecimal()):
-            raise ConfigurationError(
-                "REDIS_URL", f"{each!r} is no node", "write host:port,host:port"
-            )
-        nodes.append((host, int(port or _DEFAULT_PORT)))
-    one = parts._replace(scheme=SCHEMES[parts.scheme], netloc=f"{login}{at}{nodes[0][0]}", path="")
-    options: dict[str, Any] = dict(parse_url(urlunsplit(one)))  # type: ignore[no-untyped-call]
-    secure = options.pop("connection_class", None) is not None
-    for name in ("host", "port", "db"):
-        options.pop(name, None)
-    return nodes, options | ({"ssl": True} if secure else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +155,7 @@ class ClusterClient:
         return found
 
     def info(self, section: str | None = None) -> dict[str, Any]:
-        """What one primary says of itself, with the worst of all where it matters (``_WORST``)."""
+        """``INFO`` of one primary, with the worst value of all where it matters (``_WORST``)."""
         asked = [section] if section else []
         said: list[dict[str, Any]] = []
         with translated():
@@ -217,7 +181,7 @@ class ClusterClient:
         ]
 
     def lives(self, keys: Sequence[str]) -> list[str | None]:
-        """For each key, the run id of the node that has it; None where that does not answer."""
+        """The run id of the node that has each key; None where that does not answer."""
         with translated():
             names = [self.node_name(key) for key in keys]
             run_ids = {name: self._run_id(name) for name in set(names)}
@@ -282,7 +246,7 @@ class ClusterClient:
 
 
 class ClusterPipeline:
-    """What is queued is sent to each node at once, node by node."""
+    """Commands queued by node, each node's sent at once."""
 
     def __init__(self, client: ClusterClient) -> None:
         self._client = client
@@ -398,7 +362,7 @@ def combined(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Say as ``redis.ConnectionError`` what is wrong with a cluster as a whole."""
+    """Raise trouble of the cluster as a whole as ``redis.ConnectionError``."""
     try:
         yield
     except _TROUBLE as error:

@@ -1,7 +1,7 @@
-"""The names of the quota store's keys: 64 shards, one Redis hash tag each.
+"""Names of every key in Redis: 64 shards, one Redis hash tag each.
 
 A shard is a hash slot, so every script touches one slot only, and a cluster spreads the shards.
-This is the one place where keys are named.
+No other module builds a key.
 """
 
 from __future__ import annotations
@@ -61,6 +61,23 @@ class RedisKeys:
     def born(self, shard: int) -> str:
         """String: the millisecond at which the shard was first seen, after a loss of data again."""
         return f"{self._tag(shard)}:born"
+
+    def unreadable(self, shard: int) -> str:
+        """Stream: entries of the outbox that are no event."""
+        return f"{self.out(shard)}:bad"
+
+    def claim(self, shard: int) -> str:
+        """String: the relay that reads the shard's outbox."""
+        return f"{self.out(shard)}:lease"
+
+    def shard_marker(self, shard: int) -> str:
+        """String: names this life of the shard's data, where each node of a cluster has its own."""
+        return f"{self.out(shard)}:marker"
+
+    @property
+    def marker(self) -> str:
+        """String: names this life of the data, gone when the data goes."""
+        return f"{self.prefix}:relay:marker"
 
     def outbox_keys(self) -> list[str]:
         """The outboxes of all shards, in order of the shard."""

@@ -46,8 +46,12 @@ _UNAVAILABLE: Final = (
 @cache
 def script_text(verb: str) -> str:
     """The whole Lua text of a verb: what all share, then its own."""
-    folder = resources.files(__package__) / "lua"
-    return "\n".join((folder / f"{name}.lua").read_text("utf-8") for name in ("_common", verb))
+    return "\n".join(own_text(name) for name in ("_common", "budget", verb))
+
+
+def own_text(name: str) -> str:
+    """A Lua file as it is, for a step that needs nothing of the quota's."""
+    return (resources.files(__package__) / "lua" / f"{name}.lua").read_text("utf-8")
 
 
 class LuaScripts:

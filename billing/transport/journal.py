@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -31,6 +31,7 @@ from billing.core.process_local import ProcessLocal
 from billing.core.usage_event import InvalidEvent, UsageEvent
 from billing.core.usage_event_json import from_wire
 from billing.transport.segment_files import flocked, fsync_directory, held
+from billing.transport.settled_figures import Encodable
 
 _log = structlog.get_logger(__name__)
 
@@ -39,6 +40,14 @@ UNREADABLE_SUFFIX: Final = ".unreadable"
 _ATTEMPTS: Final = 20
 """New segments tried by one append. Each failure is a drainer that was faster; two are unheard
 of."""
+
+
+class EventKeeper(Protocol):
+    """A place for events on the node's disk."""
+
+    def append(self, events: Sequence[Encodable]) -> None:
+        """Append, and return when they are kept."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +90,7 @@ class Journal:
         self._clock = clock
         self._writers = ProcessLocal(_Writer, _Writer.close)
 
-    def append(self, events: Sequence[UsageEvent]) -> None:
+    def append(self, events: Sequence[Encodable]) -> None:
         """Write the events, one line each.
 
         Raises:

@@ -208,7 +208,7 @@ class Relay:
         for start in range(0, len(entries), size):
             batch = entries[start : start + size]
             failpoints.reach("relay.before_publish")
-            self._publisher.publish([entry.event for entry in batch])
+            self._publisher.publish([entry.encoded for entry in batch])
             failpoints.reach("relay.after_confirm")
             self._outbox.remove(batch)
         return len(entries)

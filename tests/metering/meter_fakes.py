@@ -34,8 +34,10 @@ from billing.core.sku import (
     UnavailablePolicy,
 )
 from billing.core.usage_event import UsageEvent
+from billing.core.usage_event_json import from_wire
 from billing.metering.meter import Meter
 from billing.quota.memory_store import MemoryQuotaStore
+from billing.transport.settled_figures import Encodable
 
 T = TypeVar("T")
 
@@ -164,6 +166,11 @@ class ListPublisher:
         self.faults.call("publish", PublishFailed, lambda: self.events.extend(events))
 
 
+def plain(event: Encodable) -> UsageEvent:
+    """The event itself, of what may be its bytes."""
+    return event if isinstance(event, UsageEvent) else from_wire(event.to_wire())
+
+
 class ListShelf:
     """A journal or spool in memory, on a disk that can be full."""
 
@@ -173,7 +180,7 @@ class ListShelf:
 
     def append(self, events: Sequence[UsageEvent]) -> None:
         full = OSError(28, "No space left on device")
-        self.faults.call("append", lambda: full, lambda: self.events.extend(events))
+        self.faults.call("append", lambda: full, lambda: self.events.extend(map(plain, events)))
 
 
 @dataclass

@@ -39,3 +39,12 @@ def make_store(request: pytest.FixtureRequest, in_memory: StoreMaker) -> Iterato
 def store(make_store: StoreMaker) -> Store:
     """A store without a quarantine."""
     return make_store()
+
+
+@pytest.fixture
+def redis_store(redis_url: str) -> Iterator[RedisStore]:
+    """The store on Redis alone."""
+    with redis.Redis.from_url(redis_url) as client:
+        store = RedisStore(client, f"wbtest.{secrets.token_hex(4)}")
+        yield store
+        store.lose_everything()

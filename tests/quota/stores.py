@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import compress
 from typing import Any, Protocol
 
 import redis
 from memory_leases import MemoryLeaseStore
 
 from billing.core.clock import ManualClock, from_ms, to_ms
+from billing.core.credit_lease import BatchSettlement, LeasedBatch
 from billing.core.event_ids import event_id
 from billing.core.reservation import (
     AccountState,
@@ -25,6 +27,7 @@ from billing.core.reservation import (
 )
 from billing.core.usage_event import Outcome, UsageEvent, denied_line, failed_line
 from billing.core.usage_event_json import from_wire
+from billing.metering.settlement_amounts import decided_or_asked
 from billing.quota.memory_store import MemoryQuotaStore
 from billing.quota.port import LeaseStore, QuotaStore
 from billing.quota.redis_store import RedisQuotaStore
@@ -166,6 +169,14 @@ def decided(entry: Mapping[bytes, bytes]) -> UsageEvent:
     return template.settled(
         amount=int(entry[b"a"]), shortfall=int(entry[b"s"]), quota_epoch=int(entry[b"p"])
     )
+
+
+def as_decided(batch: LeasedBatch, settlement: BatchSettlement) -> list[UsageEvent]:
+    """The events of the runs that were not repeats, as their journal gets them."""
+    new = [not figures.repeat for figures in settlement.runs]
+    batch = replace(batch, runs=tuple(compress(batch.runs, new)))
+    settlement = replace(settlement, runs=tuple(compress(settlement.runs, new)))
+    return [from_wire(event.wire) for event in decided_or_asked(batch, settlement)]
 
 
 def account_state(store: Store, **overrides: object) -> AccountState:

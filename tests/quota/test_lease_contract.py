@@ -16,6 +16,7 @@ from stores import (
     Store,
     StoreMaker,
     account_state,
+    as_decided,
     charged,
     figures,
     newer,
@@ -356,7 +357,7 @@ def test_the_decided_events_are_those_of_the_outbox(store: Store):
     )
     (settlement,) = store.quota.settle_leased([batch])
     assert isinstance(settlement, BatchSettlement)
-    assert settlement.decided(batch) == store.outbox()
+    assert as_decided(batch, settlement) == store.outbox()
     assert [event.shortfall_microcredits for event in store.outbox()] == [68, 0]
 
 

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from stores import CUSTOMER, SKU, MemoryLeases, Store, StoreMaker, account_state, usage
+from stores import CUSTOMER, SKU, MemoryLeases, Store, StoreMaker, account_state, as_decided, usage
 
 from billing.core.clock import from_ms
 from billing.core.credit_lease import (
@@ -418,7 +418,7 @@ class Leaseholders(RuleBasedStateMachine):
             if is_open and not figures.repeat and slip.run.promised_microcredits == asked:
                 assert self.lost_data or not any(f.shortfall_microcredits for f in figures.lines)
             slip.settled = True
-        self.journal += settlement.decided(batch)
+        self.journal += as_decided(batch, settlement)
         return settlement
 
     def _event(self, task: int, amount: int) -> UsageEvent:
