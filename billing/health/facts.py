@@ -246,7 +246,7 @@ def spool_facts(sources: HealthSources) -> tuple[int, float]:
 def leased_run_facts(sources: HealthSources) -> tuple[int, int]:
     """Files of leased runs that dead processes of this node left, and unreadable ones."""
     before = sources.clock.now() - timedelta(seconds=LEFT_SECONDS)
-    return sources.lease_wal.left(before), sources.lease_wal.unreadable()
+    return sources.lease_wal.abandoned_since(before), sources.lease_wal.unreadable()
 
 
 # -- the log -----------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from billing.core.failpoints import reach
 from billing.metering.settlement_amounts import decided_or_asked
 from billing.quota.port import LeaseStore
 from billing.transport.journal import EventKeeper
-from billing.transport.lease_wal import LeaseWal, Segment, Slip
+from billing.transport.lease_wal import LeaseSegment, LeaseWal
+from billing.transport.lease_wal_entry import LeaseWalEntry
 from billing.transport.settled_figures import Encodable, EncodedEvent
 
 _log = structlog.get_logger(__name__)
@@ -96,7 +97,7 @@ class LeaseFlusher:
             return
         lease = ticket.lease
         if not ticket.line:
-            ticket.line = Slip(
+            ticket.line = LeaseWalEntry(
                 lease_id=lease.lease_id,
                 customer=lease.customer,
                 promised_microcredits=run.promised_microcredits,
@@ -133,7 +134,7 @@ class LeaseFlusher:
                     ticket.told = True
                     ticket.lease.told(ticket.run.promised_microcredits)
         for ticket in done:
-            if isinstance(ticket.place, Segment):
+            if isinstance(ticket.place, LeaseSegment):
                 self._book.settled(ticket.place)
         if refused is not None:
             raise refused

@@ -17,7 +17,8 @@ from billing.metering.lease_flusher import BATCH_RUNS
 from billing.metering.settlement_amounts import decided_or_asked
 from billing.quota.port import LeaseStore
 from billing.transport.journal import EventKeeper
-from billing.transport.lease_wal import AbandonedSegment, LeaseWal, Slip
+from billing.transport.lease_wal import AbandonedSegment, LeaseWal
+from billing.transport.lease_wal_entry import LeaseWalEntry
 
 _log = structlog.get_logger(__name__)
 
@@ -62,14 +63,14 @@ class LeaseRecovery:
         if self._seconds() < self._next:
             return 0
         self._next = self._seconds() + CHECK_SECONDS
-        with self._book.left_behind() as segments:
+        with self._book.abandoned() as segments:
             return self._settle(segments) if segments else 0
 
     def _settle(self, segments: Sequence[AbandonedSegment]) -> int:
         told = 0
         reach("left.before_settle")
         # Of all segments first: a lease must not be given back while one of them has runs of it.
-        for batch in _batches(slip for segment in segments for slip in segment.slips):
+        for batch in _batches(slip for segment in segments for slip in segment.entries):
             (answer,) = self._store.settle_leased([batch])
             reach("left.after_settle")
             if isinstance(answer, WeighbridgeError):
@@ -93,7 +94,7 @@ class LeaseRecovery:
         return told
 
 
-def _batches(slips: Iterable[Slip]) -> list[LeasedBatch]:
+def _batches(slips: Iterable[LeaseWalEntry]) -> list[LeasedBatch]:
     by_lease: defaultdict[tuple[str, str], list[LeasedRun]] = defaultdict(list)
     for slip in slips:
         run = LeasedRun(promised_microcredits=slip.promised_microcredits, events=slip.events)

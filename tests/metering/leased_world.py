@@ -110,7 +110,7 @@ class LeasedWorld(World):
 
     def kill(self) -> None:
         """The process is gone with its memory; the next one is another."""
-        page = self.book._pages.get()
+        page = self.book._processes.get()
         page.abandon()
         self.meter = self.another_process()
 

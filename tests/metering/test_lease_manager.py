@@ -312,7 +312,7 @@ def test_a_full_disk_keeps_the_task_from_being_acknowledged(warm: LeasedWorld, t
     warm.bill("t1")
     admission = warm.admit("t2")
     warm.book.directory = tmp_path / "slips" / "nowhere"
-    warm.book._pages.get().segment.descriptor = -1  # type: ignore[union-attr]  # it has one
+    warm.book._processes.get().segment.file.descriptor = -1  # type: ignore[union-attr]  # it has one
     with pytest.raises(OSError, match="slips"):
         warm.meter.settle(admission, warm.meter.recorder(admission.sku))
     assert warm.leases.waiting == 1
