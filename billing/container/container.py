@@ -200,7 +200,7 @@ class Container(Connections):
             batch=self.settings.relay_batch,
             lease_ms=self.settings.relay_lease_seconds * 1000,
             clock=self.clock,
-            left_slips=LeaseRecovery(
+            settle_abandoned=LeaseRecovery(
                 self.lease_wal, self._quota_on(self.relay_redis), self.journal
             ).check,
         )

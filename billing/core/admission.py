@@ -73,7 +73,7 @@ class Admission:
     degraded: bool = False
     repeat: bool = False
     """The task was billed before; whatever it records costs nothing more."""
-    ticket: LeasedAdmission | None = None
+    from_lease: LeasedAdmission | None = None
     """Where it was admitted from a lease."""
     contended: bool = False
     """Refused while other processes had leases: what they do not use is soon there again."""
@@ -83,7 +83,7 @@ class Admission:
         """Whether the body may run."""
         return self.reason is None
 
-    def leased(self, ticket: LeasedAdmission) -> Admission:
+    def admitted_from(self, leased: LeasedAdmission) -> Admission:
         """This one, admitted from a lease."""
         # dataclasses.replace does the same in four times the time.
         return Admission(
@@ -94,7 +94,7 @@ class Admission:
             number=self.facts.attempt + 1,
             needed_microcredits=self.needed_microcredits,
             held_microcredits=self.needed_microcredits,
-            ticket=ticket,
+            from_lease=leased,
         )
 
     def denial(self, *, currency: str) -> UsageEvent:

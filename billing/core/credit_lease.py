@@ -6,7 +6,7 @@ that its holder may ask for it to become larger or smaller.
 
 In its process a lease is four amounts::
 
-    free --admit--> out --end--> pending --told--> (settled in the store)
+    free --admit--> out --end--> pending --settled--> (settled in the store)
       ^              |
       '---- rest ----'
 
@@ -90,7 +90,7 @@ class LeaseGrant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeasedRun:
-    """What one run under a lease has to be settled for.
+    """A run under a lease, to be settled.
 
     ``promised_microcredits`` of the lease are for it. ``events`` each have the amount they should
     cost; the first one's id says whether the task was settled before.
@@ -164,7 +164,7 @@ class Lease:
     Attributes:
         admits_until: By the process's own clock, in seconds; nothing is admitted from then on.
         used: What was admitted since the last grant.
-        ended: Nothing will be granted to it any more; it lives until what is out is told.
+        ended: Nothing will be granted to it any more; it lives until what is out is settled.
     """
 
     customer: str
@@ -180,7 +180,7 @@ class Lease:
 
     @property
     def kept(self) -> int:
-        """What must stay in the store."""
+        """Credits that must stay in the store."""
         return self.out + self.pending
 
     def admit(self, amount: int, now: float) -> bool:
@@ -193,7 +193,7 @@ class Lease:
         return True
 
     def end(self, held: int, asked: int) -> int:
-        """A run that held so much ended and should cost so much; returns what it is promised.
+        """End a run that held so much and should cost so much; returns what it is promised.
 
         What it did not need is free again; what it needs beyond, it gets from what is free.
         """
@@ -203,8 +203,8 @@ class Lease:
         self.pending += promised
         return promised
 
-    def told(self, promised: int) -> None:
-        """The store has settled a run that was promised so much."""
+    def settled(self, promised: int) -> None:
+        """Note that the store has settled a run that was promised so much."""
         self.pending -= promised
 
     def request(self, wish: int, least: int, ttl_seconds: int) -> LeaseRequest:
@@ -223,7 +223,7 @@ class Lease:
         )
 
     def granted(self, grant: LeaseGrant, admits_until: float) -> None:
-        """The answer to the last request; what ended meanwhile has made something free already."""
+        """Take the answer to the last request, beside what ended runs have freed meanwhile."""
         self.used = 0
         if grant.outcome is LeaseOutcome.GRANTED:
             self.free += grant.granted_microcredits
@@ -238,8 +238,8 @@ class Lease:
 class LeasedAdmission:
     """One run that was admitted from a lease.
 
-    ``run`` is what it is to be settled for, once that is known, and ``line`` and ``place`` its slip
-    on the disk. ``dropped`` gets the ticket's lease and amount if nobody ends it.
+    ``run`` is what it is to be settled for, once that is known, and ``line`` and ``segment`` its
+    entry on the disk. ``dropped`` gets lease and amount if nobody ends it.
     """
 
     lease: Lease
@@ -248,8 +248,8 @@ class LeasedAdmission:
     ended: bool = False
     run: LeasedRun | None = None
     line: bytes = b""
-    place: object = None
-    told: bool = False
+    segment: object = None
+    settled: bool = False
 
     def __del__(self) -> None:
         # Wherever the garbage collector runs: no lock may be taken here.

@@ -1,4 +1,4 @@
-"""The life of a hold, pure: its states, what each verb may do to it, the port of the quota store.
+"""The life of a hold, pure: its states, and the answers of each verb.
 
 ::
 
@@ -29,8 +29,8 @@ ALL_SKUS: Final = "*"
 """The name under which a budget counts every SKU."""
 
 SYNC_ONLY: Final = -1
-"""As ``AccountState.settled_microcredits``: the log's total at the rebuild of this epoch is not
-told, so an account of the same epoch can be brought up to date and none can be loaded anew."""
+"""As ``AccountState.settled_microcredits``: the log's total at the rebuild of this epoch is
+unknown, so an account of the same epoch can be brought up to date and none can be loaded anew."""
 
 TIME_LIMIT_MARGIN_SECONDS: Final = 30
 """A hold outlives its task's hard time limit by at least this. Celery declares a child lost 10 s
@@ -100,8 +100,8 @@ class SettleOutcome(StrEnum):
     UNCOUNTED = "uncounted"
     """No account either: charged in full under epoch 0; the log will tell the balance later."""
     LEASED = "leased"
-    """Admitted from a lease: on this node's disk. The store is told soon, and decides the figures:
-    here there are no lines yet."""
+    """Admitted from a lease: on this node's disk. The store settles it soon, and decides
+    the figures: here there are no lines yet."""
 
 
 class ReleaseOutcome(StrEnum):
@@ -185,7 +185,7 @@ class Settlement:
 class AccountState:
     """A customer's account as PostgreSQL knows it.
 
-    ``epoch`` grows with each rebuild and ``version`` with each change of what is told here.
+    ``epoch`` grows with each rebuild and ``version`` with each change of its terms.
     ``settled_microcredits`` is the log's total at the rebuild of this epoch;
     ``late_microcredits`` is what the log has got since from events that this epoch had not counted.
     ``budgets`` and ``spent`` are microcredits by SKU, ``ALL_SKUS`` for the budget over all.

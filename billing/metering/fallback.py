@@ -1,4 +1,4 @@
-"""While Redis is away: who may run all the same, and where usage goes."""
+"""Admission and delivery while Redis is away."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 class Fallback:
-    """What one process does without the quota store. Safe to use from several threads.
+    """One process's way without the quota store. Safe to use from several threads.
 
     Args:
         publisher: The way out when Redis is away.
@@ -33,7 +33,7 @@ class Fallback:
         self._allowed_lock = threading.Lock()
 
     def admit(self, base: Admission, error: QuotaUnavailable) -> Admission:
-        """Redis cannot say: refuse, unless the SKU allows a bounded number of unheld runs."""
+        """Refuse, unless the SKU allows a bounded number of unheld runs."""
         sku = base.sku
         if sku.unavailable_policy is UnavailablePolicy.ALLOW:
             with self._allowed_lock:
@@ -41,10 +41,10 @@ class Fallback:
                 if used < sku.allow_limit:
                     self._allowed[sku.id] = used + 1
                     log.warning(
-                        "admitted without a hold",
+                        "admitted_without_hold",
                         task_id=base.facts.task_id,
                         customer=base.facts.customer,
-                        money="the run is metered; the balance is told when its event is logged",
+                        money="the run is metered; the balance counts it when its event is logged",
                         allowed=used + 1,
                         allow_limit=sku.allow_limit,
                         error=str(error),
@@ -52,8 +52,8 @@ class Fallback:
                     return replace(base, degraded=True)
         return replace(base, reason=DenialReason.QUOTA_UNAVAILABLE)
 
-    def is_over(self, sku: Sku) -> None:
-        """Redis has answered."""
+    def redis_answered(self, sku: Sku) -> None:
+        """Note that Redis has answered: the count of unheld runs begins anew."""
         if sku.id in self._allowed:
             with self._allowed_lock:
                 self._allowed.pop(sku.id, None)
@@ -69,7 +69,7 @@ class Fallback:
         except Exception as error:  # noqa: BLE001 - whatever a broken connection makes a driver raise
             self._spool.append(events)
             log.warning(
-                "usage spooled on this node",
+                "usage_spooled",
                 events=len(events),
                 money="nothing is lost; it reaches the log when the relay can publish again",
                 remedy="bring Redis and RabbitMQ back",

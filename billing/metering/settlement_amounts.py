@@ -11,7 +11,7 @@ from billing.transport.settled_figures import EncodedEvent, settled_event
 
 
 def as_asked(outcome: SettleOutcome, events: Sequence[UsageEvent]) -> Settlement:
-    """What is known of a settlement that the quota store has not decided."""
+    """A settlement that the quota store has not decided: all that was asked."""
     return Settlement(
         outcome=outcome,
         lines=tuple(

@@ -1,4 +1,4 @@
-"""What is known of one run of a task, and what its body records. Pure."""
+"""Usage that the body of a task records. Pure."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class UsageRecorder:
             total = self._total(found, line.quantity or 0, quantity)
         check_microcredits(0 if cost_micros is None else cost_micros, field="cost_micros")
         cost = check_microcredits(line.cost_micros + (cost_micros or 0), field="cost_micros")
-        # The costs of all lines are told together where a run ends without a charge.
+        # The costs of all lines are added where a run ends without a charge.
         check_microcredits(self.cost_micros + (cost_micros or 0), field="cost_micros")
         if subject is not None:
             _check_subject(subject)

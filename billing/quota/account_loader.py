@@ -32,7 +32,7 @@ from billing.quota.port import QuotaStore
 
 _LOCK_SECONDS: Final = 5
 _TIMES_UNANSWERED: Final = 3
-"""Customers in a row that could not be told, after which the server is taken to be away."""
+"""Customers in a row that could not be synced, after which the server is taken to be away."""
 
 
 class AccountLoader:
@@ -56,7 +56,7 @@ class AccountLoader:
         When many tasks miss the same balance, one rebuilds it and the others wait until it is
         loaded: a second rebuild would begin from the log, which has not got yet what the first
         epoch settled, and give those credits out again. An account whose month is over keeps its
-        epoch, for the same reason, and is told the new month.
+        epoch, for the same reason, and gets the new month.
 
         Args:
             customer: Whose account.
@@ -80,7 +80,7 @@ class AccountLoader:
             # After the commit: an epoch that Redis knew and PostgreSQL forgot would be given twice.
             outcome = self._quota.load(state)
         if outcome is LoadOutcome.LOADED:
-            # What changed between commit and load was told to an account that was not there yet.
+            # What changed between commit and load went to an account that was not there yet.
             self.sync_many([customer])
         return outcome
 
@@ -105,10 +105,10 @@ class AccountLoader:
             self._threads.release()
 
     def sync(self, customer: str) -> LoadOutcome:
-        """Tell the quota store what changed in PostgreSQL: grants, status, budgets, late usage.
+        """Send the quota store what changed in PostgreSQL: grants, status, budgets, late usage.
 
-        The figures are absolute, under a version: telling them twice adds nothing. An account of an
-        older epoch is forgotten there (its rebuild was never told), so that the next admission
+        The figures are absolute, under a version: sending them twice adds nothing. An account of an
+        older epoch is forgotten there (its rebuild never arrived), so that the next admission
         rebuilds it; nothing is loaded where there is none.
 
         Raises:
@@ -209,7 +209,7 @@ def current_state(connection: sa.Connection, customer: str, now: datetime) -> Ac
     """The account within its present epoch, to be sent after something changed.
 
     ``settled_microcredits`` is ``SYNC_ONLY``: within an epoch the store counts what is settled by
-    itself and is told only what came late. The log's total would be wrong to load: usage which the
+    itself and is sent only what came late. The log's total would be wrong to load: usage which the
     lost balance had counted under this epoch, and which reaches the log later, would never be late.
 
     Raises:

@@ -48,7 +48,7 @@ class Account:
         return self.granted - self.settled - self.held
 
     def view(self, customer: str) -> AccountView:
-        """What is told of it; what is spent without the zeros."""
+        """The account as a view; what is spent without the zeros."""
         return AccountView(
             customer=customer,
             epoch=self.epoch,
@@ -80,7 +80,7 @@ class Account:
         return max(min(lefts, default=MAX_MICROCREDITS), 0)
 
     def take_terms(self, state: AccountState) -> None:
-        """Take over what a newer version tells in any case."""
+        """Take over the terms of a newer version."""
         self.version = state.version
         self.suspended = state.suspended
         self.granted = state.granted_microcredits
@@ -121,7 +121,7 @@ class Hold:
         return self.customer, self.task_id
 
     def view(self) -> HoldView:
-        """What is told of it."""
+        """The hold as a view."""
         return HoldView(
             task_id=self.task_id,
             customer=self.customer,

@@ -123,18 +123,18 @@ def _settlement(batch: LeasedBatch, reply: Any) -> BatchSettlement | Weighbridge
         except redis.exceptions.RedisError as error:
             return WeighbridgeError(f"the quota store refused a batch of a lease: {error}")
     epoch, *figures = (int(part) for part in reply)
-    told = iter(figures)
+    replies = iter(figures)
     runs = []
     for run in batch.runs:
-        repeat, lines = next(told), next(told)
+        repeat, lines = next(replies), next(replies)
         runs.append(
             RunFigures(
                 repeat=bool(repeat),
                 lines=tuple(
                     LineFigures(
                         line=event.line,
-                        amount_microcredits=next(told),
-                        shortfall_microcredits=next(told),
+                        amount_microcredits=next(replies),
+                        shortfall_microcredits=next(replies),
                     )
                     for event in run.events[:lines]
                 ),

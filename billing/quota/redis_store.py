@@ -39,7 +39,7 @@ _CHUNK: Final = 100
 class RedisQuotaStore:
     """``QuotaStore`` on Redis. Each verb is one script on one slot, timed by the server's clock.
 
-    It is a ``LeaseStore`` as well (``redis_leases``).
+    It is a ``LeaseStore`` as well (``redis_lease_store``).
 
     Args:
         client: With its own time-outs; replies may be bytes or text. Nothing is asked of it here.
@@ -287,13 +287,13 @@ class RedisQuotaStore:
 
 
 def _reservation(reply: Sequence[Any]) -> Reservation:
-    outcome, reason, admission, held, left = (text(part) for part in reply)
+    outcome, reason, admission, held, remaining = (text(part) for part in reply)
     return Reservation(
         outcome=ReserveOutcome(outcome),
         reason=DenialReason(reason) if reason else None,
         admission=int(admission),
         held_microcredits=int(held),
-        left_microcredits=int(left),
+        left_microcredits=int(remaining),
     )
 
 

@@ -160,7 +160,7 @@ class ClusterClient:
         said: list[dict[str, Any]] = []
         with translated():
             for node in self.cluster.get_primaries():
-                # One that is away is told by ``members``.
+                # One that is away is shown by ``members``.
                 with suppress(*_NODE_AWAY):
                     said.append(self.cluster.get_redis_connection(node).info(*asked))
         return combined(said)
@@ -305,13 +305,13 @@ class ClusterPipeline:
         """
         queued, self._queued = self._queued, []
         answers: list[Any] = [None] * len(queued)
-        left = list(range(len(queued)))
+        unanswered = list(range(len(queued)))
         for attempt in range(_TRIES):
             if attempt:
                 self._client.learn()
-            self._send(queued, left, answers)
-            left = [index for index in left if isinstance(answers[index], _NODE_AWAY)]
-            if not left:
+            self._send(queued, unanswered, answers)
+            unanswered = [index for index in unanswered if isinstance(answers[index], _NODE_AWAY)]
+            if not unanswered:
                 break
         for index, answer in enumerate(answers):
             if isinstance(answer, _TROUBLE):

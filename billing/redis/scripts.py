@@ -1,4 +1,4 @@
-"""Calling the Lua verbs of the quota store, and telling apart why a call failed."""
+"""Calls of the Lua verbs, and the one list of errors that mean "Redis is away"."""
 
 from __future__ import annotations
 

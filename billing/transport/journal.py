@@ -210,7 +210,7 @@ class Journal:
             file=str(kept),
             lines=len(contents.unreadable),
             torn_bytes=len(contents.torn),
-            meaning="these lines are not billed by themselves; a torn line is of a process that "
+            money="these lines are not billed by themselves; a torn line is of a process that "
             "died while it wrote, and its task runs again where it is acknowledged late",
             remedy="read the file; bill what is missing in the log by hand, then delete it",
         )

@@ -1,6 +1,6 @@
 """The lease write-ahead log: runs under a lease, on this node's disk before they are acknowledged.
 
-The store is told of such runs in batches, some moments later. What was not told when its process
+The store is told of such runs in batches, some moments later. What was not settled when its process
 died is found here: every process appends to segments of its own and holds their flock for as long
 as it lives, so **a segment whose flock is free is of a process that is dead**, and whoever takes it
 settles what it says. An entry that was settled already does no harm then; it is known by its mark.
@@ -74,7 +74,7 @@ class AbandonedSegment:
             "lease_entries_unreadable",
             file=str(kept),
             lines=self.unreadable,
-            meaning="these lines are no entries and are not billed; the others of the file are",
+            money="these lines are no entries and are not billed; the others of the file are",
             remedy="read the file; bill what is missing in the log by hand, then delete it",
         )
 
@@ -189,7 +189,7 @@ class LeaseWal:
             state.disk.release()
 
     def close(self) -> None:
-        """Append no more. What is not settled is left to the node's relay."""
+        """Append no more. What is not settled waits for the node's relay."""
         state = self._processes.get()
         with state.disk:
             self._retire(state)

@@ -234,7 +234,7 @@ class RedisOutbox:
             stream=unreadable,
             entry=entry_id,
             error=str(error),
-            meaning="one usage event is not billed; it is kept in the stream named here",
+            money="one usage event is not billed; it is kept in the stream named here",
             remedy="find out what wrote it, correct it and put it back into the outbox",
         )
 

@@ -199,7 +199,7 @@ class Leaseholders(RuleBasedStateMachine):
             for slip in slips:
                 slip.told = True
                 if lease is not None:
-                    lease.told(slip.run.promised_microcredits)
+                    lease.settled(slip.run.promised_microcredits)
 
     @rule(number=PROCESSES)
     def a_process_is_killed(self, number: int) -> None:
@@ -511,7 +511,7 @@ def test_a_run_is_promised_what_it_needs_as_far_as_its_lease_goes(free: int, hel
     assert promised == min(asked, held + free)
     assert (lease.out, lease.pending) == (0, promised)
     assert lease.free == free + held - promised
-    lease.told(promised)
+    lease.settled(promised)
     assert lease.kept == 0
 
 
