@@ -10,6 +10,7 @@ from uuid import UUID
 from billing.core.clock import Clock
 from billing.core.credit_lease import (
     ENDED_SECONDS,
+    SHARE,
     BatchSettlement,
     LeasedBatch,
     LeasedRun,
@@ -18,7 +19,6 @@ from billing.core.credit_lease import (
     LeaseRequest,
     RunFigures,
     check_lease,
-    chunk_of,
 )
 from billing.core.errors import WeighbridgeError
 from billing.core.reservation import (
@@ -38,6 +38,25 @@ from billing.quota.memory_records import Account, Hold
 from billing.quota.memory_store import MemoryQuotaStore
 
 _MILLISECONDS: Final = 1000
+
+
+def chunk_of(room: int, holders: int, wish: int, least: int) -> int | None:
+    """What one lease gets of what a customer has, or None where that is too little to be of use.
+
+    The share shrinks with the balance until it is less than one task, and what is left then is
+    admitted task by task. What leases strand is so bounded by what was there: each gets at most
+    ``room / (SHARE * holders)``.
+
+    Args:
+        room: What balance and budgets leave, what the lease has free included.
+        holders: Leases of the customer, this one included.
+        wish: What is asked for.
+        least: The least that is of use: one task's worth.
+    """
+    if room < 0:
+        return None
+    chunk = min(wish, room // (SHARE * holders))
+    return chunk if chunk >= least else None
 
 
 @dataclass(slots=True)
@@ -164,16 +183,16 @@ class MemoryLeaseStore(MemoryQuotaStore):
     ) -> LeaseGrant:
         # Never raised to what is to be kept: the store has no credits for what it does not hold.
         kept = min(request.keep_microcredits, hold.held)
-        if request.gives_back and kept == 0:
+        if request.wish_microcredits == 0 and kept == 0:
             self._close(hold, account)
             hold.state, hold.cause = HoldState.RELEASED, "returned"
             hold.number, hold.granted = request.number, 0
             hold.forget_at_ms = now_ms + ENDED_SECONDS * _MILLISECONDS
             return _granted(0)
         outcome, chunk = LeaseOutcome.GRANTED, 0
-        if not request.gives_back and (account is None or now_ms >= account.period_end_ms):
+        if request.wish_microcredits and (account is None or now_ms >= account.period_end_ms):
             outcome = LeaseOutcome.UNKNOWN_BALANCE
-        elif not request.gives_back and account is not None:
+        elif request.wish_microcredits and account is not None:
             if hold.period_start_ms != account.period_start_ms:
                 outcome = LeaseOutcome.ENDED
             else:

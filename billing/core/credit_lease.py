@@ -33,7 +33,11 @@ LEASE_PREFIX: Final = "lease:"
 """Begins the id of every lease, under which it is a hold among those of tasks."""
 
 SHARE: Final = 8
-"""All of a customer's leases together ask for about an eighth of what is available at a time."""
+"""All of a customer's leases together get about an eighth of what is available at a time.
+
+What balance and budgets leave is divided by this times the customer's leases; where the share is
+less than one task the customer's tasks are admitted one by one. What leases strand is so bounded by
+what was there."""
 
 FIRST_TASKS: Final = 32
 """How many tasks' worth a process asks for before it knows how many it will run."""
@@ -73,11 +77,6 @@ class LeaseRequest:
     wish_microcredits: int
     least_microcredits: int
     ttl_seconds: int
-
-    @property
-    def gives_back(self) -> bool:
-        """Whether nothing is asked for."""
-        return self.wish_microcredits == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,25 +129,6 @@ class BatchSettlement:
 
     runs: tuple[RunFigures, ...]
     quota_epoch: int
-
-
-def chunk_of(room: int, holders: int, wish: int, least: int) -> int | None:
-    """What one lease gets of what a customer has, or None where that is too little to be of use.
-
-    The share shrinks with the balance until it is less than one task, and what is left then is
-    admitted task by task. What leases strand is so bounded by what was there: each gets at most
-    ``room / (SHARE * holders)``.
-
-    Args:
-        room: What balance and budgets leave, what the lease has free included.
-        holders: Leases of the customer, this one included.
-        wish: What is asked for.
-        least: The least that is of use: one task's worth.
-    """
-    if room < 0:
-        return None
-    chunk = min(wish, room // (SHARE * holders))
-    return chunk if chunk >= least else None
 
 
 def wish_of(used: int, task: int) -> int:

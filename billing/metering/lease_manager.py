@@ -148,8 +148,8 @@ class LeaseManager:
     def end(self, leased: LeasedAdmission, events: Sequence[UsageEvent]) -> None:
         """End a run: its events are on the disk when this returns, and will be settled.
 
-        Once more for the same admission, after an interruption, completes the first; other events are
-        then not settled.
+        A repeat for the same admission completes one that was interrupted; other events are then
+        not settled.
 
         Args:
             leased: The run's.

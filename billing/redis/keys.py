@@ -44,7 +44,7 @@ class RedisKeys:
         return f"{self._tag(shard_of(customer))}:holds:{customer}"
 
     def open(self, shard: int) -> str:
-        """Sorted set: open holds (``open_member``) by the millisecond they expire at."""
+        """Sorted set: open holds (``customer|task id``) by the millisecond they expire at."""
         return f"{self._tag(shard)}:open"
 
     def done(self, customer: str, minute: int) -> str:
@@ -87,12 +87,7 @@ class RedisKeys:
         return f"{self.prefix}:{{s{shard:02d}}}"
 
 
-def open_member(customer: str, task_id: str) -> str:
-    """A hold's name in the sorted set of open holds. A customer's id has no ``|``; a task's may."""
-    return f"{customer}|{task_id}"
-
-
 def split_member(member: str) -> tuple[str, str]:
-    """The customer and task id of an ``open_member``."""
+    """The customer and task id of a member of ``RedisKeys.open``: no customer's id has a ``|``."""
     customer, _, task_id = member.partition("|")
     return customer, task_id

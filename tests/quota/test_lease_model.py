@@ -24,6 +24,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from memory_leases import chunk_of
 from stores import CUSTOMER, SKU, MemoryLeases, Store, StoreMaker, account_state, as_decided, usage
 
 from billing.core.clock import from_ms
@@ -36,7 +37,6 @@ from billing.core.credit_lease import (
     LeaseGrant,
     LeaseOutcome,
     LeaseRequest,
-    chunk_of,
     wish_of,
 )
 from billing.core.reservation import HoldRequest, LoadOutcome, ReleaseCause

@@ -16,7 +16,8 @@ local function reply(outcome, granted)
   return { outcome, whole(granted or 0) }
 end
 
--- What this lease gets, or nil; billing/core/credit_lease.py has the same, and says why.
+-- What this lease gets, or nil where that is too little to be of use; SHARE in
+-- billing/core/credit_lease.py says why.
 local function chunk_of(room, holders)
   if room < 0 then
     return nil
