@@ -35,6 +35,9 @@ _TRIES: Final = 2
 _TROUBLE: Final = (RedisClusterException, ClusterError, AskError, TryAgainError)
 _NODE_AWAY: Final = (redis.ConnectionError, redis.TimeoutError, MasterDownError, *_TROUBLE)
 
+_PASSED_ON: Final = frozenset({"hgetall", "hkeys", "zrange", "xrange", "config_get"})
+_QUEUED: Final = frozenset({"xrange", "xdel", "xlen", "set"})
+
 _WORST: Final[Mapping[str, Callable[[list[Any]], Any]]] = {
     "maxmemory_policy": lambda said: next((p for p in said if p != "noeviction"), said[0]),
     "aof_enabled": lambda said: min(int(each) for each in said),
@@ -110,32 +113,16 @@ class ClusterClient:
         with translated():
             return self.cluster.execute_command(*command)
 
-    def hgetall(self, name: str) -> dict[Any, Any]:
-        """As redis-py's."""
-        with translated():
-            found: dict[Any, Any] = self.cluster.hgetall(name)
-        return found
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Commands of redis-py that need no more than to be sent to the node of their key."""
+        if name not in _PASSED_ON:
+            raise AttributeError(name)
 
-    def hkeys(self, name: str) -> list[Any]:
-        """As redis-py's."""
-        with translated():
-            return list(self.cluster.hkeys(name))
+        def command(*arguments: Any, **more: Any) -> Any:  # noqa: ANN401 - as redis-py's
+            with translated():
+                return getattr(self.cluster, name)(*arguments, **more)
 
-    def zrange(self, name: str, start: int, end: int) -> list[Any]:
-        """As redis-py's."""
-        with translated():
-            return list(self.cluster.zrange(name, start, end))
-
-    def xrange(
-        self,
-        name: str,
-        min: str = "-",  # noqa: A002 - redis-py's names
-        max: str = "+",  # noqa: A002
-        count: int | None = None,
-    ) -> list[Any]:
-        """As redis-py's."""
-        with translated():
-            return list(self.cluster.xrange(name, min=min, max=max, count=count))
+        return command
 
     def ping(self) -> bool:
         """Whether every node that should answer does."""
@@ -147,12 +134,6 @@ class ClusterClient:
         with translated():
             seconds, microseconds = self.cluster.time()
         return seconds, microseconds
-
-    def config_get(self, *patterns: str) -> dict[Any, Any]:
-        """The configuration of one node."""
-        with translated():
-            found: dict[Any, Any] = self.cluster.config_get(*patterns)
-        return found
 
     def info(self, section: str | None = None) -> dict[str, Any]:
         """``INFO`` of one primary, with the worst value of all where it matters (``_WORST``)."""
@@ -262,27 +243,13 @@ class ClusterPipeline:
         """Queue a command whose first argument is its key."""
         self._queue(command[1], lambda pipeline: pipeline.execute_command(*command))
 
-    def xrange(
-        self,
-        name: str,
-        min: str = "-",  # noqa: A002 - redis-py's names
-        max: str = "+",  # noqa: A002
-        count: int | None = None,
-    ) -> None:
-        """As redis-py's."""
-        self._queue(name, lambda pipeline: pipeline.xrange(name, min=min, max=max, count=count))
-
-    def xdel(self, name: str, *ids: str) -> None:
-        """As redis-py's."""
-        self._queue(name, lambda pipeline: pipeline.xdel(name, *ids))
-
-    def xlen(self, name: str) -> None:
-        """As redis-py's."""
-        self._queue(name, lambda pipeline: pipeline.xlen(name))
-
-    def set(self, name: str, value: str, *, nx: bool = False, get: bool = False) -> None:
-        """As redis-py's."""
-        self._queue(name, lambda pipeline: pipeline.set(name, value, nx=nx, get=get))
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Commands of redis-py whose first argument is their key, to be queued."""
+        if name not in _QUEUED:
+            raise AttributeError(name)
+        return lambda key, *arguments, **more: self._queue(
+            key, lambda pipeline: getattr(pipeline, name)(key, *arguments, **more)
+        )
 
     def run(
         self, script: ClusterScript, keys: Sequence[str], args: Sequence[str | int | bytes]

@@ -30,7 +30,7 @@ class ClusterOutbox(RedisOutbox):
         self._lives: list[str] = [""] * len(self._streams)
 
     def claim(self, owner: str, ttl_ms: int) -> list[int]:
-        """See ``Outbox.claim``, of the shards whose node answers; raises where none does."""
+        """See ``RedisOutbox.claim``, of the shards whose node answers; raises where none does."""
         answers = self._answers(
             lambda pipeline, shard: self._claim(
                 keys=[self._keys.claim(shard)], args=[owner, ttl_ms], client=pipeline
@@ -39,7 +39,7 @@ class ClusterOutbox(RedisOutbox):
         return [shard for shard, answer in enumerate(answers) if answer == 1]
 
     def give_back(self, owner: str) -> None:
-        """See ``Outbox.give_back``, of the shards whose node answers."""
+        """See ``RedisOutbox.give_back``, of the shards whose node answers."""
         self._answers(
             lambda pipeline, shard: self._give_back(
                 keys=[self._keys.claim(shard)], args=[owner], client=pipeline
@@ -47,7 +47,7 @@ class ClusterOutbox(RedisOutbox):
         )
 
     def generation(self) -> str:
-        """See ``Outbox.generation``: each shard's marker and the run id of the node that has it.
+        """See ``RedisOutbox.generation``: each shard's marker, and the run id of its node.
 
         A failover, a restart and a move of slots change it; after the last nothing was lost, and
         the journal is published again for nothing. What a node that does not answer would say is

@@ -16,7 +16,7 @@ import structlog
 
 from billing.core.clock import Clock, from_ms
 from billing.transport.journal import Journal
-from billing.transport.outbox import Outbox
+from billing.transport.outbox import RedisOutbox
 from billing.transport.publishers import Publisher
 
 _log = structlog.get_logger(__name__)
@@ -46,7 +46,7 @@ class Replay:
 
     def __init__(
         self,
-        outbox: Outbox,
+        outbox: RedisOutbox,
         publisher: Publisher,
         journal: Journal,
         *,

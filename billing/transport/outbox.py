@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import redis
 import structlog
@@ -54,52 +54,8 @@ class OutboxEntry:
         return from_wire(self.encoded.wire)
 
 
-class Outbox(Protocol):
-    """Where usage events wait for their confirm. All raise ``OutboxUnavailable``."""
-
-    def claim(self, owner: str, ttl_ms: int) -> list[int]:
-        """Lease what shards are free and renew those of ``owner``; returns all that it has.
-
-        A lease keeps relays from doing the same work twice. It is not a lock: two relays on one
-        shard only send duplicates, which the log drops.
-        """
-        ...
-
-    def give_back(self, owner: str) -> None:
-        """End the leases of ``owner``, so that another relay need not wait until they run out."""
-        ...
-
-    def read(self, shards: Sequence[int], count: int) -> list[OutboxEntry]:
-        """The oldest entries of each shard, about ``count`` in all, in order within a shard."""
-        ...
-
-    def remove(self, entries: Sequence[OutboxEntry]) -> None:
-        """Take out what was confirmed."""
-        ...
-
-    def length(self) -> int:
-        """How many entries wait, over all shards."""
-        ...
-
-    def bad_length(self) -> int:
-        """How many entries could not be read and were put aside, over all shards."""
-        ...
-
-    def oldest_ms(self) -> int | None:
-        """When the oldest waiting entry was put in, by the store's clock; None if there is none."""
-        ...
-
-    def generation(self) -> str:
-        """A name for this life of the store's data.
-
-        If it differs from what it was, the store has lost its data, or restarted and may have lost
-        the newest of it.
-        """
-        ...
-
-
 class RedisOutbox:
-    """The outbox in Redis or Valkey.
+    """The outbox in Redis or Valkey. A method is one round trip, or ``OutboxUnavailable``.
 
     Args:
         client: A client whose socket time-outs bound every call. May be shared by threads.
@@ -116,7 +72,11 @@ class RedisOutbox:
         self._busy: frozenset[int] = frozenset()
 
     def claim(self, owner: str, ttl_ms: int) -> list[int]:
-        """See ``Outbox.claim``; one round trip."""
+        """Claim what shards are free and renew those of ``owner``; returns all that it has.
+
+        A claim keeps relays from doing the same work twice. It is not a lock: two relays on one
+        shard only send duplicates, which the log drops.
+        """
         with self._pipeline() as pipeline:
             for shard in range(SHARDS):
                 self._claim(keys=[self._keys.claim(shard)], args=[owner, ttl_ms], client=pipeline)
@@ -124,14 +84,14 @@ class RedisOutbox:
         return [shard for shard, answer in enumerate(answers) if answer]
 
     def give_back(self, owner: str) -> None:
-        """See ``Outbox.give_back``; one round trip."""
+        """End the claims of ``owner``, so that another relay need not wait until they run out."""
         with self._pipeline() as pipeline:
             for shard in range(SHARDS):
                 self._give_back(keys=[self._keys.claim(shard)], args=[owner], client=pipeline)
             pipeline.execute()
 
     def read(self, shards: Sequence[int], count: int) -> list[OutboxEntry]:
-        """See ``Outbox.read``; one round trip.
+        """The oldest entries of each shard, about ``count`` in all, in order within a shard.
 
         ``count`` is divided among the shards that had much to say the last time; of the others
         a few entries are asked, so that none starves and an idle outbox costs little.
@@ -165,7 +125,7 @@ class RedisOutbox:
             last = f"({text(found[-1][0])}"
 
     def remove(self, entries: Sequence[OutboxEntry]) -> None:
-        """See ``Outbox.remove``; one round trip."""
+        """Take out what was confirmed."""
         by_shard: defaultdict[int, list[str]] = defaultdict(list)
         for entry in entries:
             by_shard[entry.shard].append(entry.entry_id)
@@ -175,17 +135,17 @@ class RedisOutbox:
             pipeline.execute()
 
     def length(self) -> int:
-        """See ``Outbox.length``; one round trip."""
+        """How many entries wait, over all shards."""
         return sum(self._for_each(lambda pipeline, shard: pipeline.xlen(self._streams[shard])))
 
     def bad_length(self) -> int:
-        """See ``Outbox.bad_length``; one round trip."""
+        """How many entries could not be read and were put aside, over all shards."""
         return sum(
             self._for_each(lambda pipeline, shard: pipeline.xlen(self._keys.unreadable(shard)))
         )
 
     def oldest_ms(self) -> int | None:
-        """See ``Outbox.oldest_ms``; one round trip."""
+        """When the oldest entry was put in, by the server's clock; None if there is none."""
         firsts = self._for_each(
             lambda pipeline, shard: pipeline.xrange(self._streams[shard], count=1)
         )
@@ -193,7 +153,7 @@ class RedisOutbox:
         return min(ages, default=None)
 
     def generation(self) -> str:
-        """See ``Outbox.generation``: a random marker kept in Redis, and the server's run id.
+        """A name for this life of the data: a random marker kept in it, and the server's run id.
 
         The marker goes when the data goes; the run id changes with a restart or a failover, which
         may have cost the newest second (``appendfsync everysec``).

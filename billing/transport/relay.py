@@ -21,7 +21,7 @@ from billing.core.clock import Clock, to_ms
 from billing.core.errors import PublishFailed, WeighbridgeError
 from billing.transport.journal import Journal
 from billing.transport.journal_replay import Replay
-from billing.transport.outbox import Outbox, OutboxUnavailable
+from billing.transport.outbox import OutboxUnavailable, RedisOutbox
 from billing.transport.publishers import Publisher
 
 _log = structlog.get_logger(__name__)
@@ -84,7 +84,7 @@ class Relay:
 
     def __init__(
         self,
-        outbox: Outbox,
+        outbox: RedisOutbox,
         publisher: Publisher,
         journal: Journal,
         spool: Journal,
