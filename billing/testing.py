@@ -42,9 +42,11 @@ from billing.core.sku import (
     check_sku_id,
 )
 from billing.core.usage_event import UsageEvent
+from billing.core.usage_event_json import from_wire
 from billing.metering.meter import Meter
 from billing.quota.memory_store import MemoryQuotaStore
 from billing.settings import Settings
+from billing.transport.settled_figures import Encodable
 
 
 def sku(
@@ -95,13 +97,16 @@ class Collected:
     def __init__(self) -> None:
         self.events: list[UsageEvent] = []
 
-    def publish(self, events: Sequence[UsageEvent]) -> None:
+    def publish(self, events: Sequence[Encodable]) -> None:
         """Keep them; a list always confirms."""
-        self.events += events
+        self.events += (from_wire(event.to_wire()) for event in events)
 
-    def append(self, events: Sequence[UsageEvent]) -> None:
+    def append(self, events: Sequence[Encodable]) -> None:
         """Keep them."""
-        self.events += events
+        self.publish(events)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class MemorySystem:

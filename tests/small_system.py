@@ -11,15 +11,16 @@ import redis
 import sqlalchemy as sa
 
 from billing.catalog.skus import SkuStore
+from billing.core.admission import Admission, TaskFacts
 from billing.core.clock import Clock, SystemClock
 from billing.core.errors import PublishFailed
-from billing.core.reservation import LoadOutcome, QuotaStore
+from billing.core.reservation import LoadOutcome
 from billing.core.usage_event import UsageEvent
 from billing.metering.meter import Meter
-from billing.metering.usage_recorder import Admission, TaskFacts
 from billing.postgres.engines import writer_engine
 from billing.quota.account_loader import AccountLoader
 from billing.quota.memory_store import MemoryQuotaStore
+from billing.quota.port import QuotaStore
 from billing.quota.redis_store import RedisQuotaStore
 from billing.reconciliation.checks import InvariantChecks
 from billing.redis.keys import SHARDS, RedisKeys

@@ -278,3 +278,8 @@ class TcpProxy:
             end.close()
         with self._lock:
             self._open -= {source, sink}
+
+
+def open_member(customer: str, task_id: str) -> str:
+    """A hold's name in Redis's sorted set of open holds."""
+    return f"{customer}|{task_id}"

@@ -19,9 +19,10 @@ from weakref import WeakSet
 import structlog
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
+from billing.core.admission import Admission
 from billing.core.reservation import ReleaseCause
 from billing.metering.meter import Meter
-from billing.metering.usage_recorder import Admission, UsageRecorder
+from billing.metering.usage_recorder import UsageRecorder
 from workers.billing_header import bill_to
 from workers.canvas import is_mapped
 from workers.current_usage import recording

@@ -8,10 +8,10 @@ from typing import Any, Final, NoReturn
 
 from celery.exceptions import Reject, Retry
 
+from billing.core.admission import Admission
 from billing.core.errors import DenialReason, QuotaUnavailable
 from billing.core.sku import DenialPolicy, UnavailablePolicy
 from billing.metering.meter import Meter
-from billing.metering.usage_recorder import Admission
 from workers.billing_header import HEADER, BillingHeader, header_of
 from workers.errors import QuotaExceeded
 

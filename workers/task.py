@@ -20,9 +20,9 @@ from typing import Any, ClassVar
 
 from celery import Task
 
+from billing.core.admission import TaskFacts
 from billing.core.errors import ConfigurationError, QuotaUnavailable
 from billing.metering.meter import Meter
-from billing.metering.usage_recorder import TaskFacts
 from workers.billing_header import (
     HEADER,
     BillingHeader,

@@ -21,10 +21,11 @@ from billing.core.credits import format_credits
 from billing.core.errors import NotFound, QuotaUnavailable
 from billing.core.reservation import AccountView, HoldView
 from billing.core.sku import Sku
-from billing.core.usage_event import InvalidEvent, UsageEvent
+from billing.core.usage_event import UsageEvent
 from billing.core.usage_event_json import from_wire
 from billing.postgres.schema import dead_letters
 from billing.redis.keys import shard_of
+from billing.transport.outbox import UNREADABLE, entry_event
 from billing.usage_log.dead_letters import DeadLetter
 
 _PAGE: Final = 500
@@ -158,15 +159,11 @@ def _waiting_in(container: Container, shard: int, task: str) -> Iterator[UsageEv
 
 def _event_of(fields: dict[bytes, bytes], task: str) -> UsageEvent | None:
     try:
-        event = from_wire(fields[b"e"])
-        if event.task_id != task:
-            return None
-        return event.settled(
-            amount=int(fields[b"a"]), shortfall=int(fields[b"s"]), quota_epoch=int(fields[b"p"])
-        )
-    except (InvalidEvent, KeyError, ValueError):
+        event = from_wire(entry_event(fields).wire)
+    except UNREADABLE:
         # The relay puts such an entry aside and says so; here it is only not the one looked for.
         return None
+    return event if event.task_id == task else None
 
 
 def _print_account(account: AccountView) -> None:

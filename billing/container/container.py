@@ -21,7 +21,7 @@ from billing.container.audit_services import AuditServices
 from billing.container.connections import Connections
 from billing.container.reporting_services import ReportingServices
 from billing.core.errors import QuotaUnavailable
-from billing.core.reservation import LoadOutcome, QuotaStore
+from billing.core.reservation import LoadOutcome
 from billing.core.sku import Sku
 from billing.metering.lease_manager import LeaseManager
 from billing.metering.lease_recovery import LeaseRecovery
@@ -30,6 +30,7 @@ from billing.postgres.partitions import ensure_partitions, months_back
 from billing.postgres.replica import AsOf, as_of
 from billing.quota.account_loader import AccountLoader
 from billing.quota.hold_repair import HoldRepair
+from billing.quota.port import QuotaStore
 from billing.quota.redis_store import RedisQuotaStore
 from billing.reconciliation.checks import InvariantChecks
 from billing.reconciliation.discrepancies import DiscrepancyStore
@@ -199,7 +200,7 @@ class Container(Connections):
             batch=self.settings.relay_batch,
             lease_ms=self.settings.relay_lease_seconds * 1000,
             clock=self.clock,
-            left_slips=LeaseRecovery(
+            settle_abandoned=LeaseRecovery(
                 self.lease_wal, self._quota_on(self.relay_redis), self.journal
             ).check,
         )

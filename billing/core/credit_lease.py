@@ -6,7 +6,7 @@ that its holder may ask for it to become larger or smaller.
 
 In its process a lease is four amounts::
 
-    free --admit--> out --end--> pending --told--> (settled in the store)
+    free --admit--> out --end--> pending --settled--> (settled in the store)
       ^              |
       '---- rest ----'
 
@@ -20,21 +20,24 @@ lower).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final
 
 from billing.core.credits import MAX_MICROCREDITS
-from billing.core.errors import InvalidValue, WeighbridgeError
-from billing.core.reservation import LineFigures, ReleaseCause, ReleaseOutcome
+from billing.core.errors import InvalidValue
+from billing.core.reservation import LineFigures
 from billing.core.usage_event import UsageEvent
 
 LEASE_PREFIX: Final = "lease:"
 """Begins the id of every lease, under which it is a hold among those of tasks."""
 
 SHARE: Final = 8
-"""All of a customer's leases together ask for about an eighth of what is available at a time."""
+"""All of a customer's leases together get about an eighth of what is available at a time.
+
+What balance and budgets leave is divided by this times the customer's leases; where the share is
+less than one task the customer's tasks are admitted one by one. What leases strand is so bounded by
+what was there."""
 
 FIRST_TASKS: Final = 32
 """How many tasks' worth a process asks for before it knows how many it will run."""
@@ -75,11 +78,6 @@ class LeaseRequest:
     least_microcredits: int
     ttl_seconds: int
 
-    @property
-    def gives_back(self) -> bool:
-        """Whether nothing is asked for."""
-        return self.wish_microcredits == 0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseGrant:
@@ -91,7 +89,7 @@ class LeaseGrant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeasedRun:
-    """What one run under a lease has to be settled for.
+    """A run under a lease, to be settled.
 
     ``promised_microcredits`` of the lease are for it. ``events`` each have the amount they should
     cost; the first one's id says whether the task was settled before.
@@ -101,6 +99,11 @@ class LeasedRun:
     events: tuple[UsageEvent, ...]
     wires: tuple[bytes, ...] = ()
     """The events as they are on the wire, where somebody has encoded them already."""
+
+    @property
+    def encoded(self) -> tuple[bytes, ...]:
+        """The events as they are on the wire."""
+        return self.wires or tuple(event.to_wire() for event in self.events)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,68 +130,6 @@ class BatchSettlement:
     runs: tuple[RunFigures, ...]
     quota_epoch: int
 
-    def decided(self, batch: LeasedBatch) -> list[UsageEvent]:
-        """The events with the figures that were decided, as the outbox has them."""
-        return [
-            event.settled(
-                amount=line.amount_microcredits,
-                shortfall=line.shortfall_microcredits,
-                quota_epoch=self.quota_epoch,
-            )
-            for run, figures in zip(batch.runs, self.runs, strict=True)
-            for event, line in zip(run.events, figures.lines, strict=not figures.repeat)
-        ]
-
-
-class LeaseStore(Protocol):
-    """What a quota store can do with leases; beside ``hold.QuotaStore``, which knows them as holds.
-
-    All raise ``QuotaUnavailable`` when the store does not answer in time; the step may then have
-    happened or not, and repeating it is safe.
-    """
-
-    def lease(self, request: LeaseRequest) -> LeaseGrant:
-        """Make the lease what is requested, as far as balance and budgets bear it. One step."""
-        ...
-
-    def settle_leased(
-        self, batches: Sequence[LeasedBatch]
-    ) -> list[BatchSettlement | WeighbridgeError]:
-        """Charge the runs and put their events into the outbox; each batch is one step.
-
-        A run is charged what it was promised, and beyond that as far as balance and budgets bear
-        it; where the lease has ended, that is all of it. One that was settled before is left out.
-
-        Returns:
-            In the order of the batches; an error in the place of one that was refused.
-        """
-        ...
-
-    def release(
-        self, customer: str, task_id: str, cause: ReleaseCause, event: UsageEvent | None
-    ) -> ReleaseOutcome:
-        """End a lease as any hold; see ``hold.QuotaStore.release``."""
-        ...
-
-
-def chunk_of(room: int, holders: int, wish: int, least: int) -> int | None:
-    """What one lease gets of what a customer has, or None where that is too little to be of use.
-
-    The share shrinks with the balance until it is less than one task, and what is left then is
-    admitted task by task. What leases strand is so bounded by what was there: each gets at most
-    ``room / (SHARE * holders)``.
-
-    Args:
-        room: What balance and budgets leave, what the lease has free included.
-        holders: Leases of the customer, this one included.
-        wish: What is asked for.
-        least: The least that is of use: one task's worth.
-    """
-    if room < 0:
-        return None
-    chunk = min(wish, room // (SHARE * holders))
-    return chunk if chunk >= least else None
-
 
 def wish_of(used: int, task: int) -> int:
     """What to ask for: twice what was used since the last grant, or some tasks' worth."""
@@ -203,7 +144,7 @@ class Lease:
     Attributes:
         admits_until: By the process's own clock, in seconds; nothing is admitted from then on.
         used: What was admitted since the last grant.
-        ended: Nothing will be granted to it any more; it lives until what is out is told.
+        ended: Nothing will be granted to it any more; it lives until what is out is settled.
     """
 
     customer: str
@@ -219,7 +160,7 @@ class Lease:
 
     @property
     def kept(self) -> int:
-        """What must stay in the store."""
+        """Credits that must stay in the store."""
         return self.out + self.pending
 
     def admit(self, amount: int, now: float) -> bool:
@@ -232,7 +173,7 @@ class Lease:
         return True
 
     def end(self, held: int, asked: int) -> int:
-        """A run that held so much ended and should cost so much; returns what it is promised.
+        """End a run that held so much and should cost so much; returns what it is promised.
 
         What it did not need is free again; what it needs beyond, it gets from what is free.
         """
@@ -242,8 +183,8 @@ class Lease:
         self.pending += promised
         return promised
 
-    def told(self, promised: int) -> None:
-        """The store has settled a run that was promised so much."""
+    def settled(self, promised: int) -> None:
+        """Note that the store has settled a run that was promised so much."""
         self.pending -= promised
 
     def request(self, wish: int, least: int, ttl_seconds: int) -> LeaseRequest:
@@ -262,7 +203,7 @@ class Lease:
         )
 
     def granted(self, grant: LeaseGrant, admits_until: float) -> None:
-        """The answer to the last request; what ended meanwhile has made something free already."""
+        """Take the answer to the last request, beside what ended runs have freed meanwhile."""
         self.used = 0
         if grant.outcome is LeaseOutcome.GRANTED:
             self.free += grant.granted_microcredits
@@ -277,8 +218,8 @@ class Lease:
 class LeasedAdmission:
     """One run that was admitted from a lease.
 
-    ``run`` is what it is to be settled for, once that is known, and ``line`` and ``place`` its slip
-    on the disk. ``dropped`` gets the ticket's lease and amount if nobody ends it.
+    ``run`` is what it is to be settled for, once that is known, and ``line`` and ``segment`` its
+    entry on the disk. ``dropped`` gets lease and amount if nobody ends it.
     """
 
     lease: Lease
@@ -287,8 +228,8 @@ class LeasedAdmission:
     ended: bool = False
     run: LeasedRun | None = None
     line: bytes = b""
-    place: object = None
-    told: bool = False
+    segment: object = None
+    settled: bool = False
 
     def __del__(self) -> None:
         # Wherever the garbage collector runs: no lock may be taken here.

@@ -68,7 +68,7 @@ class PublishFailed(WeighbridgeError):  # noqa: N818 - as above
 
 
 class DenialReason(StrEnum):
-    """The reason of a refused admission."""
+    """Why an admission was refused."""
 
     INSUFFICIENT_CREDITS = "insufficient_credits"
     BUDGET_EXCEEDED = "budget_exceeded"

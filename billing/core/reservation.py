@@ -1,4 +1,4 @@
-"""The life of a hold, pure: its states, what each verb may do to it, the port of the quota store.
+"""The life of a hold, pure: its states, and the answers of each verb.
 
 ::
 
@@ -17,21 +17,20 @@ available is computed, never stored, so it cannot disagree with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final
 from uuid import UUID
 
 from billing.core.errors import DenialReason
-from billing.core.usage_event import UsageEvent
 
 ALL_SKUS: Final = "*"
 """The name under which a budget counts every SKU."""
 
 SYNC_ONLY: Final = -1
-"""As ``AccountState.settled_microcredits``: the log's total at the rebuild of this epoch is not
-told, so an account of the same epoch can be brought up to date and none can be loaded anew."""
+"""As ``AccountState.settled_microcredits``: the log's total at the rebuild of this epoch is
+unknown, so an account of the same epoch can be brought up to date and none can be loaded anew."""
 
 TIME_LIMIT_MARGIN_SECONDS: Final = 30
 """A hold outlives its task's hard time limit by at least this. Celery declares a child lost 10 s
@@ -101,8 +100,8 @@ class SettleOutcome(StrEnum):
     UNCOUNTED = "uncounted"
     """No account either: charged in full under epoch 0; the log will tell the balance later."""
     LEASED = "leased"
-    """Admitted from a lease: on this node's disk. The store is told soon, and decides the figures:
-    here there are no lines yet."""
+    """Admitted from a lease: on this node's disk. The store settles it soon, and decides
+    the figures: here there are no lines yet."""
 
 
 class ReleaseOutcome(StrEnum):
@@ -171,18 +170,22 @@ class LineFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """The answer to a settle. ``lines`` in the order they were first settled in."""
+    """The answer to a settle. ``lines`` in the order they were first settled in.
+
+    ``wires`` are the events as the store was given them, encoded; empty where it encodes none.
+    """
 
     outcome: SettleOutcome
     lines: tuple[LineFigures, ...]
     quota_epoch: int
+    wires: tuple[bytes, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountState:
     """A customer's account as PostgreSQL knows it.
 
-    ``epoch`` grows with each rebuild and ``version`` with each change of what is told here.
+    ``epoch`` grows with each rebuild and ``version`` with each change of its terms.
     ``settled_microcredits`` is the log's total at the rebuild of this epoch;
     ``late_microcredits`` is what the log has got since from events that this epoch had not counted.
     ``budgets`` and ``spent`` are microcredits by SKU, ``ALL_SKUS`` for the budget over all.
@@ -241,76 +244,3 @@ class HoldView:
     settled_microcredits: int
     cause: str
     expires_at_ms: int
-
-
-class QuotaStore(Protocol):
-    """The quota store. Every verb is one atomic step; a repeat of any of them changes nothing.
-
-    Implemented by ``RedisQuotaStore`` and ``MemoryQuotaStore``, which pass the same
-    contract suite. All raise ``QuotaUnavailable`` when the store does not answer within its
-    time-out; the step may then have happened or not, and repeating it is safe.
-    """
-
-    def reserve(self, request: HoldRequest) -> Reservation:
-        """Hold the amount for the task, or say why not."""
-        ...
-
-    def reserve_many(self, requests: Sequence[HoldRequest]) -> list[Reservation]:
-        """``reserve`` for each, in their order and each a step of its own, in few round trips.
-
-        A refused one does not keep the others from being held. Raises as ``reserve``; then any of
-        them may have happened, and repeating all is safe.
-        """
-        ...
-
-    def settle(
-        self,
-        customer: str,
-        task_id: str,
-        events: Sequence[UsageEvent],
-        *,
-        marked: bool = False,
-    ) -> Settlement:
-        """End the hold and put the events into the outbox, in one step.
-
-        Args:
-            customer: Whose account.
-            task_id: Whose hold.
-            events: One per line, each with the amount it should cost in ``amount_microcredits``.
-                The store decides what is charged: up to the hold plus what is available; the rest
-                of a line becomes its shortfall. The outbox gets the events with the decided
-                figures.
-            marked: Leases settle tasks of this SKU too: if one has settled this task, it
-                ``EXISTS``, without figures; else the task is marked by its first event's id.
-        """
-        ...
-
-    def release(
-        self, customer: str, task_id: str, cause: ReleaseCause, event: UsageEvent | None
-    ) -> ReleaseOutcome:
-        """Give the hold back; with ``RELEASED``, ``event`` (amount 0) goes into the outbox."""
-        ...
-
-    def append(self, customer: str, event: UsageEvent) -> None:
-        """Put an event of amount 0 (a denial) into the outbox."""
-        ...
-
-    def expire(self, limit: int) -> list[HoldView]:
-        """Expire up to ``limit`` holds that are over time; their credits are available again."""
-        ...
-
-    def load(self, state: AccountState) -> LoadOutcome:
-        """Take over what PostgreSQL knows, if it is newer than what is here; open holds stay."""
-        ...
-
-    def account(self, customer: str) -> AccountView | None:
-        """The account, or None where the balance is unknown."""
-        ...
-
-    def hold(self, customer: str, task_id: str) -> HoldView | None:
-        """The latest admission of a task, as long as it is remembered."""
-        ...
-
-    def open_holds(self, customer: str | None = None) -> list[HoldView]:
-        """Every hold in state ``held``, oldest expiry first."""
-        ...

@@ -21,11 +21,11 @@ from billing.core.clock import EPOCH, Clock, from_ms
 from billing.core.credit_lease import LEASE_PREFIX
 from billing.core.credits import format_credits
 from billing.core.periods import month_of, next_month
-from billing.core.reservation import QuotaStore
 from billing.health.usage_rules import ARCHIVED_WITHIN, HOLD_SWEEP_SECONDS, LEFT_SECONDS
 from billing.postgres.partitions import existing_partitions, partition_name
 from billing.postgres.schema import OWNER_ROLE, READER_ROLE, WRITER_ROLE
 from billing.providers.port import Provider, ProviderMeter
+from billing.quota.port import QuotaStore
 from billing.reconciliation.discrepancies import DiscrepancyStore
 from billing.reconciliation.invariants import DiscrepancyKind
 from billing.redis.cluster import is_cluster
@@ -246,7 +246,7 @@ def spool_facts(sources: HealthSources) -> tuple[int, float]:
 def leased_run_facts(sources: HealthSources) -> tuple[int, int]:
     """Files of leased runs that dead processes of this node left, and unreadable ones."""
     before = sources.clock.now() - timedelta(seconds=LEFT_SECONDS)
-    return sources.lease_wal.left(before), sources.lease_wal.unreadable()
+    return sources.lease_wal.abandoned_since(before), sources.lease_wal.unreadable()
 
 
 # -- the log -----------------------------------------------------------------------------------

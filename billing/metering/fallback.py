@@ -1,47 +1,39 @@
-"""While Redis is away: who may run all the same, and where usage goes."""
+"""Admission and delivery while Redis is away."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import structlog
 
+from billing.core.admission import Admission
 from billing.core.errors import DenialReason, QuotaUnavailable
 from billing.core.sku import Sku, UnavailablePolicy
 from billing.core.usage_event import UsageEvent
-from billing.metering.lease_flusher import Keeps
-from billing.metering.usage_recorder import Admission
+from billing.transport.journal import EventKeeper
+from billing.transport.publishers import Publisher
 
 log = structlog.get_logger(__name__)
 
 
-class Publishes(Protocol):
-    """Takes events to the broker; returns when they are confirmed."""
-
-    def publish(self, events: Sequence[UsageEvent]) -> None:
-        """Publish, or raise ``PublishFailed``."""
-        ...
-
-
 class Fallback:
-    """What one process does without the quota store. Safe to use from several threads.
+    """One process's way without the quota store. Safe to use from several threads.
 
     Args:
         publisher: The way out when Redis is away.
         spool: The way out when RabbitMQ is away too.
     """
 
-    def __init__(self, publisher: Publishes, spool: Keeps) -> None:
+    def __init__(self, publisher: Publisher, spool: EventKeeper) -> None:
         self._publisher = publisher
         self._spool = spool
         self._allowed: dict[str, int] = {}
         self._allowed_lock = threading.Lock()
 
     def admit(self, base: Admission, error: QuotaUnavailable) -> Admission:
-        """Redis cannot say: refuse, unless the SKU allows a bounded number of unheld runs."""
+        """Refuse, unless the SKU allows a bounded number of unheld runs."""
         sku = base.sku
         if sku.unavailable_policy is UnavailablePolicy.ALLOW:
             with self._allowed_lock:
@@ -49,10 +41,10 @@ class Fallback:
                 if used < sku.allow_limit:
                     self._allowed[sku.id] = used + 1
                     log.warning(
-                        "admitted without a hold",
+                        "admitted_without_hold",
                         task_id=base.facts.task_id,
                         customer=base.facts.customer,
-                        money="the run is metered; the balance is told when its event is logged",
+                        money="the run is metered; the balance counts it when its event is logged",
                         allowed=used + 1,
                         allow_limit=sku.allow_limit,
                         error=str(error),
@@ -60,8 +52,8 @@ class Fallback:
                     return replace(base, degraded=True)
         return replace(base, reason=DenialReason.QUOTA_UNAVAILABLE)
 
-    def is_over(self, sku: Sku) -> None:
-        """Redis has answered."""
+    def redis_answered(self, sku: Sku) -> None:
+        """Note that Redis has answered: the count of unheld runs begins anew."""
         if sku.id in self._allowed:
             with self._allowed_lock:
                 self._allowed.pop(sku.id, None)
@@ -77,7 +69,7 @@ class Fallback:
         except Exception as error:  # noqa: BLE001 - whatever a broken connection makes a driver raise
             self._spool.append(events)
             log.warning(
-                "usage spooled on this node",
+                "usage_spooled",
                 events=len(events),
                 money="nothing is lost; it reaches the log when the relay can publish again",
                 remedy="bring Redis and RabbitMQ back",

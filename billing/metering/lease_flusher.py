@@ -1,10 +1,10 @@
-"""Telling of runs under leases: first the node's disk, then, in batches, the quota store."""
+"""Settlement of runs under leases: on the node's disk first, then, in batches, in the store."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
@@ -14,44 +14,39 @@ from billing.core.credit_lease import (
     LeasedAdmission,
     LeasedBatch,
     LeasedRun,
-    LeaseStore,
 )
 from billing.core.errors import WeighbridgeError
 from billing.core.failpoints import reach
-from billing.core.usage_event import UsageEvent
-from billing.transport.lease_wal import LeaseWal, Segment, Slip
+from billing.metering.settlement_amounts import decided_or_asked
+from billing.quota.port import LeaseStore
+from billing.transport.journal import EventKeeper
+from billing.transport.lease_wal import LeaseSegment, LeaseWal
+from billing.transport.lease_wal_entry import LeaseWalEntry
+from billing.transport.settled_figures import Encodable, EncodedEvent
 
 _log = structlog.get_logger(__name__)
 
 BATCH_RUNS: Final = 100
 """Runs settled by one script: keeps the store free for others."""
 FLUSH_RUNS: Final = 1_000
-"""Runs told in one round trip."""
-
-
-class Keeps(Protocol):
-    """Keeps events on the node's disk."""
-
-    def append(self, events: Sequence[UsageEvent]) -> None:
-        """Append and return when they are kept."""
-        ...
+"""Runs settled in one round trip."""
 
 
 class LeaseFlusher:
-    """Runs of this process that the store is to be told of. Safe to use from several threads.
+    """Runs of this process that the store has yet to settle. Safe to use from several threads.
 
     Args:
         store: The quota store.
-        book: This node's slips.
+        wal: This node's log of runs under leases.
         journal: Second copies of what is in the outbox.
         lock: What the leases' amounts are changed under.
     """
 
     def __init__(
-        self, store: LeaseStore, book: LeaseWal, journal: Keeps, lock: threading.Lock
+        self, store: LeaseStore, wal: LeaseWal, journal: EventKeeper, lock: threading.Lock
     ) -> None:
         self._store = store
-        self._book = book
+        self._wal = wal
         self._journal = journal
         self._lock = lock
         self._flushing = threading.Lock()
@@ -61,60 +56,60 @@ class LeaseFlusher:
 
     @property
     def waiting(self) -> int:
-        """Runs that the store has not been told of."""
+        """Runs that the store has not settled yet."""
         return len(self._queue)
 
-    def put(self, ticket: LeasedAdmission, run: LeasedRun) -> None:
-        """Write the run's slip, and remember to tell it. Once more completes what was interrupted.
+    def put(self, leased: LeasedAdmission, run: LeasedRun) -> None:
+        """Write the run to the disk, and queue it. A repeat completes what was interrupted.
 
         Raises:
-            OSError: The disk refused; nothing will be told.
+            OSError: The disk refused; nothing will be settled.
         """
         reach("slip.before")
-        self._write(ticket, run)
+        self._write(leased, run)
         reach("flush.before")
         with self._lock:
-            if not ticket.told:
-                self._queue[ticket] = None
+            if not leased.settled:
+                self._queue[leased] = None
 
     def flush(self) -> int:
-        """Tell the store of what has gathered.
+        """Settle in the store what has gathered.
 
         Returns:
             How many runs are settled.
 
         Raises:
-            QuotaUnavailable: The store did not answer; what was not told waits on the disk.
+            QuotaUnavailable: The store did not answer; what was not settled waits on the disk.
             WeighbridgeError: It refused a batch; that one waits, the others are settled.
         """
         with self._flushing:
             with self._lock:
-                tickets = list(self._queue)[:FLUSH_RUNS]
-            groups = _groups(tickets)
+                admissions = list(self._queue)[:FLUSH_RUNS]
+            groups = _groups(admissions)
             if not groups:
                 return 0
             answers = self._store.settle_leased([batch for batch, _ in groups])
             reach("flush.after")
             return self._settled(groups, answers)
 
-    def _write(self, ticket: LeasedAdmission, run: LeasedRun) -> None:
-        if ticket.place is not None:
+    def _write(self, leased: LeasedAdmission, run: LeasedRun) -> None:
+        if leased.segment is not None:
             return
-        lease = ticket.lease
-        if not ticket.line:
-            ticket.line = Slip(
+        lease = leased.lease
+        if not leased.line:
+            leased.line = LeaseWalEntry(
                 lease_id=lease.lease_id,
                 customer=lease.customer,
                 promised_microcredits=run.promised_microcredits,
                 events=run.events,
             ).to_line(run.wires)
         try:
-            ticket.place = self._book.append(ticket.line)
+            leased.segment = self._wal.append(leased.line)
         except OSError:
             with self._lock:
                 lease.pending -= run.promised_microcredits
                 lease.free += run.promised_microcredits
-            ticket.run, ticket.line = None, b""
+            leased.run, leased.line = None, b""
             raise
 
     def _settled(
@@ -123,39 +118,39 @@ class LeaseFlusher:
         answers: list[BatchSettlement | WeighbridgeError],
     ) -> int:
         refused: WeighbridgeError | None = None
-        decided: list[UsageEvent] = []
+        decided: list[EncodedEvent] = []
         done: list[LeasedAdmission] = []
-        for (batch, tickets), answer in zip(groups, answers, strict=True):
+        for (batch, admissions), answer in zip(groups, answers, strict=True):
             if isinstance(answer, WeighbridgeError):
                 refused = answer
                 continue
             decided += decided_or_asked(batch, answer)
-            done += tickets
+            done += admissions
         self._keep(decided)
         with self._lock:
-            for ticket in done:
-                self._queue.pop(ticket, None)
-                if not ticket.told and ticket.run is not None:
-                    ticket.told = True
-                    ticket.lease.told(ticket.run.promised_microcredits)
-        for ticket in done:
-            if isinstance(ticket.place, Segment):
-                self._book.settled(ticket.place)
+            for leased in done:
+                self._queue.pop(leased, None)
+                if not leased.settled and leased.run is not None:
+                    leased.settled = True
+                    leased.lease.settled(leased.run.promised_microcredits)
+        for leased in done:
+            if isinstance(leased.segment, LeaseSegment):
+                self._wal.settled(leased.segment)
         if refused is not None:
             raise refused
         return len(done)
 
-    def _keep(self, events: list[UsageEvent]) -> None:
+    def _keep(self, events: Sequence[Encodable]) -> None:
         """Second copies; their failure does not undo what is settled."""
         try:
             self._journal.append(events)
         except OSError as error:
             if not self._journal_trouble:
                 _log.error(
-                    "the node's journal cannot be written",
+                    "journal_not_writable",
                     money="nothing is lost unless Redis loses its data before the relay has sent "
                     "them",
-                    remedy="free or mend the disk of WEIGHBRIDGE_SPOOL_DIR",
+                    remedy="free or repair the disk of WEIGHBRIDGE_SPOOL_DIR",
                     error=str(error),
                 )
             self._journal_trouble = True
@@ -163,33 +158,16 @@ class LeaseFlusher:
             self._journal_trouble = False
 
 
-def decided_or_asked(batch: LeasedBatch, settlement: BatchSettlement) -> list[UsageEvent]:
-    """What the journal gets: the events as decided, and a repeat's as asked.
-
-    A repeat may be our own first try, whose answer was lost and which was charged in full as far as
-    anybody knows here. Where it is not, the log drops it.
-    """
-    repeats = [
-        event.settled(
-            amount=event.amount_microcredits, shortfall=0, quota_epoch=settlement.quota_epoch
-        )
-        for run, figures in zip(batch.runs, settlement.runs, strict=True)
-        if figures.repeat
-        for event in run.events
-    ]
-    return settlement.decided(batch) + repeats
-
-
-def _groups(tickets: list[LeasedAdmission]) -> list[tuple[LeasedBatch, list[LeasedAdmission]]]:
+def _groups(admissions: list[LeasedAdmission]) -> list[tuple[LeasedBatch, list[LeasedAdmission]]]:
     """Runs by lease, at most ``BATCH_RUNS`` together."""
     by_lease: dict[Lease, list[LeasedAdmission]] = {}
-    for ticket in tickets:
-        by_lease.setdefault(ticket.lease, []).append(ticket)
+    for leased in admissions:
+        by_lease.setdefault(leased.lease, []).append(leased)
     groups = []
     for lease, found in by_lease.items():
         for start in range(0, len(found), BATCH_RUNS):
             some = found[start : start + BATCH_RUNS]
-            runs = tuple(ticket.run for ticket in some if ticket.run is not None)
+            runs = tuple(leased.run for leased in some if leased.run is not None)
             batch = LeasedBatch(customer=lease.customer, lease_id=lease.lease_id, runs=runs)
             groups.append((batch, some))
     return groups

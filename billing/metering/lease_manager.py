@@ -1,9 +1,9 @@
-"""The leaseholder: a process's leases, from which it admits without asking anybody.
+"""A process's leases, from which it admits tasks without asking the store.
 
 The way of a leased run: its credits are taken from the lease in memory, its events are written to
-the node's disk before the task is acknowledged, and the store is told of many such runs at once,
+the node's disk before the task is acknowledged, and the store settles many such runs at once,
 moments later, by a thread of this process. If the process dies in between, the node's relay finds
-the slips and settles them (``billing.metering.lease_recovery``).
+the entries and settles them (``billing.metering.lease_recovery``).
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from billing.core.credit_lease import (
     LeasedAdmission,
     LeasedRun,
     LeaseOutcome,
-    LeaseStore,
     wish_of,
 )
 from billing.core.errors import QuotaUnavailable, WeighbridgeError
 from billing.core.failpoints import reach
 from billing.core.usage_event import UsageEvent
-from billing.metering.lease_flusher import FLUSH_RUNS, Keeps, LeaseFlusher
+from billing.metering.lease_flusher import FLUSH_RUNS, LeaseFlusher
+from billing.quota.port import LeaseStore
+from billing.transport.journal import EventKeeper
 from billing.transport.lease_wal import LeaseWal
 
 _log = structlog.get_logger(__name__)
 
 LINGER_SECONDS: Final = 0.2
-"""How long runs gather before they are told: what a lost node can lose of what it acknowledged."""
+"""How long runs gather before they are settled: a lost node can lose that much usage."""
 _TICK_SECONDS: Final = 0.5
 """How much later than its window an idle lease is given back, at most."""
 _IDLE_SECONDS: Final = 60.0
@@ -74,21 +75,21 @@ class LeaseManager:
 
     Args:
         store: The quota store.
-        book: This node's slips.
+        wal: This node's log of runs under leases.
         journal: Second copies of what is in the outbox.
         name: Begins the ids of this process's leases, for who looks at them.
-        window_seconds: So long a process admits from a lease before it asks again: the longest that
-            a suspension, or a budget that is used up, goes unnoticed.
+        window_seconds: A process asks again after this long: the longest that a suspension,
+            or a budget that is used up, goes unnoticed.
         ttl_seconds: How long the store keeps a lease after the last request; longer than any run.
         seconds: The process's clock for that.
-        in_background: Whether a thread tells the store; else ``flush`` has to be called.
+        in_background: Whether a thread settles; else ``flush`` has to be called.
     """
 
     def __init__(
         self,
         store: LeaseStore,
-        book: LeaseWal,
-        journal: Keeps,
+        wal: LeaseWal,
+        journal: EventKeeper,
         *,
         name: str,
         window_seconds: float,
@@ -97,14 +98,14 @@ class LeaseManager:
         in_background: bool = True,
     ) -> None:
         self._store = store
-        self._book = book
+        self._wal = wal
         self._name = name
         self._window = window_seconds
         self._ttl_seconds = ttl_seconds
         self._seconds = seconds
         self._in_background = in_background
         self._lock = threading.Lock()
-        self._teller = LeaseFlusher(store, book, journal, self._lock)
+        self._flusher = LeaseFlusher(store, wal, journal, self._lock)
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -115,12 +116,12 @@ class LeaseManager:
 
     @property
     def waiting(self) -> int:
-        """Runs that the store has not been told of."""
-        return self._teller.waiting
+        """Runs that the store has not settled yet."""
+        return self._flusher.waiting
 
     def flush(self) -> int:
-        """Tell the store of what has gathered; see ``LeaseFlusher.flush``."""
-        return self._teller.flush()
+        """Settle what has gathered; see ``LeaseFlusher.flush``."""
+        return self._flusher.flush()
 
     def admit(self, customer: str, sku: str, amount: int) -> LeasedAdmission | None:
         """Take what one run may cost from a lease.
@@ -131,7 +132,7 @@ class LeaseManager:
             amount: Microcredits.
 
         Returns:
-            Its ticket, which has to be given to ``end``; None where the store has to be asked for
+            The admission, to be given to ``end``; None where the store has to be asked for
             this task by itself.
 
         Raises:
@@ -139,19 +140,19 @@ class LeaseManager:
         """
         demand = self._demands.get((customer, sku))
         if demand is not None:
-            ticket = self._take(demand, amount)
-            if ticket is not None:
-                return ticket
+            leased = self._take(demand, amount)
+            if leased is not None:
+                return leased
         return self._ask_first(customer, sku, amount)
 
-    def end(self, ticket: LeasedAdmission, events: Sequence[UsageEvent]) -> None:
-        """A run ended: its events are on the disk when this returns, and the store will be told.
+    def end(self, leased: LeasedAdmission, events: Sequence[UsageEvent]) -> None:
+        """End a run: its events are on the disk when this returns, and will be settled.
 
-        Once more for the same ticket, after an interruption, completes the first; other events are
-        then not told.
+        A repeat for the same admission completes one that was interrupted; other events are then
+        not settled.
 
         Args:
-            ticket: The run's.
+            leased: The run's.
             events: One per line, each with the amount it should cost, that of its SKU first. None:
                 the run ends without a word, and its credits are free again.
 
@@ -159,30 +160,30 @@ class LeaseManager:
             OSError: The disk refused; nothing will be charged, and the task must not be
                 acknowledged.
         """
-        if ticket.run is None and not events:
-            self._end_quietly(ticket)
+        if leased.run is None and not events:
+            self._end_quietly(leased)
             return
-        if ticket.run is None:
+        if leased.run is None:
             asked = sum(event.amount_microcredits for event in events)
             wires = tuple(event.to_wire() for event in events)
             with self._lock:
                 promised = 0
-                if not ticket.ended:
-                    ticket.ended = True
-                    promised = ticket.lease.end(ticket.held, asked)
-            ticket.run = LeasedRun(
+                if not leased.ended:
+                    leased.ended = True
+                    promised = leased.lease.end(leased.held, asked)
+            leased.run = LeasedRun(
                 promised_microcredits=promised, events=tuple(events), wires=wires
             )
-        self._teller.put(ticket, ticket.run)
+        self._flusher.put(leased, leased.run)
         self._start_thread()
         if not self._wake.is_set():
             self._wake.set()
 
-    def _end_quietly(self, ticket: LeasedAdmission) -> None:
+    def _end_quietly(self, leased: LeasedAdmission) -> None:
         with self._lock:
-            if not ticket.ended:
-                ticket.ended = True
-                ticket.lease.end(ticket.held, 0)
+            if not leased.ended:
+                leased.ended = True
+                leased.lease.end(leased.held, 0)
 
     def give_back(self, *, all_of_it: bool = False) -> None:
         """Give back what leases have free that nothing was admitted from for a window.
@@ -216,7 +217,7 @@ class LeaseManager:
                 self._draining.remove(lease)
 
     def close(self) -> None:
-        """Tell everything, give everything back. What cannot be told now, the relay tells."""
+        """Settle everything, give everything back. The relay settles what cannot be settled now."""
         self._stop.set()
         self._wake.set()
         if self._thread is not None:
@@ -227,12 +228,12 @@ class LeaseManager:
             self.give_back(all_of_it=True)
         except WeighbridgeError as error:
             _log.warning(
-                "leases could not be given back",
+                "leases_not_given_back",
                 runs=self.waiting,
                 money="nothing is lost: this node's relay settles the runs and gives them back",
                 error=str(error),
             )
-        self._book.close()
+        self._wal.close()
 
     # -- admission ---------------------------------------------------------------------------------
 
@@ -243,9 +244,9 @@ class LeaseManager:
             if lease is None or not lease.admit(amount, now):
                 return None
             demand.last_used = now
-        ticket = LeasedAdmission(lease, amount, self._dropped)
+        leased = LeasedAdmission(lease, amount, self._dropped)
         reach("lease.admitted")
-        return ticket
+        return leased
 
     def _ask_first(self, customer: str, sku: str, amount: int) -> LeasedAdmission | None:
         now = self._seconds()
@@ -257,13 +258,13 @@ class LeaseManager:
             return None
         with demand.asking:
             # While this thread waited, another may have got enough for both.
-            ticket = self._take(demand, amount)
-            if ticket is None and now >= demand.exact_until:
+            leased = self._take(demand, amount)
+            if leased is None and now >= demand.exact_until:
                 self._ask(demand, customer, sku, amount)
-                ticket = self._take(demand, amount)
-            if ticket is None:
+                leased = self._take(demand, amount)
+            if leased is None:
                 demand.exact_until = now + self._window
-        return ticket
+        return leased
 
     def _ask(self, demand: _Demand, customer: str, sku: str, amount: int) -> None:
         self._collect()
@@ -291,12 +292,12 @@ class LeaseManager:
 
     def _announce(self, lease: Lease) -> bool:
         try:
-            self._book.announce(lease.customer, lease.lease_id)
+            self._wal.announce(lease.customer, lease.lease_id)
         except OSError as error:
             self._say(
-                "leases cannot be written down",
+                "leases_not_writable",
                 money="tasks are admitted one by one, and settled in Redis at once",
-                remedy="free or mend the disk of WEIGHBRIDGE_SPOOL_DIR",
+                remedy="free or repair the disk of WEIGHBRIDGE_SPOOL_DIR",
                 error=str(error),
             )
             return False
@@ -323,7 +324,7 @@ class LeaseManager:
             lease.granted(grant, 0.0)
         is_over = request.keep_microcredits == 0
         if is_over:
-            self._book.forget(lease.lease_id)
+            self._wal.forget(lease.lease_id)
         return is_over
 
     def _collect(self) -> None:
@@ -355,7 +356,7 @@ class LeaseManager:
                 while self.flush() >= FLUSH_RUNS:
                     pass
                 self.give_back()
-                self._book.tidy()
+                self._wal.tidy()
             except Exception as error:  # noqa: BLE001 - a thread that dies here would settle nothing more
                 self._after_failure(error)
                 self._stop.wait(pause)
@@ -367,7 +368,7 @@ class LeaseManager:
     def _after_failure(self, error: Exception) -> None:
         is_known = isinstance(error, QuotaUnavailable | OSError)
         self._say(
-            "runs under leases wait to be settled" if is_known else "the leaseholder failed",
+            "leased_runs_waiting" if is_known else "lease_manager_failed",
             runs=self.waiting,
             money="nothing is lost: they are on this node's disk until Redis has settled them",
             remedy="bring Redis back" if is_known else "report it with the traceback",

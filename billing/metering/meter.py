@@ -15,6 +15,7 @@ from uuid import UUID
 import structlog
 from msgspec import structs
 
+from billing.core.admission import Admission, TaskFacts
 from billing.core.clock import Clock
 from billing.core.credit_lease import LeasedAdmission
 from billing.core.errors import DenialReason, NotFound, QuotaUnavailable
@@ -25,7 +26,6 @@ from billing.core.reservation import (
     HoldRequest,
     HoldState,
     LoadOutcome,
-    QuotaStore,
     ReleaseCause,
     ReleaseOutcome,
     Reservation,
@@ -35,12 +35,15 @@ from billing.core.reservation import (
 )
 from billing.core.sku import AdmissionPolicy, FailurePolicy, Sku, rate
 from billing.core.usage_event import Outcome, UsageEvent, failed_line, usage_line
-from billing.metering.fallback import Fallback, Publishes
-from billing.metering.lease_flusher import Keeps
+from billing.metering.fallback import Fallback
 from billing.metering.lease_manager import LeaseManager
 from billing.metering.settlement_amounts import are_of, as_asked, decided
-from billing.metering.usage_recorder import Admission, TaskFacts, UsageRecorder
+from billing.metering.usage_recorder import UsageRecorder
 from billing.quota.checks import check_lines
+from billing.quota.port import QuotaStore
+from billing.transport.journal import EventKeeper
+from billing.transport.publishers import Publisher
+from billing.transport.settled_figures import Encodable
 
 log = structlog.get_logger(__name__)
 
@@ -70,9 +73,9 @@ class Meter:
         quota: QuotaStore,
         skus: Callable[[str], Sku],
         refresh: Callable[[str], LoadOutcome],
-        publisher: Publishes,
-        journal: Keeps,
-        spool: Keeps,
+        publisher: Publisher,
+        journal: EventKeeper,
+        spool: EventKeeper,
         clock: Clock,
         hold_ttl_seconds: int,
         currency: str,
@@ -83,7 +86,7 @@ class Meter:
         self._skus = skus
         self._refresh = refresh
         self._journal = journal
-        self._outage = Fallback(publisher, spool)
+        self._fallback = Fallback(publisher, spool)
         self._clock = clock
         self._hold_ttl_seconds = hold_ttl_seconds
         self._currency = currency
@@ -129,10 +132,10 @@ class Meter:
         try:
             # A lease lives no longer than usual, so neither may a run under it.
             if not may_repeat and ttl_seconds == self._hold_ttl_seconds:
-                ticket = self._ticket(base)
-                if ticket is not None:
+                leased = self._from_lease(base)
+                if leased is not None:
                     reach("hold.after")
-                    return base.leased(ticket)
+                    return base.admitted_from(leased)
             reservation = self._reserve(
                 HoldRequest(
                     task_id=facts.task_id,
@@ -146,8 +149,8 @@ class Meter:
         except NotFound:
             return replace(base, reason=DenialReason.UNKNOWN_CUSTOMER)
         except QuotaUnavailable as error:
-            return self._outage.admit(base, error)
-        self._outage.is_over(sku)
+            return self._fallback.admit(base, error)
+        self._fallback.redis_answered(sku)
         reach("hold.after")
         return replace(
             base,
@@ -164,7 +167,7 @@ class Meter:
         self._append(admission.denial(currency=self._currency))
 
     def record_attempt(self, admission: Admission, recorder: UsageRecorder) -> None:
-        """An attempt asked to be run again: its hold stays; what it cost us is put on record.
+        """Record what an attempt cost us that asked to be run again; its hold stays.
 
         What was admitted from a lease is given back to it: the next attempt holds its own.
         """
@@ -172,18 +175,18 @@ class Meter:
         if recorder.cost_micros:
             now = self._clock.now()
             events = [recorder.retried(admission, currency=self._currency, finished_at=now)]
-        if admission.ticket is not None:
-            self._end_leased(admission.ticket, events)
+        if admission.from_lease is not None:
+            self._end_leased(admission.from_lease, events)
         elif events:
             self._append(events[0])
 
     def hand_over(self, admission: Admission) -> None:
-        """Another task takes this one's place under its id, and its hold; no part of a lease."""
-        if admission.ticket is not None:
-            self._end_leased(admission.ticket, [])
+        """Give a lease's part back where another task takes this one's place, id and hold."""
+        if admission.from_lease is not None:
+            self._end_leased(admission.from_lease, [])
 
     def settle(self, admission: Admission, recorder: UsageRecorder) -> Settlement:
-        """The body succeeded: charge what it used, and put its events into the outbox.
+        """Charge what a body that succeeded used, and put its events into the outbox.
 
         Admitted from a lease it is on this node's disk when this returns, and soon in the outbox.
         """
@@ -191,11 +194,11 @@ class Meter:
         return self._settle(admission, self._events(admission, recorder, Outcome.SUCCEEDED, ""))
 
     def fail(self, admission: Admission, recorder: UsageRecorder, cause: ReleaseCause) -> None:
-        """The body ended without success: charge or release, by the SKU's policy."""
-        ticket = admission.ticket
-        if ticket is not None and ticket.run is not None:
+        """Charge or release a body that ended without success, by the SKU's policy."""
+        leased = admission.from_lease
+        if leased is not None and leased.run is not None:
             # The settlement was interrupted after it was decided: it stands.
-            self._end_leased(ticket, [])
+            self._end_leased(leased, [])
             return
         if admission.sku.failure_policy is FailurePolicy.CHARGE and cause in _CHARGEABLE:
             events = self._events(admission, recorder, Outcome.FAILED, cause.value)
@@ -209,18 +212,18 @@ class Meter:
             finished_at=self._clock.now(),
         )
         facts = admission.facts
-        if ticket is not None:
-            self._end_leased(ticket, [event])
+        if leased is not None:
+            self._end_leased(leased, [event])
             return
         if admission.degraded:
-            self._outage.deliver([event])
+            self._fallback.deliver([event])
             return
         try:
             outcome = self._quota.release(facts.customer, facts.task_id, cause, event)
-            unheld = outcome is not ReleaseOutcome.RELEASED and self._ended_untold(facts)
+            unheld = outcome is not ReleaseOutcome.RELEASED and self._ended_unrecorded(facts)
         except QuotaUnavailable:
             # The hold will expire; the failure itself is still worth a line.
-            self._outage.deliver([event])
+            self._fallback.deliver([event])
             return
         if outcome is ReleaseOutcome.RELEASED:
             self._keep([event])
@@ -228,7 +231,7 @@ class Meter:
             self._append(event)
 
     def lost(self, facts: TaskFacts, sku_id: str, cause: ReleaseCause) -> ReleaseOutcome:
-        """The run ended where only the worker's main process could see it: give the hold back.
+        """Give back the hold of a run whose end only the worker's main process could see.
 
         Never guesses a charge: what a lost child had used is not known. Asks Redis alone, not even
         the catalogue: that process must not wait for PostgreSQL.
@@ -251,7 +254,7 @@ class Meter:
             self._keep([event])
         return outcome
 
-    def _ticket(self, base: Admission) -> LeasedAdmission | None:
+    def _from_lease(self, base: Admission) -> LeasedAdmission | None:
         """Of a lease; None where the quota store has to be asked for this task.
 
         Raises:
@@ -262,10 +265,10 @@ class Meter:
         customer = base.facts.customer
         return self._leases.admit(customer, base.sku.id, base.needed_microcredits)
 
-    def _end_leased(self, ticket: LeasedAdmission, events: Sequence[UsageEvent]) -> None:
+    def _end_leased(self, leased: LeasedAdmission, events: Sequence[UsageEvent]) -> None:
         if self._leases is None:
-            raise AssertionError("a ticket is of a leaseholder")
-        self._leases.end(ticket, events)
+            raise AssertionError("a leased admission is of a lease manager")
+        self._leases.end(leased, events)
 
     def _is_contended(self, customer: str, sku: Sku, reason: DenialReason | None) -> bool:
         """Whether what was refused may be there in a moment: leased, and then not used."""
@@ -283,8 +286,8 @@ class Meter:
             return None
         return event_id(facts.task_id, usage_line(sku.id), facts.metered_at)
 
-    def _ended_untold(self, facts: TaskFacts) -> bool:
-        """Whether the hold expired, or was lost with Redis's data: then nobody wrote a line."""
+    def _ended_unrecorded(self, facts: TaskFacts) -> bool:
+        """Whether the hold expired, or was lost with Redis's data, so that nobody wrote a line."""
         hold = self._quota.hold(facts.customer, facts.task_id)
         return hold is None or hold.state is HoldState.EXPIRED
 
@@ -313,22 +316,22 @@ class Meter:
 
     def _settle(self, admission: Admission, events: Sequence[UsageEvent]) -> Settlement:
         facts = admission.facts
-        if admission.ticket is not None:
+        if admission.from_lease is not None:
             check_lines(facts.customer, facts.task_id, events)
-            self._end_leased(admission.ticket, events)
+            self._end_leased(admission.from_lease, events)
             reach("settle.after")
-            # What is charged is decided when the store is told.
+            # The store decides what is charged when it settles.
             return Settlement(outcome=SettleOutcome.LEASED, lines=(), quota_epoch=0)
         marked = admission.sku.admission is AdmissionPolicy.LEASED
         try:
-            settlement, is_told = self._settle_twice(facts, events, marked=marked)
+            settlement, is_ours = self._settle_twice(facts, events, marked=marked)
         except QuotaUnavailable:
             settlement = as_asked(SettleOutcome.UNCOUNTED, events)
-            self._outage.deliver([structs.replace(event, degraded=True) for event in events])
+            self._fallback.deliver([structs.replace(event, degraded=True) for event in events])
             reach("settle.after")
             return settlement
         reach("settle.after")
-        if is_told and not admission.repeat:
+        if is_ours and not admission.repeat:
             self._keep(decided(events, settlement))
         return settlement
 
@@ -354,20 +357,20 @@ class Meter:
         try:
             self._quota.append(event.customer, event)
         except QuotaUnavailable:
-            self._outage.deliver([event])
+            self._fallback.deliver([event])
         else:
             self._keep([event])
 
-    def _keep(self, events: Sequence[UsageEvent]) -> None:
+    def _keep(self, events: Sequence[Encodable]) -> None:
         """Second copy. Its failure must not undo a settlement that stands."""
         try:
             self._journal.append(events)
         except OSError as error:
             # Without its traceback: it says where, and that is always here.
             log.error(  # noqa: TRY400 - as the line above says
-                "the node's journal cannot be written",
+                "journal_not_writable",
                 money="nothing is lost unless Redis loses its data before the relay has sent them",
-                remedy="free or mend the disk of WEIGHBRIDGE_SPOOL_DIR",
+                remedy="free or repair the disk of WEIGHBRIDGE_SPOOL_DIR",
                 error=str(error),
             )
 

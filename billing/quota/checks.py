@@ -1,4 +1,4 @@
-"""What a quota store refuses to be asked, pure; the same for every implementation.
+"""Checks of what a quota store is asked, pure; the same for every implementation.
 
 A wrong amount must not reach a balance: a negative one would make credits.
 """

@@ -1,4 +1,4 @@
-"""Mending a customer's holds in Redis where a record, a list and a sum no longer agree.
+"""Repair of a customer's holds in Redis where a record, a list and a sum no longer agree.
 
 Every verb keeps them together in one step; they part only where somebody deleted or edited a key,
 or a server lost some of its data.
@@ -7,22 +7,20 @@ or a server lost some of its data.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
 import redis
 
-from billing.core.errors import QuotaUnavailable
 from billing.redis.keys import RedisKeys, shard_of, split_member
-from billing.redis.scripts import script_text
+from billing.redis.scripts import answering, script_text, text
 
 _CHUNK: Final = 100
 
 
-class Wrong(StrEnum):
-    """What was wrong with a hold."""
+class HoldFault(StrEnum):
+    """How a hold, or the sum of them, disagreed with the rest."""
 
     ORPHAN = "orphan"
     """It is listed as open and no open hold stands behind it: credits locked away for nobody."""
@@ -36,16 +34,16 @@ class Wrong(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairedHolds:
-    """One thing that was put right. ``task_id`` is empty for a sum."""
+    """One repair. ``task_id`` is empty for a sum."""
 
-    wrong: Wrong
+    fault: HoldFault
     customer: str
     task_id: str
     amount_microcredits: int
 
 
 class HoldRepair:
-    """Puts holds right, one atomic step per hundred of them.
+    """Repairs holds, one atomic step per hundred of them.
 
     Args:
         client: As for ``RedisQuotaStore``.
@@ -55,30 +53,30 @@ class HoldRepair:
     def __init__(self, client: redis.Redis, keys: RedisKeys) -> None:
         self._client = client
         self._keys = keys
-        self._script = client.register_script(script_text("mend"))
+        self._script = client.register_script(script_text("repair_holds"))
 
-    def mend(self, customer: str) -> list[RepairedHolds]:
-        """Look at every hold of a customer and put right what does not agree.
+    def repair(self, customer: str) -> list[RepairedHolds]:
+        """Compare every hold of a customer with the lists and the sum, and correct what disagrees.
 
         Raises:
-            QuotaUnavailable: Redis did not answer; ask again.
+            QuotaUnavailable: Redis did not answer, or refuses to write; ask again.
         """
-        with _answering():
+        with answering():
             tasks = self._tasks(customer)
             found: list[RepairedHolds] = []
             # At least once, for the sum.
             for start in range(0, max(len(tasks), 1), _CHUNK):
-                found += self._mend(customer, tasks[start : start + _CHUNK])
+                found += self._repair(customer, tasks[start : start + _CHUNK])
         return found
 
     def _tasks(self, customer: str) -> list[str]:
         listed = self._client.hkeys(self._keys.customer_holds(customer))
         members: list[Any] = self._client.zrange(self._keys.open(shard_of(customer)), 0, -1)
-        named = (split_member(_text(member)) for member in members)
+        named = (split_member(text(member)) for member in members)
         swept = [task for owner, task in named if owner == customer]
-        return sorted({_text(task) for task in listed} | set(swept))
+        return sorted({text(task) for task in listed} | set(swept))
 
-    def _mend(self, customer: str, tasks: list[str]) -> Iterator[RepairedHolds]:
+    def _repair(self, customer: str, tasks: list[str]) -> Iterator[RepairedHolds]:
         keys = [
             self._keys.account(customer),
             self._keys.customer_holds(customer),
@@ -86,23 +84,11 @@ class HoldRepair:
             *(self._keys.hold(customer, task) for task in tasks),
         ]
         for what, subject, amount in self._script(keys=keys, args=[customer, *tasks]):
-            wrong = Wrong(_text(what))
+            fault = HoldFault(text(what))
             yield RepairedHolds(
-                wrong=wrong,
+                fault=fault,
                 customer=customer,
-                task_id="" if wrong is Wrong.HELD else _text(subject),
+                task_id="" if fault is HoldFault.HELD else text(subject),
                 # Of a sum: how much more is held now than before.
-                amount_microcredits=int(amount) - (int(subject) if wrong is Wrong.HELD else 0),
+                amount_microcredits=int(amount) - (int(subject) if fault is HoldFault.HELD else 0),
             )
-
-
-@contextmanager
-def _answering() -> Iterator[None]:
-    try:
-        yield
-    except (redis.ConnectionError, redis.TimeoutError) as error:
-        raise QuotaUnavailable(f"the quota store did not answer: {error}") from error
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value

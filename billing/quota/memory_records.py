@@ -39,7 +39,6 @@ class Account:
     late: int = 0
     period_start_ms: int = 0
     period_end_ms: int = 0
-    leases: int = 0
     budgets: dict[str, int] = field(default_factory=dict)
     spent: dict[str, int] = field(default_factory=dict)
 
@@ -49,7 +48,7 @@ class Account:
         return self.granted - self.settled - self.held
 
     def view(self, customer: str) -> AccountView:
-        """What is told of it; what is spent without the zeros."""
+        """The account as a view; what is spent without the zeros."""
         return AccountView(
             customer=customer,
             epoch=self.epoch,
@@ -63,7 +62,6 @@ class Account:
             period_end_ms=self.period_end_ms,
             budgets=dict(self.budgets),
             spent={sku: amount for sku, amount in self.spent.items() if amount},
-            leases=self.leases,
         )
 
     def count_spent(self, sku: str, amount: int) -> None:
@@ -82,7 +80,7 @@ class Account:
         return max(min(lefts, default=MAX_MICROCREDITS), 0)
 
     def take_terms(self, state: AccountState) -> None:
-        """Take over what a newer version tells in any case."""
+        """Take over the terms of a newer version."""
         self.version = state.version
         self.suspended = state.suspended
         self.granted = state.granted_microcredits
@@ -101,10 +99,7 @@ class Account:
 
 @dataclass(slots=True)
 class Hold:
-    """The latest admission of a task, or the mark that there must not be one (admission 0).
-
-    A lease is one too, with the ``number`` of its last request and what that was ``granted``.
-    """
+    """The latest admission of a task, or the mark that there must not be one (admission 0)."""
 
     customer: str
     task_id: str
@@ -119,8 +114,6 @@ class Hold:
     final: bool = False
     lines: tuple[LineFigures, ...] = ()
     forget_at_ms: int | None = None
-    number: int = 0
-    granted: int = 0
 
     @property
     def name(self) -> Name:
@@ -128,7 +121,7 @@ class Hold:
         return self.customer, self.task_id
 
     def view(self) -> HoldView:
-        """What is told of it."""
+        """The hold as a view."""
         return HoldView(
             task_id=self.task_id,
             customer=self.customer,

@@ -9,10 +9,8 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
-from uuid import UUID
 
 from billing.core.clock import Clock, to_ms
-from billing.core.credit_lease import LEASE_PREFIX
 from billing.core.errors import DenialReason
 from billing.core.reservation import (
     SYNC_ONLY,
@@ -32,7 +30,6 @@ from billing.core.reservation import (
 )
 from billing.core.usage_event import UsageEvent
 from billing.quota.checks import check_event, check_lines, check_request, check_state
-from billing.quota.memory_leases import MemoryLeases
 from billing.quota.memory_records import (
     Account,
     Hold,
@@ -47,8 +44,8 @@ from billing.redis.keys import shard_of
 _MILLISECONDS: Final = 1000
 
 
-class MemoryQuotaStore(MemoryLeases):
-    """``QuotaStore`` and ``LeaseStore`` in memory; safe to use from several threads.
+class MemoryQuotaStore:
+    """``QuotaStore`` in memory; safe to use from several threads. It has no leases.
 
     Args:
         clock: The time.
@@ -72,7 +69,6 @@ class MemoryQuotaStore(MemoryLeases):
         self._open: dict[Name, Hold] = {}
         self._ended: deque[Hold] = deque()
         self._born: dict[int, int] = {}
-        self._done: dict[tuple[str, UUID], int] = {}
         self.outbox: list[UsageEvent] = []
 
     def reserve(self, request: HoldRequest) -> Reservation:
@@ -83,11 +79,10 @@ class MemoryQuotaStore(MemoryLeases):
             hold = self._find(request.customer, request.task_id, now_ms)
             account = self._accounts.get(request.customer)
             available = max(account.available, 0) if account else 0
-            is_settled = hold is not None and hold.state is HoldState.SETTLED
-            if is_settled or self._is_done(request.customer, request.mark, now_ms):
+            if hold is not None and hold.state is HoldState.SETTLED:
                 return Reservation(
                     outcome=ReserveOutcome.ALREADY_SETTLED,
-                    admission=hold.admission if hold else 0,
+                    admission=hold.admission,
                     left_microcredits=available,
                 )
             if hold is not None and hold.state is HoldState.HELD:
@@ -96,19 +91,13 @@ class MemoryQuotaStore(MemoryLeases):
                 return denied(DenialReason.REVOKED, available)
             return self._admit(request, hold, account, now_ms)
 
-    def reserve_many(self, requests: Sequence[HoldRequest]) -> list[Reservation]:
-        """Reserve for each. See ``QuotaStore.reserve_many``."""
-        for request in requests:
-            check_request(request)
-        return [self.reserve(request) for request in requests]
-
     def settle(
         self,
         customer: str,
         task_id: str,
         events: Sequence[UsageEvent],
         *,
-        marked: bool = False,
+        marked: bool = False,  # noqa: ARG002 - nothing is leased in memory, so nothing needs a mark
     ) -> Settlement:
         """End the hold and put the events into the outbox. See ``QuotaStore.settle``."""
         check_lines(customer, task_id, events)
@@ -121,8 +110,6 @@ class MemoryQuotaStore(MemoryLeases):
                 )
             account = self._accounts.get(customer)
             is_open = hold is not None and hold.state is HoldState.HELD
-            if marked and events and not self._mark_done(customer, events[0].id, now_ms):
-                return self._settled_by_a_lease(hold if is_open else None, account, now_ms)
             if hold is None or not is_open:
                 hold = self._admission_of_nothing(customer, task_id, hold, account, events)
             # What was held was promised: a balance below zero does not take it back.
@@ -342,7 +329,6 @@ class MemoryQuotaStore(MemoryLeases):
         if account is None:
             return
         account.held -= hold.held
-        account.leases -= 1 if hold.number else 0
         if hold.period_start_ms == account.period_start_ms:
             account.count_spent(hold.sku, -hold.held)
 
@@ -365,8 +351,6 @@ class MemoryQuotaStore(MemoryLeases):
         account = Account(epoch=state.epoch)
         account.settled = state.settled_microcredits + state.late_microcredits
         account.held = sum(view.held_microcredits for view in self.open_holds(state.customer))
-        names = (view.task_id for view in self.open_holds(state.customer))
-        account.leases = sum(name.startswith(LEASE_PREFIX) for name in names)
         account.take_terms(state)
         self._take_period(account, state)
         self._accounts[state.customer] = account

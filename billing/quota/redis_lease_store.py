@@ -98,8 +98,7 @@ class RedisLeaseStore:
             key = done_key(self._keys, customer, mark)
             place = places.setdefault(key, len(keys) + len(places) + 1)
             arguments += [place, mark.bytes, run.promised_microcredits, len(run.events)]
-            wires = run.wires or tuple(event.to_wire() for event in run.events)
-            for event, wire in zip(run.events, wires, strict=True):
+            for event, wire in zip(run.events, run.encoded, strict=True):
                 arguments += [event.sku, event.amount_microcredits, _metered_ms(event.id), wire]
         return [*keys, *places], arguments
 
@@ -124,18 +123,18 @@ def _settlement(batch: LeasedBatch, reply: Any) -> BatchSettlement | Weighbridge
         except redis.exceptions.RedisError as error:
             return WeighbridgeError(f"the quota store refused a batch of a lease: {error}")
     epoch, *figures = (int(part) for part in reply)
-    told = iter(figures)
+    replies = iter(figures)
     runs = []
     for run in batch.runs:
-        repeat, lines = next(told), next(told)
+        repeat, lines = next(replies), next(replies)
         runs.append(
             RunFigures(
                 repeat=bool(repeat),
                 lines=tuple(
                     LineFigures(
                         line=event.line,
-                        amount_microcredits=next(told),
-                        shortfall_microcredits=next(told),
+                        amount_microcredits=next(replies),
+                        shortfall_microcredits=next(replies),
                     )
                     for event in run.events[:lines]
                 ),

@@ -29,17 +29,17 @@ from billing.core.usage_event import UsageEvent
 from billing.quota.checks import check_event, check_lines, check_request, check_state
 from billing.quota.redis_lease_store import LEASE_VERBS, RedisLeaseStore, done_key
 from billing.redis.keys import SHARDS, RedisKeys, shard_of, split_member
-from billing.redis.scripts import MILLISECONDS, Call, LuaScripts, answering, text, texts
+from billing.redis.scripts import MILLISECONDS, LuaScripts, answering, text, texts
 
 VERBS: Final = ("reserve", "settle", "release", "append", "expire", "load", *LEASE_VERBS)
 _CHUNK: Final = 100
-"""Holds expired by one script, or reserved or read in one pipeline: leaves the server to others."""
+"""Holds expired by one script, or read in one pipeline: leaves the server to others."""
 
 
 class RedisQuotaStore:
     """``QuotaStore`` on Redis. Each verb is one script on one slot, timed by the server's clock.
 
-    It is a ``LeaseStore`` as well (``redis_leases``).
+    It is a ``LeaseStore`` as well (``redis_lease_store``).
 
     Args:
         client: With its own time-outs; replies may be bytes or text. Nothing is asked of it here.
@@ -69,20 +69,6 @@ class RedisQuotaStore:
         check_request(request)
         return _reservation(self._run("reserve", *self._reserving(request)))
 
-    def reserve_many(self, requests: Sequence[HoldRequest]) -> list[Reservation]:
-        """Reserve for each, a round trip for every hundred. See ``QuotaStore.reserve_many``."""
-        for request in requests:
-            check_request(request)
-        found: list[Reservation] = []
-        for start in range(0, len(requests), _CHUNK):
-            calls: list[Call] = [
-                self._reserving(request) for request in requests[start : start + _CHUNK]
-            ]
-            with answering():
-                replies = self._scripts.run_many("reserve", calls)
-            found += (_reservation(reply) for reply in replies)
-        return found
-
     def settle(
         self,
         customer: str,
@@ -99,9 +85,10 @@ class RedisQuotaStore:
             keys.append(done_key(self._keys, customer, events[0].id))
             mark = events[0].id.bytes
         arguments: list[str | int | bytes] = [customer, task_id, self._remember_ms, mark]
-        for event in events:
+        wires = tuple(event.to_wire() for event in events)
+        for event, wire in zip(events, wires, strict=True):
             arguments += [event.sku, event.line, event.amount_microcredits]
-            arguments += [to_ms(event.metered_at), event.to_wire()]
+            arguments += [to_ms(event.metered_at), wire]
         outcome, epoch, *figures = (text(part) for part in self._run("settle", keys, arguments))
         return Settlement(
             outcome=SettleOutcome(outcome),
@@ -112,6 +99,7 @@ class RedisQuotaStore:
                 for line, amount, short in zip(*[iter(figures)] * 3, strict=True)
             ),
             quota_epoch=int(epoch),
+            wires=wires,
         )
 
     def release(
@@ -299,13 +287,13 @@ class RedisQuotaStore:
 
 
 def _reservation(reply: Sequence[Any]) -> Reservation:
-    outcome, reason, admission, held, left = (text(part) for part in reply)
+    outcome, reason, admission, held, remaining = (text(part) for part in reply)
     return Reservation(
         outcome=ReserveOutcome(outcome),
         reason=DenialReason(reason) if reason else None,
         admission=int(admission),
         held_microcredits=int(held),
-        left_microcredits=int(left),
+        left_microcredits=int(remaining),
     )
 
 

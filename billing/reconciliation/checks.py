@@ -12,8 +12,9 @@ from billing.archive.catalog import archives
 from billing.core.clock import Clock, format_instant, from_ms, to_ms
 from billing.core.event_ids import lowest_id
 from billing.core.periods import Period, hour_floor
-from billing.core.reservation import HoldView, QuotaStore
+from billing.core.reservation import HoldView
 from billing.postgres.schema import customers, grants, quota_fences, usage_events, usage_hourly
+from billing.quota.port import QuotaStore
 from billing.reconciliation.invariants import (
     CustomerBalances,
     Discrepancy,

@@ -25,7 +25,7 @@ class RedisRestartWatch:
     """Remembers, for one node, which generation of Redis's data it saw last, and since when.
 
     Args:
-        generation: Names the present one (``billing.transport.outbox.Outbox.generation``).
+        generation: Names the present one (``billing.transport.outbox.RedisOutbox.generation``).
         file: Keeps it.
         clock: The time.
     """

@@ -19,11 +19,11 @@ import structlog
 from sqlalchemy.engine import Engine
 
 from billing.core.clock import Clock, parse_instant
-from billing.core.reservation import QuotaStore
 from billing.core.usage_event import UsageEvent
 from billing.postgres.locks import AdvisoryLock, try_lock
 from billing.quota.account_loader import AccountLoader
-from billing.quota.hold_repair import HoldRepair, RepairedHolds, Wrong
+from billing.quota.hold_repair import HoldFault, HoldRepair, RepairedHolds
+from billing.quota.port import QuotaStore
 from billing.reconciliation.checks import InvariantChecks
 from billing.reconciliation.discrepancies import (
     DiscrepancyState,
@@ -184,7 +184,7 @@ class Repair:
             self._publish_again(lost)
         mend_for = _customers(records, Remedy.MEND_HOLDS)
         for customer in mend_for:
-            mended = self._hold_repair.mend(customer)
+            mended = self._hold_repair.repair(customer)
             note = ", ".join(map(_repaired_holds, mended)) or "no hold was wrong"
             notes |= {f.discrepancy: note for f in records if _is(f, Remedy.MEND_HOLDS, customer)}
         if mend_for:
@@ -314,9 +314,9 @@ def _lost_event(event: UsageEvent) -> Discrepancy:
 
 
 def _repaired_holds(mended: RepairedHolds) -> str:
-    if mended.wrong is Wrong.HELD:
+    if mended.fault is HoldFault.HELD:
         return f"held corrected by {mended.amount_microcredits:+,} microcredits"
-    return f"{mended.wrong.value} hold of task {mended.task_id}"
+    return f"{mended.fault.value} hold of task {mended.task_id}"
 
 
 def _log_record(record: RecordedDiscrepancy) -> None:

@@ -15,12 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
-from redis.connection import parse_url
 from redis.exceptions import (
     AskError,
     ClusterError,
@@ -31,13 +29,14 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from billing.core.errors import ConfigurationError
+from billing.redis.cluster_url import SCHEMES, nodes_of
 
-SCHEMES: Final = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
-_DEFAULT_PORT: Final = 6379
 _TRIES: Final = 2
 _TROUBLE: Final = (RedisClusterException, ClusterError, AskError, TryAgainError)
 _NODE_AWAY: Final = (redis.ConnectionError, redis.TimeoutError, MasterDownError, *_TROUBLE)
+
+_PASSED_ON: Final = frozenset({"hgetall", "hkeys", "zrange", "xrange", "config_get"})
+_QUEUED: Final = frozenset({"xrange", "xdel", "xlen", "set"})
 
 _WORST: Final[Mapping[str, Callable[[list[Any]], Any]]] = {
     "maxmemory_policy": lambda said: next((p for p in said if p != "noeviction"), said[0]),
@@ -50,38 +49,6 @@ _WORST: Final[Mapping[str, Callable[[list[Any]], Any]]] = {
 def is_cluster(url: str) -> bool:
     """Whether a URL names a cluster."""
     return url.partition("://")[0] in SCHEMES
-
-
-def nodes_of(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
-    """The nodes to begin with, and how to connect to any.
-
-    Args:
-        url: ``redis+cluster://user:password@host:port,host:port``, with redis-py's options after a
-            ``?``; ``rediss+cluster`` for TLS.
-
-    Raises:
-        ConfigurationError: A port is no number, or a database is named: a cluster has one.
-    """
-    parts = urlsplit(url)
-    login, at, hosts = parts.netloc.rpartition("@")
-    if parts.path.strip("/") not in {"", "0"}:
-        raise ConfigurationError(
-            "REDIS_URL", "a cluster has one database", "leave out what follows the ports"
-        )
-    nodes: list[tuple[str, int]] = []
-    for each in hosts.split(","):
-        host, _, port = each.partition(":")
-        if not host or (port and not port.isdecimal()):
-            raise ConfigurationError(
-                "REDIS_URL", f"{each!r} is no node", "write host:port,host:port"
-            )
-        nodes.append((host, int(port or _DEFAULT_PORT)))
-    one = parts._replace(scheme=SCHEMES[parts.scheme], netloc=f"{login}{at}{nodes[0][0]}", path="")
-    options: dict[str, Any] = dict(parse_url(urlunsplit(one)))  # type: ignore[no-untyped-call]
-    secure = options.pop("connection_class", None) is not None
-    for name in ("host", "port", "db"):
-        options.pop(name, None)
-    return nodes, options | ({"ssl": True} if secure else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,32 +113,16 @@ class ClusterClient:
         with translated():
             return self.cluster.execute_command(*command)
 
-    def hgetall(self, name: str) -> dict[Any, Any]:
-        """As redis-py's."""
-        with translated():
-            found: dict[Any, Any] = self.cluster.hgetall(name)
-        return found
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Commands of redis-py that need no more than to be sent to the node of their key."""
+        if name not in _PASSED_ON:
+            raise AttributeError(name)
 
-    def hkeys(self, name: str) -> list[Any]:
-        """As redis-py's."""
-        with translated():
-            return list(self.cluster.hkeys(name))
+        def command(*arguments: Any, **more: Any) -> Any:  # noqa: ANN401 - as redis-py's
+            with translated():
+                return getattr(self.cluster, name)(*arguments, **more)
 
-    def zrange(self, name: str, start: int, end: int) -> list[Any]:
-        """As redis-py's."""
-        with translated():
-            return list(self.cluster.zrange(name, start, end))
-
-    def xrange(
-        self,
-        name: str,
-        min: str = "-",  # noqa: A002 - redis-py's names
-        max: str = "+",  # noqa: A002
-        count: int | None = None,
-    ) -> list[Any]:
-        """As redis-py's."""
-        with translated():
-            return list(self.cluster.xrange(name, min=min, max=max, count=count))
+        return command
 
     def ping(self) -> bool:
         """Whether every node that should answer does."""
@@ -184,19 +135,13 @@ class ClusterClient:
             seconds, microseconds = self.cluster.time()
         return seconds, microseconds
 
-    def config_get(self, *patterns: str) -> dict[Any, Any]:
-        """The configuration of one node."""
-        with translated():
-            found: dict[Any, Any] = self.cluster.config_get(*patterns)
-        return found
-
     def info(self, section: str | None = None) -> dict[str, Any]:
-        """What one primary says of itself, with the worst of all where it matters (``_WORST``)."""
+        """``INFO`` of one primary, with the worst value of all where it matters (``_WORST``)."""
         asked = [section] if section else []
         said: list[dict[str, Any]] = []
         with translated():
             for node in self.cluster.get_primaries():
-                # One that is away is told by ``members``.
+                # One that is away is shown by ``members``.
                 with suppress(*_NODE_AWAY):
                     said.append(self.cluster.get_redis_connection(node).info(*asked))
         return combined(said)
@@ -217,7 +162,7 @@ class ClusterClient:
         ]
 
     def lives(self, keys: Sequence[str]) -> list[str | None]:
-        """For each key, the run id of the node that has it; None where that does not answer."""
+        """The run id of the node that has each key; None where that does not answer."""
         with translated():
             names = [self.node_name(key) for key in keys]
             run_ids = {name: self._run_id(name) for name in set(names)}
@@ -282,7 +227,7 @@ class ClusterClient:
 
 
 class ClusterPipeline:
-    """What is queued is sent to each node at once, node by node."""
+    """Commands queued by node, each node's sent at once."""
 
     def __init__(self, client: ClusterClient) -> None:
         self._client = client
@@ -298,27 +243,13 @@ class ClusterPipeline:
         """Queue a command whose first argument is its key."""
         self._queue(command[1], lambda pipeline: pipeline.execute_command(*command))
 
-    def xrange(
-        self,
-        name: str,
-        min: str = "-",  # noqa: A002 - redis-py's names
-        max: str = "+",  # noqa: A002
-        count: int | None = None,
-    ) -> None:
-        """As redis-py's."""
-        self._queue(name, lambda pipeline: pipeline.xrange(name, min=min, max=max, count=count))
-
-    def xdel(self, name: str, *ids: str) -> None:
-        """As redis-py's."""
-        self._queue(name, lambda pipeline: pipeline.xdel(name, *ids))
-
-    def xlen(self, name: str) -> None:
-        """As redis-py's."""
-        self._queue(name, lambda pipeline: pipeline.xlen(name))
-
-    def set(self, name: str, value: str, *, nx: bool = False, get: bool = False) -> None:
-        """As redis-py's."""
-        self._queue(name, lambda pipeline: pipeline.set(name, value, nx=nx, get=get))
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Commands of redis-py whose first argument is their key, to be queued."""
+        if name not in _QUEUED:
+            raise AttributeError(name)
+        return lambda key, *arguments, **more: self._queue(
+            key, lambda pipeline: getattr(pipeline, name)(key, *arguments, **more)
+        )
 
     def run(
         self, script: ClusterScript, keys: Sequence[str], args: Sequence[str | int | bytes]
@@ -341,13 +272,13 @@ class ClusterPipeline:
         """
         queued, self._queued = self._queued, []
         answers: list[Any] = [None] * len(queued)
-        left = list(range(len(queued)))
+        unanswered = list(range(len(queued)))
         for attempt in range(_TRIES):
             if attempt:
                 self._client.learn()
-            self._send(queued, left, answers)
-            left = [index for index in left if isinstance(answers[index], _NODE_AWAY)]
-            if not left:
+            self._send(queued, unanswered, answers)
+            unanswered = [index for index in unanswered if isinstance(answers[index], _NODE_AWAY)]
+            if not unanswered:
                 break
         for index, answer in enumerate(answers):
             if isinstance(answer, _TROUBLE):
@@ -398,7 +329,7 @@ def combined(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Say as ``redis.ConnectionError`` what is wrong with a cluster as a whole."""
+    """Raise trouble of the cluster as a whole as ``redis.ConnectionError``."""
     try:
         yield
     except _TROUBLE as error:

@@ -1,7 +1,7 @@
-"""The names of the quota store's keys: 64 shards, one Redis hash tag each.
+"""Names of every key in Redis: 64 shards, one Redis hash tag each.
 
 A shard is a hash slot, so every script touches one slot only, and a cluster spreads the shards.
-This is the one place where keys are named.
+No other module builds a key.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class RedisKeys:
         return f"{self._tag(shard_of(customer))}:holds:{customer}"
 
     def open(self, shard: int) -> str:
-        """Sorted set: open holds (``open_member``) by the millisecond they expire at."""
+        """Sorted set: open holds (``customer|task id``) by the millisecond they expire at."""
         return f"{self._tag(shard)}:open"
 
     def done(self, customer: str, minute: int) -> str:
@@ -62,6 +62,23 @@ class RedisKeys:
         """String: the millisecond at which the shard was first seen, after a loss of data again."""
         return f"{self._tag(shard)}:born"
 
+    def unreadable(self, shard: int) -> str:
+        """Stream: entries of the outbox that are no event."""
+        return f"{self.out(shard)}:bad"
+
+    def claim(self, shard: int) -> str:
+        """String: the relay that reads the shard's outbox."""
+        return f"{self.out(shard)}:lease"
+
+    def shard_marker(self, shard: int) -> str:
+        """String: names this life of the shard's data, where each node of a cluster has its own."""
+        return f"{self.out(shard)}:marker"
+
+    @property
+    def marker(self) -> str:
+        """String: names this life of the data, gone when the data goes."""
+        return f"{self.prefix}:relay:marker"
+
     def outbox_keys(self) -> list[str]:
         """The outboxes of all shards, in order of the shard."""
         return [self.out(shard) for shard in range(SHARDS)]
@@ -70,12 +87,7 @@ class RedisKeys:
         return f"{self.prefix}:{{s{shard:02d}}}"
 
 
-def open_member(customer: str, task_id: str) -> str:
-    """A hold's name in the sorted set of open holds. A customer's id has no ``|``; a task's may."""
-    return f"{customer}|{task_id}"
-
-
 def split_member(member: str) -> tuple[str, str]:
-    """The customer and task id of an ``open_member``."""
+    """The customer and task id of a member of ``RedisKeys.open``: no customer's id has a ``|``."""
     customer, _, task_id = member.partition("|")
     return customer, task_id

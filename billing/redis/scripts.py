@@ -1,10 +1,10 @@
-"""Calling the Lua verbs of the quota store, and telling apart why a call failed."""
+"""Calls of the Lua verbs, and the one list of errors that mean "Redis is away"."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
@@ -16,9 +16,6 @@ from redis.commands.core import Script
 from billing.core.errors import QuotaUnavailable
 
 MILLISECONDS: Final = 1000
-
-Call = tuple[Sequence[str], Sequence[str | int | bytes]]
-"""Keys and arguments of one run of a script."""
 
 _UNAVAILABLE_CODES: Final = (
     "BUSY",
@@ -49,8 +46,12 @@ _UNAVAILABLE: Final = (
 @cache
 def script_text(verb: str) -> str:
     """The whole Lua text of a verb: what all share, then its own."""
-    folder = resources.files(__package__) / "lua"
-    return "\n".join((folder / f"{name}.lua").read_text("utf-8") for name in ("_common", verb))
+    return "\n".join(own_text(name) for name in ("_common", "budget", verb))
+
+
+def own_text(name: str) -> str:
+    """A Lua file as it is, for a step that needs nothing of the quota's."""
+    return (resources.files(__package__) / "lua" / f"{name}.lua").read_text("utf-8")
 
 
 class LuaScripts:
@@ -84,32 +85,7 @@ class LuaScripts:
                 pass
         return script(keys=keys, args=arguments)
 
-    def run_many(self, name: str, calls: Sequence[Call]) -> list[Any]:
-        """Run a script for each call, all sent at once; the replies in the calls' order.
-
-        Each is a step of its own. One that fails does not keep the others from happening: the
-        first error is raised once every reply is there.
-        """
-        script = self._scripts[name]
-        if not self._is_direct:
-            with self._client.pipeline(transaction=False) as pipeline:
-                for keys, arguments in calls:
-                    script(keys=keys, args=arguments, client=pipeline)
-                return list(pipeline.execute())
-        commands = [("EVALSHA", script.sha, len(keys), *keys, *more) for keys, more in calls]
-        replies: list[Any] = self._talk(lambda connection: _answers(connection, commands))
-        for number, (keys, arguments) in enumerate(calls):
-            if isinstance(replies[number], redis.exceptions.NoScriptError):
-                replies[number] = script(keys=keys, args=arguments)
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return replies
-
     def _call(self, *command: str | int | bytes) -> Any:  # noqa: ANN401 - as above
-        return self._talk(lambda connection: _answer(connection, command))
-
-    def _talk(self, ask: Callable[[Any], Any]) -> Any:  # noqa: ANN401 - as above
         """Ask over a connection that nobody else uses meanwhile."""
         if self._pid != os.getpid():
             # A forked child must not say anything on its parent's connections.
@@ -120,7 +96,7 @@ class LuaScripts:
             connection = self._client.connection_pool.get_connection()
         try:
             return connection.retry.call_with_retry(
-                lambda: ask(connection), lambda _: connection.disconnect()
+                lambda: _answer(connection, command), lambda _: connection.disconnect()
             )
         finally:
             self._idle.append(connection)
@@ -150,25 +126,6 @@ def _answer(connection: Any, command: Sequence[str | int | bytes]) -> Any:  # no
         # be taken for that of the next question.
         connection.disconnect()
         raise
-
-
-def _answers(connection: Any, commands: Sequence[Sequence[str | int | bytes]]) -> list[Any]:  # noqa: ANN401 - as _answer's
-    """The replies of commands that are sent together; what the server refused is in its place."""
-    replies: list[Any] = []
-    try:
-        connection.send_packed_command(
-            [packed(command) for command in commands], check_health=False
-        )
-        for _ in commands:
-            try:
-                replies.append(connection.read_response())
-            except redis.exceptions.ResponseError as error:
-                replies.append(error)
-    except BaseException:
-        # As in _answer: nobody may take what is still on its way for an answer to him.
-        connection.disconnect()
-        raise
-    return replies
 
 
 @contextmanager

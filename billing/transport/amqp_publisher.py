@@ -16,10 +16,10 @@ from kombu.utils.url import parse_url
 from billing.core import failpoints
 from billing.core.errors import ConfigurationError, PublishFailed
 from billing.core.process_local import ProcessLocal
-from billing.core.usage_event import UsageEvent
 from billing.transport import topology
 from billing.transport.amqp_frames import published
 from billing.transport.message_batch import Pack, packed
+from billing.transport.settled_figures import Encodable
 
 SCHEMES: Final = ("amqp", "amqps", "pyamqp")
 MESSAGE_TYPE: Final = "usage.event"
@@ -75,7 +75,7 @@ class AmqpPublisher:
         self._cancelled = cancelled
         self._slots = ProcessLocal(_Slot, _Slot.abandon)
 
-    def publish(self, events: Sequence[UsageEvent]) -> None:
+    def publish(self, events: Sequence[Encodable]) -> None:
         """Send the events and return when RabbitMQ has confirmed every one.
 
         Raises:
@@ -102,7 +102,7 @@ class AmqpPublisher:
         with slot.lock:
             slot.drop()
 
-    def _publish(self, slot: _Slot, events: Sequence[UsageEvent], deadline: float) -> None:
+    def _publish(self, slot: _Slot, events: Sequence[Encodable], deadline: float) -> None:
         try:
             if slot.session is None:
                 slot.session = self._connect(deadline)
@@ -202,7 +202,7 @@ class _Session:
         self._channel = channel
         self._poll.register(_socket_of(connection), select.POLLIN)
 
-    def publish(self, events: Sequence[UsageEvent], deadline: float) -> None:
+    def publish(self, events: Sequence[Encodable], deadline: float) -> None:
         """Send all, then wait for all confirms."""
         packs = packed(events)
         for start in range(0, len(packs), _LISTEN_EVERY):

@@ -10,8 +10,9 @@ from typing import Any, cast
 import redis
 
 from billing.redis.cluster import ClusterClient
-from billing.redis.keys import RedisKeys
-from billing.transport.outbox import RedisOutbox, lease_of, text_of
+from billing.redis.keys import SHARDS, RedisKeys
+from billing.redis.scripts import text
+from billing.transport.outbox import RedisOutbox
 
 
 class ClusterOutbox(RedisOutbox):
@@ -29,24 +30,24 @@ class ClusterOutbox(RedisOutbox):
         self._lives: list[str] = [""] * len(self._streams)
 
     def claim(self, owner: str, ttl_ms: int) -> list[int]:
-        """As ``Outbox.claim``, of the shards whose node answers; raises where none does."""
+        """See ``RedisOutbox.claim``, of the shards whose node answers; raises where none does."""
         answers = self._answers(
-            lambda pipeline, stream: self._claim(
-                keys=[lease_of(stream)], args=[owner, ttl_ms], client=pipeline
+            lambda pipeline, shard: self._claim(
+                keys=[self._keys.claim(shard)], args=[owner, ttl_ms], client=pipeline
             )
         )
         return [shard for shard, answer in enumerate(answers) if answer == 1]
 
     def give_back(self, owner: str) -> None:
-        """As ``Outbox.give_back``, of the shards whose node answers."""
+        """See ``RedisOutbox.give_back``, of the shards whose node answers."""
         self._answers(
-            lambda pipeline, stream: self._give_back(
-                keys=[lease_of(stream)], args=[owner], client=pipeline
+            lambda pipeline, shard: self._give_back(
+                keys=[self._keys.claim(shard)], args=[owner], client=pipeline
             )
         )
 
     def generation(self) -> str:
-        """As ``Outbox.generation``: each shard's marker and the run id of the node that has it.
+        """See ``RedisOutbox.generation``: each shard's marker, and the run id of its node.
 
         A failover, a restart and a move of slots change it; after the last nothing was lost, and
         the journal is published again for nothing. What a node that does not answer would say is
@@ -54,20 +55,22 @@ class ClusterOutbox(RedisOutbox):
         """
         mine = uuid.uuid4().hex
         markers = self._answers(
-            lambda pipeline, stream: pipeline.set(f"{stream}:marker", mine, nx=True, get=True)
+            lambda pipeline, shard: pipeline.set(
+                self._keys.shard_marker(shard), mine, nx=True, get=True
+            )
         )
         with self._pipeline():
             run_ids = self._cluster.lives(self._streams)
         for shard, (marker, run_id) in enumerate(zip(markers, run_ids, strict=True)):
             if run_id is not None and not isinstance(marker, Exception):
-                self._lives[shard] = f"{mine if marker is None else text_of(marker)}:{run_id}"
+                self._lives[shard] = f"{mine if marker is None else text(marker)}:{run_id}"
         return hashlib.sha256("\n".join(self._lives).encode()).hexdigest()
 
-    def _answers(self, ask: Callable[[Any, str], object]) -> list[Any]:
+    def _answers(self, ask: Callable[[Any, int], object]) -> list[Any]:
         """An answer per shard, or why there is none; raises where no shard's node answers."""
         with self._pipeline() as pipeline:
-            for stream in self._streams:
-                ask(pipeline, stream)
+            for shard in range(SHARDS):
+                ask(pipeline, shard)
             answers: list[Any] = pipeline.execute(raise_on_error=False)
             if all(isinstance(answer, Exception) for answer in answers):
                 raise answers[0]

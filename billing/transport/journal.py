@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -30,15 +28,29 @@ from billing.core.clock import Clock, to_ms
 from billing.core.process_local import ProcessLocal
 from billing.core.usage_event import InvalidEvent, UsageEvent
 from billing.core.usage_event_json import from_wire
-from billing.transport.segment_files import flocked, fsync_directory, held
+from billing.transport.segment_files import (
+    ATTEMPTS,
+    UNREADABLE_SUFFIX,
+    SegmentFile,
+    SegmentFolder,
+    flocked,
+    fsync_directory,
+    held,
+    read_lines,
+)
+from billing.transport.settled_figures import Encodable
 
 _log = structlog.get_logger(__name__)
 
 SUFFIX: Final = ".jsonl"
-UNREADABLE_SUFFIX: Final = ".unreadable"
-_ATTEMPTS: Final = 20
-"""New segments tried by one append. Each failure is a drainer that was faster; two are unheard
-of."""
+
+
+class EventKeeper(Protocol):
+    """A place for events on the node's disk."""
+
+    def append(self, events: Sequence[Encodable]) -> None:
+        """Append, and return when they are kept."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +87,17 @@ class Journal:
         clock: Clock,
     ) -> None:
         self.directory = directory
+        self._folder = SegmentFolder(
+            directory,
+            SUFFIX,
+            clock=clock,
+            max_bytes=max_segment_bytes,
+            max_seconds=max_segment_seconds,
+        )
         self._fsync = fsync
-        self._max_segment_bytes = max_segment_bytes
-        self._max_segment_ms = max_segment_seconds * 1000
-        self._clock = clock
         self._writers = ProcessLocal(_Writer, _Writer.close)
 
-    def append(self, events: Sequence[UsageEvent]) -> None:
+    def append(self, events: Sequence[Encodable]) -> None:
         """Write the events, one line each.
 
         Raises:
@@ -101,7 +117,7 @@ class Journal:
 
     def segments(self) -> list[Path]:
         """All segments, oldest first, those still being written included."""
-        return sorted(self.directory.glob(f"*{SUFFIX}"))
+        return self._folder.paths()
 
     def read(self, segment: Path) -> SegmentContents:
         """What is in a segment.
@@ -109,10 +125,10 @@ class Journal:
         Raises:
             OSError: It is gone or cannot be read.
         """
-        whole, _, torn = segment.read_bytes().rpartition(b"\n")
+        lines, torn = read_lines(segment)
         events: list[UsageEvent] = []
         unreadable: list[bytes] = []
-        for line in filter(None, whole.split(b"\n")):
+        for line in lines:
             try:
                 events.append(from_wire(line))
             except InvalidEvent:
@@ -148,7 +164,7 @@ class Journal:
         oldest_kept_ms = to_ms(older_than)
         pruned = 0
         for segment in self.segments():
-            if self._started_ms(segment) + self._max_segment_ms >= oldest_kept_ms:
+            if self._folder.ended_ms(segment) >= oldest_kept_ms:
                 continue
             with held(segment) as is_held:
                 if is_held:
@@ -157,40 +173,20 @@ class Journal:
         return pruned
 
     def _append(self, writer: _Writer, lines: bytes) -> None:
-        for _ in range(_ATTEMPTS):
-            if self._is_over(writer):
-                self._open_segment(writer)
-            with writer.held() as is_held:
+        for _ in range(ATTEMPTS):
+            segment = writer.segment
+            if segment is None or self._folder.is_over(segment):
+                writer.close()
+                segment = writer.segment = self._folder.create()
+                if self._fsync:
+                    fsync_directory(self.directory)
+            with flocked(segment.descriptor) as is_held:
                 if is_held:
-                    writer.write(lines, fsync=self._fsync)
+                    segment.size = os.fstat(segment.descriptor).st_size
+                    segment.write(lines, os.fsync if self._fsync else None)
                     return
             writer.close()
-        raise OSError(
-            errno.EAGAIN, f"{_ATTEMPTS} new segments were taken away", str(self.directory)
-        )
-
-    def _is_over(self, writer: _Writer) -> bool:
-        age_ms = to_ms(self._clock.now()) - writer.started_ms
-        return (
-            writer.descriptor is None
-            or not 0 <= age_ms < self._max_segment_ms
-            or writer.size >= self._max_segment_bytes
-        )
-
-    def _open_segment(self, writer: _Writer) -> None:
-        writer.close()
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        started_ms = to_ms(self._clock.now())
-        writer.opened += 1
-        # The random part keeps apart what a process id used again would not.
-        own = f"{os.getpid()}-{writer.opened:06d}-{secrets.token_hex(4)}"
-        name = f"{started_ms:013d}-{own}{SUFFIX}"
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL
-        writer.descriptor = os.open(self.directory / name, flags, 0o600)
-        writer.started_ms = started_ms
-        writer.size = 0
-        if self._fsync:
-            fsync_directory(self.directory)
+        raise OSError(errno.EAGAIN, f"{ATTEMPTS} new segments were taken away", str(self.directory))
 
     def _drain_segment(
         self, segment: Path, publish: Callable[[Sequence[UsageEvent]], None], batch: int
@@ -214,54 +210,21 @@ class Journal:
             file=str(kept),
             lines=len(contents.unreadable),
             torn_bytes=len(contents.torn),
-            meaning="these lines are not billed by themselves; a torn line is of a process that "
+            money="these lines are not billed by themselves; a torn line is of a process that "
             "died while it wrote, and its task runs again where it is acknowledged late",
             remedy="read the file; bill what is missing in the log by hand, then delete it",
         )
 
-    def _started_ms(self, segment: Path) -> int:
-        started, _, _ = segment.name.partition("-")
-        # A file of another name is nobody's to delete: as new as can be.
-        return int(started) if started.isdecimal() else to_ms(self._clock.now())
-
 
 class _Writer:
-    """The segment that a process appends to."""
+    """The segment that a process appends to, and the lock that its threads take turns under."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.descriptor: int | None = None
-        self.started_ms = 0
-        self.size = 0
-        self.opened = 0
-
-    @contextmanager
-    def held(self) -> Iterator[bool]:
-        """Hold the segment's flock, if it is free and the segment still exists."""
-        if self.descriptor is None:
-            yield False
-            return
-        with flocked(self.descriptor) as is_held:
-            yield is_held
-
-    def write(self, lines: bytes, *, fsync: bool) -> None:
-        """Append the lines, or nothing."""
-        assert self.descriptor is not None  # noqa: S101 - held() said so
-        before = os.fstat(self.descriptor).st_size
-        try:
-            left = memoryview(lines)
-            while left:
-                left = left[os.write(self.descriptor, left) :]
-            if fsync:
-                os.fsync(self.descriptor)
-        except OSError:
-            with suppress(OSError):
-                os.ftruncate(self.descriptor, before)
-            raise
-        self.size = before + len(lines)
+        self.segment: SegmentFile | None = None
 
     def close(self) -> None:
         """Append no more to this segment. In a forked child: close the inherited descriptor."""
-        descriptor, self.descriptor = self.descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
+        segment, self.segment = self.segment, None
+        if segment is not None:
+            segment.close()

@@ -16,7 +16,7 @@ import structlog
 
 from billing.core.clock import Clock, from_ms
 from billing.transport.journal import Journal
-from billing.transport.outbox import Outbox
+from billing.transport.outbox import RedisOutbox
 from billing.transport.publishers import Publisher
 
 _log = structlog.get_logger(__name__)
@@ -46,7 +46,7 @@ class Replay:
 
     def __init__(
         self,
-        outbox: Outbox,
+        outbox: RedisOutbox,
         publisher: Publisher,
         journal: Journal,
         *,
@@ -89,7 +89,7 @@ class Replay:
         confirmed = self._publish_all()
         self._remember(generation)
         self._first_pass = None
-        _log.info("journal_replayed", events=confirmed, meaning="the log drops duplicates")
+        _log.info("journal_replayed", events=confirmed, money="the log drops duplicates")
         return confirmed
 
     def prune(self) -> int:
@@ -120,7 +120,7 @@ class Replay:
         if self._first_pass is None and self._remembered() is None:
             _log.info(
                 "journal_published_once",
-                meaning="this node's relay meets this Redis for the first time; what the journal "
+                money="this node's relay meets this Redis for the first time; what the journal "
                 "has is published again, and the log drops duplicates",
             )
         elif self._first_pass is None:
@@ -128,7 +128,7 @@ class Replay:
                 "redis_lost_data",
                 generation=generation,
                 remembered=self._remembered(),
-                meaning="Redis restarted or lost its data; usage events not yet published may be "
+                money="Redis restarted or lost its data; usage events not yet published may be "
                 "gone from the outbox. All that this node's journal has are published again; the "
                 "log drops duplicates",
                 remedy="none for these events; find out why Redis lost data",

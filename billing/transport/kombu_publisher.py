@@ -15,8 +15,9 @@ from redis.exceptions import RedisError
 from billing.core import failpoints
 from billing.core.errors import PublishFailed
 from billing.core.process_local import ProcessLocal
-from billing.core.usage_event import CONTENT_TYPE, UsageEvent
+from billing.core.usage_event import CONTENT_TYPE
 from billing.transport import topology
+from billing.transport.settled_figures import Encodable
 
 
 class KombuPublisher:
@@ -45,7 +46,7 @@ class KombuPublisher:
         self._timeout_seconds = timeout_seconds
         self._slots = ProcessLocal(_Slot, _Slot.abandon)
 
-    def publish(self, events: Sequence[UsageEvent]) -> None:
+    def publish(self, events: Sequence[Encodable]) -> None:
         """Send the events and return when Redis has taken every one.
 
         Raises:
@@ -78,7 +79,7 @@ class KombuPublisher:
         with slot.lock:
             slot.drop()
 
-    def _publish(self, slot: _Slot, events: Sequence[UsageEvent], deadline: float) -> None:
+    def _publish(self, slot: _Slot, events: Sequence[Encodable], deadline: float) -> None:
         if slot.channel is None:
             self._connect(slot)
         for sent, event in enumerate(events):
@@ -102,7 +103,7 @@ class KombuPublisher:
         topology.declare(channel, exchange=self._exchange, queue=self._queue)
         slot.channel = channel
 
-    def _send(self, channel: Any, event: UsageEvent) -> None:  # noqa: ANN401 - Kombu ships no types
+    def _send(self, channel: Any, event: Encodable) -> None:  # noqa: ANN401 - Kombu ships no types
         message = channel.prepare_message(
             event.to_wire().decode(),
             content_type=CONTENT_TYPE,

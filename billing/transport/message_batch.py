@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from billing.core.clock import to_ms
-from billing.core.usage_event import CONTENT_TYPE, UsageEvent
+from billing.core.usage_event import CONTENT_TYPE
+from billing.transport.settled_figures import Encodable
 
 MAX_PACK_BYTES: Final = 16_384
 """Of a message with several events: some twenty of them. What a consumer has not unpacked yet is
@@ -43,7 +44,7 @@ class Pack(NamedTuple):
     body: bytes
 
 
-def packed(events: Iterable[UsageEvent]) -> list[Pack]:
+def packed(events: Iterable[Encodable]) -> list[Pack]:
     """The messages of some events, each event in one of them, in their order for each customer."""
     packs: list[Pack] = []
     filling: dict[str, _Filling] = {}
@@ -74,7 +75,7 @@ def unpacked(body: bytes) -> list[bytes]:
 class _Filling:
     __slots__ = ("first", "size", "wires")
 
-    def __init__(self, first: UsageEvent, wire: bytes) -> None:
+    def __init__(self, first: Encodable, wire: bytes) -> None:
         self.first = first
         self.wires = [wire]
         self.size = len(wire) + _AROUND

@@ -12,8 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import redis
 import structlog
@@ -21,11 +20,14 @@ import structlog
 from billing.core.errors import WeighbridgeError
 from billing.core.usage_event import InvalidEvent, UsageEvent
 from billing.core.usage_event_json import from_wire
-from billing.redis import keys as redis_keys
-from billing.redis.keys import RedisKeys
+from billing.redis.keys import SHARDS, RedisKeys
+from billing.redis.scripts import own_text, text
+from billing.transport.settled_figures import EncodedEvent, read_settled
 
 _log = structlog.get_logger(__name__)
 
+UNREADABLE: Final = (InvalidEvent, KeyError, ValueError, TypeError, AttributeError, OverflowError)
+"""Of ``entry_event``: the stream entry is no event."""
 _PROBE: Final = 4
 """Entries asked of a shard that had few the last time."""
 
@@ -36,59 +38,24 @@ class OutboxUnavailable(WeighbridgeError):  # noqa: N818 - a state of the outbox
 
 @dataclass(frozen=True, slots=True)
 class OutboxEntry:
-    """One event that waits to be published: where it is, and what it says."""
+    """One event that waits to be published: where it is, and its bytes with the decided figures."""
 
     shard: int
     entry_id: str
-    event: UsageEvent
+    encoded: EncodedEvent
 
+    @property
+    def event(self) -> UsageEvent:
+        """What it says.
 
-class Outbox(Protocol):
-    """Where usage events wait for their confirm. All raise ``OutboxUnavailable``."""
-
-    def claim(self, owner: str, ttl_ms: int) -> list[int]:
-        """Lease what shards are free and renew those of ``owner``; returns all that it has.
-
-        A lease keeps relays from doing the same work twice. It is not a lock: two relays on one
-        shard only send duplicates, which the log drops.
+        Raises:
+            InvalidEvent: It is an event by its names alone; the consumer will keep it with this.
         """
-        ...
-
-    def give_back(self, owner: str) -> None:
-        """End the leases of ``owner``, so that another relay need not wait until they run out."""
-        ...
-
-    def read(self, shards: Sequence[int], count: int) -> list[OutboxEntry]:
-        """The oldest entries of each shard, about ``count`` in all, in order within a shard."""
-        ...
-
-    def remove(self, entries: Sequence[OutboxEntry]) -> None:
-        """Take out what was confirmed."""
-        ...
-
-    def length(self) -> int:
-        """How many entries wait, over all shards."""
-        ...
-
-    def bad_length(self) -> int:
-        """How many entries could not be read and were put aside, over all shards."""
-        ...
-
-    def oldest_ms(self) -> int | None:
-        """When the oldest waiting entry was put in, by the store's clock; None if there is none."""
-        ...
-
-    def generation(self) -> str:
-        """A name for this life of the store's data.
-
-        If it differs from what it was, the store has lost its data, or restarted and may have lost
-        the newest of it.
-        """
-        ...
+        return from_wire(self.encoded.wire)
 
 
 class RedisOutbox:
-    """The outbox in Redis or Valkey.
+    """The outbox in Redis or Valkey. A method is one round trip, or ``OutboxUnavailable``.
 
     Args:
         client: A client whose socket time-outs bound every call. May be shared by threads.
@@ -97,30 +64,34 @@ class RedisOutbox:
 
     def __init__(self, client: redis.Redis, keys: RedisKeys) -> None:
         self._client = client
+        self._keys = keys
         self._streams: list[str] = keys.outbox_keys()
-        self._marker = f"{keys.prefix}:relay:marker"
-        self._claim = client.register_script(_lua("claim"))
-        self._give_back = client.register_script(_lua("give_back"))
-        self._put_aside_script = client.register_script(_lua("put_aside"))
+        self._claim = client.register_script(own_text("claim"))
+        self._give_back = client.register_script(own_text("give_back"))
+        self._put_aside_script = client.register_script(own_text("put_aside"))
         self._busy: frozenset[int] = frozenset()
 
     def claim(self, owner: str, ttl_ms: int) -> list[int]:
-        """As ``Outbox.claim``; one round trip."""
+        """Claim what shards are free and renew those of ``owner``; returns all that it has.
+
+        A claim keeps relays from doing the same work twice. It is not a lock: two relays on one
+        shard only send duplicates, which the log drops.
+        """
         with self._pipeline() as pipeline:
-            for stream in self._streams:
-                self._claim(keys=[lease_of(stream)], args=[owner, ttl_ms], client=pipeline)
+            for shard in range(SHARDS):
+                self._claim(keys=[self._keys.claim(shard)], args=[owner, ttl_ms], client=pipeline)
             answers = pipeline.execute()
         return [shard for shard, answer in enumerate(answers) if answer]
 
     def give_back(self, owner: str) -> None:
-        """As ``Outbox.give_back``; one round trip."""
+        """End the claims of ``owner``, so that another relay need not wait until they run out."""
         with self._pipeline() as pipeline:
-            for stream in self._streams:
-                self._give_back(keys=[lease_of(stream)], args=[owner], client=pipeline)
+            for shard in range(SHARDS):
+                self._give_back(keys=[self._keys.claim(shard)], args=[owner], client=pipeline)
             pipeline.execute()
 
     def read(self, shards: Sequence[int], count: int) -> list[OutboxEntry]:
-        """As ``Outbox.read``; one round trip.
+        """The oldest entries of each shard, about ``count`` in all, in order within a shard.
 
         ``count`` is divided among the shards that had much to say the last time; of the others
         a few entries are asked, so that none starves and an idle outbox costs little.
@@ -151,10 +122,10 @@ class RedisOutbox:
             yield from self._decoded(shard, found)
             if len(found) < page:
                 return
-            last = f"({text_of(found[-1][0])}"
+            last = f"({text(found[-1][0])}"
 
     def remove(self, entries: Sequence[OutboxEntry]) -> None:
-        """As ``Outbox.remove``; one round trip."""
+        """Take out what was confirmed."""
         by_shard: defaultdict[int, list[str]] = defaultdict(list)
         for entry in entries:
             by_shard[entry.shard].append(entry.entry_id)
@@ -164,51 +135,55 @@ class RedisOutbox:
             pipeline.execute()
 
     def length(self) -> int:
-        """As ``Outbox.length``; one round trip."""
-        return sum(self._for_each(lambda pipeline, stream: pipeline.xlen(stream)))
+        """How many entries wait, over all shards."""
+        return sum(self._for_each(lambda pipeline, shard: pipeline.xlen(self._streams[shard])))
 
     def bad_length(self) -> int:
-        """As ``Outbox.bad_length``; one round trip."""
-        return sum(self._for_each(lambda pipeline, stream: pipeline.xlen(_bad(stream))))
+        """How many entries could not be read and were put aside, over all shards."""
+        return sum(
+            self._for_each(lambda pipeline, shard: pipeline.xlen(self._keys.unreadable(shard)))
+        )
 
     def oldest_ms(self) -> int | None:
-        """As ``Outbox.oldest_ms``; one round trip."""
-        firsts = self._for_each(lambda pipeline, stream: pipeline.xrange(stream, count=1))
-        ages = [int(text_of(first[0][0]).partition("-")[0]) for first in firsts if first]
+        """When the oldest entry was put in, by the server's clock; None if there is none."""
+        firsts = self._for_each(
+            lambda pipeline, shard: pipeline.xrange(self._streams[shard], count=1)
+        )
+        ages = [int(text(first[0][0]).partition("-")[0]) for first in firsts if first]
         return min(ages, default=None)
 
     def generation(self) -> str:
-        """As ``Outbox.generation``: a random marker kept in Redis, and the server's run id.
+        """A name for this life of the data: a random marker kept in it, and the server's run id.
 
         The marker goes when the data goes; the run id changes with a restart or a failover, which
         may have cost the newest second (``appendfsync everysec``).
         """
         with self._pipeline() as pipeline:
-            pipeline.set(self._marker, uuid.uuid4().hex, nx=True)
-            pipeline.get(self._marker)
+            pipeline.set(self._keys.marker, uuid.uuid4().hex, nx=True)
+            pipeline.get(self._keys.marker)
             pipeline.info("server")
             _, marker, info = pipeline.execute()
-        return f"{text_of(marker)}:{info['run_id']}"
+        return f"{text(marker)}:{info['run_id']}"
 
     def _decoded(
         self, shard: int, found: list[tuple[Any, dict[Any, Any]]]
     ) -> Iterator[OutboxEntry]:
         for raw_id, fields in found:
-            entry_id = text_of(raw_id)
+            entry_id = text(raw_id)
             try:
-                yield OutboxEntry(shard, entry_id, _event(fields))
-            except (InvalidEvent, KeyError, ValueError, TypeError) as error:
+                yield OutboxEntry(shard, entry_id, entry_event(fields))
+            except UNREADABLE as error:
                 self._put_aside(shard, entry_id, fields, error)
 
     def _put_aside(
         self, shard: int, entry_id: str, fields: Mapping[Any, Any], error: Exception
     ) -> None:
-        stream = self._streams[shard]
-        told = {**fields, "error": repr(error)[:500]}
+        unreadable = self._keys.unreadable(shard)
+        kept = {**fields, "error": repr(error)[:500]}
         with self._pipeline() as pipeline:
             self._put_aside_script(
-                keys=[stream, _bad(stream)],
-                args=[entry_id, *(part for pair in told.items() for part in pair)],
+                keys=[self._streams[shard], unreadable],
+                args=[entry_id, *(part for pair in kept.items() for part in pair)],
                 client=pipeline,
             )
             (moved,) = pipeline.execute()
@@ -216,17 +191,17 @@ class RedisOutbox:
             return
         _log.error(
             "outbox_entry_unreadable",
-            stream=_bad(stream),
+            stream=unreadable,
             entry=entry_id,
             error=str(error),
-            meaning="one usage event is not billed; it is kept in the stream named here",
+            money="one usage event is not billed; it is kept in the stream named here",
             remedy="find out what wrote it, correct it and put it back into the outbox",
         )
 
-    def _for_each(self, ask: Callable[[Any, str], object]) -> list[Any]:
+    def _for_each(self, ask: Callable[[Any, int], object]) -> list[Any]:
         with self._pipeline() as pipeline:
-            for stream in self._streams:
-                ask(pipeline, stream)
+            for shard in range(SHARDS):
+                ask(pipeline, shard)
             answers: list[Any] = pipeline.execute()
         return answers
 
@@ -242,28 +217,17 @@ class RedisOutbox:
             ) from error
 
 
-def _event(fields: Mapping[Any, Any]) -> UsageEvent:
-    texts = {text_of(name): value for name, value in fields.items()}
-    template = texts["e"]
-    body = template.encode() if isinstance(template, str) else template
-    return from_wire(body).settled(
-        amount=int(texts["a"]), shortfall=int(texts["s"]), quota_epoch=int(texts["p"])
+def entry_event(fields: Mapping[Any, Any]) -> EncodedEvent:
+    """The event of a stream entry: ``e`` the event, ``a`` amount, ``s`` shortfall, ``p`` epoch.
+
+    Raises:
+        UNREADABLE: It is no event.
+    """
+    found = {text(name): value for name, value in fields.items()}
+    wire = found["e"]
+    return read_settled(
+        wire.encode() if isinstance(wire, str) else wire,
+        amount=int(found["a"]),
+        shortfall=int(found["s"]),
+        quota_epoch=int(found["p"]),
     )
-
-
-def text_of(value: str | bytes) -> str:
-    """An answer of Redis as text."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
-
-
-def lease_of(stream: str) -> str:
-    """The key of the lease of a shard's stream."""
-    return f"{stream}:lease"
-
-
-def _bad(stream: str) -> str:
-    return f"{stream}:bad"
-
-
-def _lua(verb: str) -> str:
-    return files(redis_keys.__package__).joinpath(f"lua/{verb}.lua").read_text()

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from billing.core.errors import ConfigurationError
-from billing.core.usage_event import UsageEvent
 from billing.transport.amqp_publisher import SCHEMES as AMQP_SCHEMES
 from billing.transport.amqp_publisher import AmqpPublisher
 from billing.transport.kombu_publisher import KombuPublisher
+from billing.transport.settled_figures import Encodable
 
 __all__ = ["AmqpPublisher", "KombuPublisher", "Publisher", "publisher_for"]
 
@@ -19,7 +19,7 @@ KOMBU_SCHEMES: Final = ("redis", "rediss", "redis+socket", "valkey", "valkeys", 
 class Publisher(Protocol):
     """Sends usage events to the queue that the fulfillment log is written from."""
 
-    def publish(self, events: Sequence[UsageEvent]) -> None:
+    def publish(self, events: Sequence[Encodable]) -> None:
         """Send the events and return when every one of them is confirmed.
 
         Raises:

@@ -21,7 +21,7 @@ from billing.core.clock import Clock, to_ms
 from billing.core.errors import PublishFailed, WeighbridgeError
 from billing.transport.journal import Journal
 from billing.transport.journal_replay import Replay
-from billing.transport.outbox import Outbox, OutboxUnavailable
+from billing.transport.outbox import OutboxUnavailable, RedisOutbox
 from billing.transport.publishers import Publisher
 
 _log = structlog.get_logger(__name__)
@@ -37,7 +37,7 @@ GATHER_SECONDS: Final = 0.2
 FAILURE_SECONDS: Final = (0.2, 5.0)
 _PRUNE_SECONDS: Final = 30.0
 
-_MEANING: Final = {
+_TROUBLES: Final = {
     PublishFailed: (
         "relay_cannot_publish",
         "usage is charged and safe in the outbox or the spool, but not in the log yet",
@@ -77,15 +77,14 @@ class Relay:
         owner: A name for this relay's leases, of its own among all relays.
         batch: The most events published before their confirms are waited for.
         clock: For the ages in ``lag`` and of journal segments.
-        left_slips: Settles what dead processes of this node left of their leases; returns how many
-            runs.
+        settle_abandoned: Settles the leases of this node's dead processes; returns how many runs.
         lease_ms: How long this relay's shards wait for another when it dies.
         monotonic: Seconds that only grow.
     """
 
     def __init__(
         self,
-        outbox: Outbox,
+        outbox: RedisOutbox,
         publisher: Publisher,
         journal: Journal,
         spool: Journal,
@@ -93,7 +92,7 @@ class Relay:
         owner: str,
         batch: int,
         clock: Clock,
-        left_slips: Callable[[], int] = int,
+        settle_abandoned: Callable[[], int] = int,
         lease_ms: int = LEASE_MS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -103,7 +102,7 @@ class Relay:
         self._owner = owner
         self._batch = batch
         self._clock = clock
-        self._left_slips = left_slips
+        self._settle_abandoned = settle_abandoned
         self._lease_ms = lease_ms
         self._monotonic = monotonic
         self._replay = Replay(
@@ -114,7 +113,7 @@ class Relay:
         self._next_prune = monotonic()
         self._trouble = ""
         self._disk_trouble = False
-        self._slips_trouble = False
+        self._leases_trouble = False
         self._pause = 0.0
 
     def run_once(self) -> int:
@@ -163,7 +162,7 @@ class Relay:
         """Publish what this node's disk has for us. A bad disk does not stop the outbox."""
         try:
             confirmed = self._spool.drain(self._publisher.publish, batch=self._batch)
-            self._settle_left_slips()
+            self._settle_abandoned_leases()
             confirmed += self._replay.check()
             if self._monotonic() >= self._next_prune:
                 self._next_prune = self._monotonic() + _PRUNE_SECONDS
@@ -172,8 +171,8 @@ class Relay:
             if not self._disk_trouble:
                 _log.error(
                     "relay_cannot_use_disk",
-                    problem=str(error),
-                    meaning="usage events in this node's spool or journal wait there",
+                    error=str(error),
+                    money="usage events in this node's spool or journal wait there",
                     remedy="see that the spool directory can be read and written",
                 )
             self._disk_trouble = True
@@ -181,22 +180,22 @@ class Relay:
         self._disk_trouble = False
         return confirmed
 
-    def _settle_left_slips(self) -> None:
+    def _settle_abandoned_leases(self) -> None:
         """What Redis does not take of them must not stop the outbox."""
         try:
-            self._left_slips()
+            self._settle_abandoned()
         except WeighbridgeError as error:
-            if not self._slips_trouble:
+            if not self._leases_trouble:
                 _log.error(
-                    "relay_cannot_settle_left_slips",
-                    problem=str(error),
-                    meaning="runs of a process that died are not charged yet; they are safe on "
+                    "relay_cannot_settle_abandoned_leases",
+                    error=str(error),
+                    money="runs of a process that died are not charged yet; they are safe on "
                     "this node's disk",
                     remedy="see that Redis runs and answers in time; the relay goes on trying",
                 )
-            self._slips_trouble = True
+            self._leases_trouble = True
         else:
-            self._slips_trouble = False
+            self._leases_trouble = False
 
     def _drain_outbox(self) -> int:
         if self._monotonic() >= self._next_claim:
@@ -208,7 +207,7 @@ class Relay:
         for start in range(0, len(entries), size):
             batch = entries[start : start + size]
             failpoints.reach("relay.before_publish")
-            self._publisher.publish([entry.event for entry in batch])
+            self._publisher.publish([entry.encoded for entry in batch])
             failpoints.reach("relay.after_confirm")
             self._outbox.remove(batch)
         return len(entries)
@@ -232,13 +231,13 @@ class Relay:
 
     def _after_failure(self, error: Exception) -> None:
         shortest, longest = FAILURE_SECONDS
-        kind = next(known for known in _MEANING if isinstance(error, known))
-        event, meaning, remedy = _MEANING[kind]
+        kind = next(known for known in _TROUBLES if isinstance(error, known))
+        event, money, remedy = _TROUBLES[kind]
         if event != self._trouble:
             _log.error(
                 event,
-                problem=str(error),
-                meaning=meaning,
+                error=str(error),
+                money=money,
                 remedy=remedy,
                 exc_info=error if kind is Exception else None,
             )

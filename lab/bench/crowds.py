@@ -26,22 +26,19 @@ from lab.bench.errors import BenchError
 from lab.bench.events import PRICE_MICROCREDITS, SKU
 from lab.bench.ground import Say
 from lab.bench.quota_clients import CLIENTS, PROCESSES, THREADS, Crowd, Job, quota_on
-from lab.bench.report import Figure, Goal, compare
+from lab.bench.report import Figure, compare
 
 MANY: Final = 1_000
-BATCH: Final = 100
 _FIRST_CALLS: Final = 5_000
 _GRANTED: Final = 1_000_000_000 * PRICE_MICROCREDITS
 _TTL_MS: Final = 600_000
 _COLLIDING: Final = 0.99
 """Two of redis-benchmark's random tasks may be the same one."""
 _ONE: Final = "crowd"
-_GOAL: Final = Goal(ratio_at_least=0.5)
 _NOTE: Final = (
     f"quota, checks: {CLIENTS} clients are {PROCESSES} Python processes with {THREADS} threads; "
     "each reserve is a whole hold for a task of its own, none is settled. {against} sends the same "
-    "script with the same arguments, as many calls before each answer, to one customer, and looks "
-    "at no answer."
+    "script with the same arguments to one customer, and looks at no answer."
 )
 _RIVALS_NOTE: Final = (
     "quota, checks beside others: a PostgreSQL row (UPDATE … SET credits = credits - 1 WHERE … AND "
@@ -63,23 +60,23 @@ class _Crowd:
     round_of: Callable[[Job], float]
     seconds: float
     numbers: Iterator[int] = field(default_factory=count)
-    calls: dict[int, int] = field(default_factory=dict)
+    calls: int = _FIRST_CALLS
 
-    def checks(self, customers: int, batch: int) -> float:
+    def checks(self, customers: int) -> float:
         """Checks a second of the quota store."""
         names = [f"{_ONE}-{number}" for number in range(customers)]
         with self.accounts(names) as prefix:
             return self.round_of(
                 Job(
                     kind="quota", url=self.url, prefix=prefix, customers=names,
-                    seconds=self.seconds, batch=batch,
+                    seconds=self.seconds,
                 )
             )  # fmt: skip
 
-    def evalsha(self, depth: int) -> float:
+    def evalsha(self) -> float:
         """Calls a second of the script alone."""
         name = f"{_ONE}-0"
-        calls = self.calls.get(depth, _FIRST_CALLS)
+        calls = self.calls
         with self.accounts([name]) as prefix, redis.Redis.from_url(self.url) as client:
             keys, task = RedisKeys(prefix), "__rand_int__"
             declared = [
@@ -92,13 +89,13 @@ class _Crowd:
                 client, declared, [name, task, SKU, PRICE_MICROCREDITS, _TTL_MS]
             )
             found = evalsha.rate(
-                client, self.url, prefix, command, clients=CLIENTS, depth=depth, calls=calls
+                client, self.url, prefix, command, clients=CLIENTS, depth=1, calls=calls
             )
             account = quota_on(client, prefix).account(name)
             held = account.held_microcredits // PRICE_MICROCREDITS if account else 0
             if held < calls * _COLLIDING:
                 raise BenchError(f"EVALSHA of {calls} reserves held {held}")
-        self.calls[depth] = max(_FIRST_CALLS, int(found * self.seconds))
+        self.calls = max(_FIRST_CALLS, int(found * self.seconds))
         return found
 
     def rival(self, kind: str) -> float:
@@ -156,15 +153,12 @@ def run(container: Container, effort: Effort, say: Say) -> tuple[list[Figure], l
 def _lanes(group: _Crowd, *, rivals: bool) -> dict[str, Callable[[], float]]:
     """What is measured, in an order that has each beside its baseline."""
     lanes: dict[str, Callable[[], float]] = {
-        "by the hundred": lambda: group.checks(1, BATCH),
-        "EVALSHA by the hundred": lambda: group.evalsha(BATCH),
-        "by the hundred, many": lambda: group.checks(MANY, BATCH),
+        "one by one": lambda: group.checks(1),
+        "EVALSHA": group.evalsha,
     }
     if rivals:
         lanes |= {
-            "one by one, many": lambda: group.checks(MANY, 1),
-            "EVALSHA": lambda: group.evalsha(1),
-            "one by one": lambda: group.checks(1, 1),
+            "one by one, many": lambda: group.checks(MANY),
             "naive": lambda: group.rival("naive"),
             "credit-ledger": lambda: group.rival("credit-ledger"),
             "limits": lambda: group.rival("limits"),
@@ -173,19 +167,13 @@ def _lanes(group: _Crowd, *, rivals: bool) -> dict[str, Callable[[], float]]:
 
 
 _SHOWN: Final = (
-    ("by the hundred", "checks by the 100, one customer", "EVALSHA by the hundred", _GOAL),
-    (
-        "by the hundred, many", f"checks by the 100, {MANY:,} customers",
-        "EVALSHA by the hundred", _GOAL,
-    ),
-    ("one by one", "checks one by one, one customer", "EVALSHA", None),
-    ("one by one, many", f"checks one by one, {MANY:,} customers", "EVALSHA", None),
-    ("one by one", "the same, beside a PostgreSQL row", "naive", None),
-    ("one by one", "the same, beside credit-ledger", "credit-ledger", None),
-    ("one by one", "the same, beside limits", "limits", None),
-)  # fmt: skip
+    ("one by one", "checks one by one, one customer", "EVALSHA"),
+    ("one by one, many", f"checks one by one, {MANY:,} customers", "EVALSHA"),
+    ("one by one", "the same, beside a PostgreSQL row", "naive"),
+    ("one by one", "the same, beside credit-ledger", "credit-ledger"),
+    ("one by one", "the same, beside limits", "limits"),
+)
 _AGAINST: Final = {
-    "EVALSHA by the hundred": f"EVALSHA, {BATCH} in a pipeline",
     "EVALSHA": "EVALSHA, one by one",
     "naive": "naive UPDATE of a row",
     "credit-ledger": "credit-ledger",
@@ -197,8 +185,8 @@ def _figures(rounds: dict[str, list[float]]) -> list[Figure]:
     return [
         compare(
             "quota", name, "checks/s", _AGAINST[base],
-            list(zip(rounds[lane], rounds[base], strict=True)), goal,
+            list(zip(rounds[lane], rounds[base], strict=True)),
         )
-        for lane, name, base, goal in _SHOWN
+        for lane, name, base in _SHOWN
         if lane in rounds and base in rounds
     ]  # fmt: skip

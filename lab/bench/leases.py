@@ -14,7 +14,7 @@ import uuid
 from typing import Final
 
 from billing.container import Container
-from billing.metering.usage_recorder import TaskFacts
+from billing.core.admission import TaskFacts
 from lab.bench.effort import Effort, Outcome
 from lab.bench.errors import BenchError
 from lab.bench.events import LEASED_SKU, PRICE_MICROCREDITS, SKU, add_customers

@@ -50,7 +50,7 @@ Check = Callable[[], int]
 class Job:
     """What every process of a round gets.
 
-    ``kind``: of ``KINDS``; ``url``: the server's; ``batch``: checks in one call (quota store only).
+    ``kind``: of ``KINDS``; ``url``: the server's.
     """
 
     kind: str
@@ -58,7 +58,6 @@ class Job:
     prefix: str
     customers: Sequence[str]
     seconds: float
-    batch: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,27 +182,19 @@ def _quota(job: Job) -> Iterator[Callable[[int], Check]]:
         def client_of(number: int) -> Check:
             names = islice(cycle(job.customers), number * 7, None)
 
-            def request() -> HoldRequest:
-                return HoldRequest(
+            def one() -> int:
+                request = HoldRequest(
                     task_id=str(uuid.uuid4()),
                     customer=next(names),
                     sku=SKU,
                     amount_microcredits=PRICE_MICROCREDITS,
                     ttl_seconds=_TTL_SECONDS,
                 )
-
-            def one() -> int:
-                if quota.reserve(request()).outcome is not ReserveOutcome.HELD:
+                if quota.reserve(request).outcome is not ReserveOutcome.HELD:
                     raise BenchError("a check was refused, although credits abound")
                 return 1
 
-            def many() -> int:
-                found = quota.reserve_many([request() for _ in range(job.batch)])
-                if any(each.outcome is not ReserveOutcome.HELD for each in found):
-                    raise BenchError("a check was refused, although credits abound")
-                return len(found)
-
-            return one if job.batch == 1 else many
+            return one
 
         yield client_of
 

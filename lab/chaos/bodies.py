@@ -61,7 +61,7 @@ class Told(MeteredTask):
 
     def _is_leased(self) -> bool:
         run = getattr(self.request, "_weighbridge_run", None)
-        return run is not None and run.admission.ticket is not None
+        return run is not None and run.admission.from_lease is not None
 
 
 def register(app: Any) -> None:

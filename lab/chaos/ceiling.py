@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from billing.core.errors import QuotaUnavailable
-from billing.core.reservation import AccountView, QuotaStore
+from billing.core.reservation import AccountView
+from billing.quota.port import QuotaStore
 from lab.chaos.catalogue import CUSTOMERS
 
 _EVERY_SECONDS: Final = 0.2

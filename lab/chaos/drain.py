@@ -16,7 +16,8 @@ import sqlalchemy as sa
 from billing.core.credit_lease import LEASE_PREFIX
 from billing.core.periods import Period
 from billing.reconciliation.invariants import Discrepancy, DiscrepancyKind
-from billing.transport.lease_wal import SUFFIX, UNREADABLE_SUFFIX
+from billing.transport.lease_wal import SUFFIX
+from billing.transport.segment_files import UNREADABLE_SUFFIX
 from lab.chaos import truth
 from lab.chaos.catalogue import PRICES
 from lab.chaos.checker import Evidence, Letter, Row

@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 
 from billing.container import Container
-from billing.metering.usage_recorder import TaskFacts
+from billing.core.admission import TaskFacts
 from billing.settings import Settings
 
 SKU: Final = "scale-page"

@@ -11,8 +11,8 @@ from support import add_customer, add_sku
 from billing.api.app import app_of
 from billing.api.server import ApiServer
 from billing.container import Container
+from billing.core.admission import TaskFacts
 from billing.health.prometheus import CONTENT_TYPE, exposition
-from billing.metering.usage_recorder import TaskFacts
 from billing.settings import Settings
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]

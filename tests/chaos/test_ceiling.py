@@ -9,7 +9,8 @@ from support import NOW, eventually
 
 from billing.core.clock import to_ms
 from billing.core.errors import QuotaUnavailable
-from billing.core.reservation import AccountView, QuotaStore
+from billing.core.reservation import AccountView
+from billing.quota.port import QuotaStore
 from lab.chaos.catalogue import CUSTOMERS
 from lab.chaos.ceiling import Ceiling, above
 

@@ -30,7 +30,7 @@ from billing.health.usage_rules import (
 )
 from billing.reconciliation.invariants import DiscrepancyKind
 from billing.settings import Settings
-from billing.transport.lease_wal import Slip
+from billing.transport.lease_wal_entry import LeaseWalEntry
 
 OK, WARN, FAIL = Level.OK, Level.WARN, Level.FAIL
 
@@ -138,7 +138,7 @@ def test_an_archive_whose_file_is_not_here_is_told(settings: Settings, tmp_path:
 @pytest.mark.redis
 def test_what_dead_processes_left_on_this_node_is_told(container: Container, acme: str):
     container.spool.append([make_event(customer=acme)])
-    container.lease_wal.append(Slip(lease_id="lease:1", customer=acme).to_line())
+    container.lease_wal.append(LeaseWalEntry(lease_id="lease:1", customer=acme).to_line())
     (spooled,) = container.spool.segments()
     (slip,) = container.lease_wal.directory.iterdir()
     long_ago = (datetime.now(UTC) - timedelta(hours=1)).timestamp()

@@ -11,8 +11,8 @@ from commandline import Billing
 from support import add_customer, eventually, make_event
 
 from billing.container import Container
+from billing.core.admission import Admission, TaskFacts
 from billing.core.reservation import HoldRequest, ReleaseCause
-from billing.metering.usage_recorder import Admission, TaskFacts
 
 pytestmark = [pytest.mark.postgres, pytest.mark.redis]
 

@@ -6,7 +6,7 @@ import redis
 from commandline import Billing
 
 from billing.container import Container
-from billing.metering.usage_recorder import TaskFacts
+from billing.core.admission import TaskFacts
 
 
 def charge(container: Container, task_id: str) -> None:

@@ -8,8 +8,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from memory_leases import MemoryLeaseStore
 from meter_fakes import CREDIT, HOLD_TTL_SECONDS, Died, World, make_facts, make_sku
 
+from billing.core.admission import Admission
 from billing.core.credit_lease import BatchSettlement, LeasedBatch, LeaseGrant, LeaseRequest
 from billing.core.errors import QuotaUnavailable, WeighbridgeError
 from billing.core.reservation import HoldRequest, ReleaseCause, ReleaseOutcome
@@ -18,8 +20,6 @@ from billing.core.usage_event import UsageEvent
 from billing.metering.lease_manager import LeaseManager
 from billing.metering.lease_recovery import LeaseRecovery
 from billing.metering.meter import Meter
-from billing.metering.usage_recorder import Admission
-from billing.quota.memory_store import MemoryQuotaStore
 from billing.transport.lease_wal import LeaseWal
 
 WINDOW_SECONDS = 3
@@ -28,7 +28,7 @@ WINDOW_SECONDS = 3
 class FlakyLeases:
     """A ``LeaseStore`` whose next call is lost (``before``), or whose answer is (``after``)."""
 
-    def __init__(self, memory: MemoryQuotaStore) -> None:
+    def __init__(self, memory: MemoryLeaseStore) -> None:
         self._memory = memory
         self.calls: list[str] = []
         self.fails: dict[str, str] = {}
@@ -64,6 +64,9 @@ class LeasedWorld(World):
     A process that is killed keeps its flock in these tests, which are one process; ``kill`` lets it
     go as the kernel does.
     """
+
+    memory: MemoryLeaseStore
+    memory_type = MemoryLeaseStore
 
     def __init__(self, folder: Path, *skus: Sku, credits: int = 10_000) -> None:  # noqa: A002 - the word of the field
         self.folder = folder
@@ -107,7 +110,7 @@ class LeasedWorld(World):
 
     def kill(self) -> None:
         """The process is gone with its memory; the next one is another."""
-        page = self.book._pages.get()
+        page = self.book._processes.get()
         page.abandon()
         self.meter = self.another_process()
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from support import LONG_AGO, NOW
 
+from billing.core.admission import TaskFacts
 from billing.core.clock import ManualClock, to_ms
 from billing.core.errors import NotFound, PublishFailed, QuotaUnavailable
 from billing.core.reservation import (
@@ -33,9 +34,10 @@ from billing.core.sku import (
     UnavailablePolicy,
 )
 from billing.core.usage_event import UsageEvent
+from billing.core.usage_event_json import from_wire
 from billing.metering.meter import Meter
-from billing.metering.usage_recorder import TaskFacts
 from billing.quota.memory_store import MemoryQuotaStore
+from billing.transport.settled_figures import Encodable
 
 T = TypeVar("T")
 
@@ -122,9 +124,6 @@ class FlakyQuota:
     def reserve(self, request: HoldRequest) -> Reservation:
         return self._call("reserve", lambda: self.inner.reserve(request))
 
-    def reserve_many(self, requests: Sequence[HoldRequest]) -> list[Reservation]:
-        return self._call("reserve", lambda: self.inner.reserve_many(requests))
-
     def settle(
         self, customer: str, task_id: str, events: Sequence[UsageEvent], *, marked: bool = False
     ) -> Settlement:
@@ -167,6 +166,11 @@ class ListPublisher:
         self.faults.call("publish", PublishFailed, lambda: self.events.extend(events))
 
 
+def plain(event: Encodable) -> UsageEvent:
+    """The event itself, of what may be its bytes."""
+    return event if isinstance(event, UsageEvent) else from_wire(event.to_wire())
+
+
 class ListShelf:
     """A journal or spool in memory, on a disk that can be full."""
 
@@ -176,7 +180,7 @@ class ListShelf:
 
     def append(self, events: Sequence[UsageEvent]) -> None:
         full = OSError(28, "No space left on device")
-        self.faults.call("append", lambda: full, lambda: self.events.extend(events))
+        self.faults.call("append", lambda: full, lambda: self.events.extend(map(plain, events)))
 
 
 @dataclass
@@ -227,10 +231,12 @@ class Books:
 class World:
     """A meter, its servers, and one customer ``acme`` with ten credits."""
 
+    memory_type = MemoryQuotaStore
+
     def __init__(self, *skus: Sku, credits: int = 10, quarantine_seconds: int = 0) -> None:  # noqa: A002 - the word of the field
         self.clock = ManualClock(NOW)
         self.skus = {sku.id: sku for sku in skus or (make_sku(),)}
-        self.memory = MemoryQuotaStore(self.clock, quarantine_seconds=quarantine_seconds)
+        self.memory = self.memory_type(self.clock, quarantine_seconds=quarantine_seconds)
         self.quota = FlakyQuota(self.memory)
         self.books = Books(self.memory, granted={"acme": credits * CREDIT})
         self.publisher = ListPublisher()

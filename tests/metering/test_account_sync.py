@@ -20,12 +20,13 @@ from billing.catalog.grants import GrantStore
 from billing.catalog.skus import SkuStore
 from billing.core.clock import ManualClock
 from billing.core.errors import NotFound, QuotaUnavailable
-from billing.core.reservation import AccountState, AccountView, LoadOutcome, QuotaStore, Settlement
+from billing.core.reservation import AccountState, AccountView, LoadOutcome, Settlement
 from billing.core.usage_event import UsageEvent
 from billing.metering.meter import Meter
 from billing.postgres.schema import quota_fences, usage_events
 from billing.quota.account_loader import AccountLoader
 from billing.quota.memory_store import MemoryQuotaStore
+from billing.quota.port import QuotaStore
 from billing.settings import Settings
 
 TIMEOUT_SECONDS = 60

@@ -26,11 +26,12 @@ from meter_fakes import (
     make_sku,
 )
 
+from billing.core.admission import Admission, TaskFacts
 from billing.core.errors import QuotaUnavailable
 from billing.core.reservation import ReleaseCause
 from billing.core.sku import FailurePolicy, UnavailablePolicy
 from billing.core.usage_event import Outcome, UsageEvent
-from billing.metering.usage_recorder import Admission, TaskFacts, UsageRecorder
+from billing.metering.usage_recorder import UsageRecorder
 
 CHARGE = FailurePolicy.CHARGE
 SKUS = (

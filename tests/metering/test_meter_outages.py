@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from meter_fakes import CREDIT, World, make_facts, make_measured, make_sku
 
+from billing.core.admission import Admission
 from billing.core.errors import DenialReason, QuotaUnavailable
 from billing.core.reservation import LineFigures, ReleaseCause, SettleOutcome
 from billing.core.sku import FailurePolicy, Sku, UnavailablePolicy
 from billing.core.usage_event import Outcome
 from billing.core.usage_event_json import from_wire
-from billing.metering.usage_recorder import Admission, UsageRecorder
+from billing.metering.usage_recorder import UsageRecorder
 
 ALLOWED = 3
 

@@ -7,10 +7,11 @@ from datetime import timedelta
 import pytest
 from meter_fakes import CREDIT, HOLD_TTL_SECONDS, World, make_facts, make_measured, make_sku
 
+from billing.core.admission import Admission
 from billing.core.reservation import HoldState, ReleaseCause, ReleaseOutcome, SettleOutcome
 from billing.core.sku import FailurePolicy
 from billing.core.usage_event import Outcome
-from billing.metering.usage_recorder import Admission, UsageRecorder
+from billing.metering.usage_recorder import UsageRecorder
 
 CHARGED_WHEN_FAILED = {
     ReleaseCause.EXCEPTION,

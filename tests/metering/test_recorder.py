@@ -11,12 +11,13 @@ import pytest
 from meter_fakes import CREDIT, make_facts, make_measured, make_sku
 from support import NOW
 
+from billing.core.admission import Admission
 from billing.core.credits import MAX_MICROCREDITS
 from billing.core.errors import DenialReason, InvalidValue, NotFound
 from billing.core.sku import Price, Sku
 from billing.core.usage_event import MAX_BODY_BYTES, Outcome, UsageEvent
 from billing.core.usage_event_json import from_wire
-from billing.metering.usage_recorder import Admission, UsageRecorder
+from billing.metering.usage_recorder import UsageRecorder
 
 FIXED = make_sku()
 CRAWL = make_measured(price=250_000)

@@ -10,11 +10,17 @@ import redis
 from stores import MemoryStore, RedisStore, Store, StoreMaker
 
 
+@pytest.fixture
+def in_memory() -> StoreMaker:
+    """The store in memory; tests of leases have one of their own."""
+    return MemoryStore
+
+
 @pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.redis)])
-def make_store(request: pytest.FixtureRequest) -> Iterator[StoreMaker]:
+def make_store(request: pytest.FixtureRequest, in_memory: StoreMaker) -> Iterator[StoreMaker]:
     """Makes a store; what it left in Redis is deleted afterwards."""
     if request.param == "memory":
-        yield MemoryStore
+        yield in_memory
         return
     made: list[RedisStore] = []
 
@@ -33,3 +39,12 @@ def make_store(request: pytest.FixtureRequest) -> Iterator[StoreMaker]:
 def store(make_store: StoreMaker) -> Store:
     """A store without a quarantine."""
     return make_store()
+
+
+@pytest.fixture
+def redis_store(redis_url: str) -> Iterator[RedisStore]:
+    """The store on Redis alone."""
+    with redis.Redis.from_url(redis_url) as client:
+        store = RedisStore(client, f"wbtest.{secrets.token_hex(4)}")
+        yield store
+        store.lose_everything()

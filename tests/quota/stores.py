@@ -9,24 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import compress
 from typing import Any, Protocol
 
 import redis
+from memory_leases import MemoryLeaseStore
 
 from billing.core.clock import ManualClock, from_ms, to_ms
-from billing.core.credit_lease import LeaseStore
+from billing.core.credit_lease import BatchSettlement, LeasedBatch
 from billing.core.event_ids import event_id
 from billing.core.reservation import (
     AccountState,
     AccountView,
     HoldRequest,
-    QuotaStore,
     Reservation,
     Settlement,
 )
 from billing.core.usage_event import Outcome, UsageEvent, denied_line, failed_line
 from billing.core.usage_event_json import from_wire
+from billing.metering.settlement_amounts import decided_or_asked
 from billing.quota.memory_store import MemoryQuotaStore
+from billing.quota.port import LeaseStore, QuotaStore
 from billing.quota.redis_store import RedisQuotaStore
 from billing.redis.keys import SHARDS, RedisKeys, shard_of
 
@@ -38,14 +41,14 @@ HOLD_TTL_SECONDS = 100
 DAY_MS = 86_400_000
 
 
-class QuotaStore(QuotaStore, LeaseStore, Protocol):
+class HoldsAndLeases(QuotaStore, LeaseStore, Protocol):
     """A quota store of holds and leases."""
 
 
 class Store(Protocol):
     """A quota store and what a test may do to it from outside."""
 
-    quota: QuotaStore
+    quota: HoldsAndLeases
 
     def now_ms(self) -> int: ...
 
@@ -67,6 +70,8 @@ StoreMaker = Callable[..., Store]
 
 
 class MemoryStore:
+    made_of: type[MemoryQuotaStore] = MemoryQuotaStore
+
     def __init__(self, *, quarantine_seconds: int = 0) -> None:
         self._clock = ManualClock(datetime.now(UTC))
         self._quarantine_seconds = quarantine_seconds
@@ -82,12 +87,12 @@ class MemoryStore:
         return list(self._memory.outbox)
 
     def lose_everything(self) -> None:
-        self._memory = MemoryQuotaStore(
+        self._memory = self.made_of(
             self._clock,
             hold_record_ttl_seconds=RECORD_TTL_SECONDS,
             quarantine_seconds=self._quarantine_seconds,
         )
-        self.quota: QuotaStore = self._memory
+        self.quota: Any = self._memory
 
     def forget_account(self, customer: str) -> None:
         self._memory._accounts.pop(customer, None)
@@ -97,12 +102,16 @@ class MemoryStore:
         return repr((memory._accounts, memory._holds, memory._open, memory.outbox))
 
 
+class MemoryLeases(MemoryStore):
+    made_of = MemoryLeaseStore
+
+
 class RedisStore:
     def __init__(self, client: redis.Redis, prefix: str, *, quarantine_seconds: int = 0) -> None:
         self.client = client
         self.prefix = prefix
         self.keys = RedisKeys(prefix)
-        self.quota: QuotaStore = RedisQuotaStore(
+        self.quota: Any = RedisQuotaStore(
             client,
             prefix=prefix,
             hold_record_ttl_seconds=RECORD_TTL_SECONDS,
@@ -160,6 +169,14 @@ def decided(entry: Mapping[bytes, bytes]) -> UsageEvent:
     return template.settled(
         amount=int(entry[b"a"]), shortfall=int(entry[b"s"]), quota_epoch=int(entry[b"p"])
     )
+
+
+def as_decided(batch: LeasedBatch, settlement: BatchSettlement) -> list[UsageEvent]:
+    """The events of the runs that were not repeats, as their journal gets them."""
+    new = [not figures.repeat for figures in settlement.runs]
+    batch = replace(batch, runs=tuple(compress(batch.runs, new)))
+    settlement = replace(settlement, runs=tuple(compress(settlement.runs, new)))
+    return [from_wire(event.wire) for event in decided_or_asked(batch, settlement)]
 
 
 def account_state(store: Store, **overrides: object) -> AccountState:

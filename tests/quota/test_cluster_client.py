@@ -8,7 +8,8 @@ from redis.exceptions import ClusterDownError, MovedError, SlotNotCoveredError, 
 
 from billing.core.errors import ConfigurationError, QuotaUnavailable
 from billing.quota.redis_store import RedisQuotaStore
-from billing.redis.cluster import ClusterClient, combined, is_cluster, nodes_of, translated
+from billing.redis.cluster import ClusterClient, combined, is_cluster, translated
+from billing.redis.cluster_url import nodes_of
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,11 @@ from stores import (
     OTHER_SKU,
     RECORD_TTL_SECONDS,
     SKU,
+    MemoryLeases,
     Store,
+    StoreMaker,
     account_state,
+    as_decided,
     charged,
     figures,
     newer,
@@ -48,6 +51,11 @@ from billing.core.usage_event import UsageEvent
 
 LEASE = "lease:a"
 OTHER = "lease:b"
+
+
+@pytest.fixture
+def in_memory() -> StoreMaker:
+    return MemoryLeases
 
 
 def ask(store: Store, number: int = 1, **overrides: object) -> LeaseGrant:
@@ -349,7 +357,7 @@ def test_the_decided_events_are_those_of_the_outbox(store: Store):
     )
     (settlement,) = store.quota.settle_leased([batch])
     assert isinstance(settlement, BatchSettlement)
-    assert settlement.decided(batch) == store.outbox()
+    assert as_decided(batch, settlement) == store.outbox()
     assert [event.shortfall_microcredits for event in store.outbox()] == [68, 0]
 
 

@@ -24,7 +24,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from stores import CUSTOMER, SKU, MemoryStore, Store, StoreMaker, account_state, usage
+from memory_leases import chunk_of
+from stores import CUSTOMER, SKU, MemoryLeases, Store, StoreMaker, account_state, as_decided, usage
 
 from billing.core.clock import from_ms
 from billing.core.credit_lease import (
@@ -36,7 +37,6 @@ from billing.core.credit_lease import (
     LeaseGrant,
     LeaseOutcome,
     LeaseRequest,
-    chunk_of,
     wish_of,
 )
 from billing.core.reservation import HoldRequest, LoadOutcome, ReleaseCause
@@ -199,7 +199,7 @@ class Leaseholders(RuleBasedStateMachine):
             for slip in slips:
                 slip.told = True
                 if lease is not None:
-                    lease.told(slip.run.promised_microcredits)
+                    lease.settled(slip.run.promised_microcredits)
 
     @rule(number=PROCESSES)
     def a_process_is_killed(self, number: int) -> None:
@@ -418,7 +418,7 @@ class Leaseholders(RuleBasedStateMachine):
             if is_open and not figures.repeat and slip.run.promised_microcredits == asked:
                 assert self.lost_data or not any(f.shortfall_microcredits for f in figures.lines)
             slip.settled = True
-        self.journal += settlement.decided(batch)
+        self.journal += as_decided(batch, settlement)
         return settlement
 
     def _event(self, task: int, amount: int) -> UsageEvent:
@@ -458,8 +458,13 @@ def _same_or_ended(store: Store, request: LeaseRequest, grant: Any) -> bool:
     return ended or again.granted_microcredits == grant.granted_microcredits
 
 
+@pytest.fixture
+def in_memory() -> StoreMaker:
+    return MemoryLeases
+
+
 def test_no_interleaving_of_leaseholders_spends_more_than_is_granted(make_store: StoreMaker):
-    is_memory = make_store is MemoryStore
+    is_memory = make_store is MemoryLeases
     run_state_machine_as_test(
         lambda: Leaseholders(make_store()),
         settings=settings(
@@ -506,7 +511,7 @@ def test_a_run_is_promised_what_it_needs_as_far_as_its_lease_goes(free: int, hel
     assert promised == min(asked, held + free)
     assert (lease.out, lease.pending) == (0, promised)
     assert lease.free == free + held - promised
-    lease.told(promised)
+    lease.settled(promised)
     assert lease.kept == 0
 
 

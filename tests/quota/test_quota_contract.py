@@ -29,7 +29,6 @@ from stores import (
 from billing.core.credits import MAX_MICROCREDITS
 from billing.core.errors import DenialReason, InvalidValue
 from billing.core.reservation import (
-    HoldRequest,
     HoldState,
     ReleaseCause,
     ReleaseOutcome,
@@ -118,61 +117,6 @@ def test_more_than_is_available_is_denied_with_what_is_left(store: Store):
     assert (denied.admission, denied.held_microcredits, denied.left_microcredits) == (0, 0, 40)
     assert store.quota.hold(CUSTOMER, "t2") is None
     assert reserve(store, "t2", 40).outcome is ReserveOutcome.HELD
-
-
-def request(task: str, amount: int, customer: str = CUSTOMER) -> HoldRequest:
-    return HoldRequest(
-        task_id=task,
-        customer=customer,
-        sku=SKU,
-        amount_microcredits=amount,
-        ttl_seconds=HOLD_TTL_SECONDS,
-    )
-
-
-def test_many_at_once_are_answered_one_by_one_in_their_order(store: Store):
-    open_account(store)
-    reserve(store, "t1", 30)
-
-    found = store.quota.reserve_many(
-        [
-            request("t1", 30),
-            request("t2", 60),
-            request("t3", 11),
-            request("t4", 10),
-            request("t5", 1, "nobody"),
-        ]
-    )
-
-    assert [(each.outcome, each.left_microcredits) for each in found] == [
-        (ReserveOutcome.EXISTS, 70),
-        (ReserveOutcome.HELD, 10),
-        (ReserveOutcome.DENIED, 10),
-        (ReserveOutcome.HELD, 0),
-        (ReserveOutcome.UNKNOWN_BALANCE, 0),
-    ]
-    assert found[2].reason is DenialReason.INSUFFICIENT_CREDITS
-    assert figures(store) == (100, 0, 0)
-
-
-def test_more_at_once_than_one_round_trip_takes_never_hold_more_than_there_is(store: Store):
-    open_account(store, granted_microcredits=205)
-
-    found = store.quota.reserve_many([request(f"t{number}", 1) for number in range(250)])
-
-    held = [each.outcome is ReserveOutcome.HELD for each in found]
-    assert held == [True] * 205 + [False] * 45
-    assert figures(store) == (205, 0, 0)
-    assert store.quota.reserve_many([]) == []
-
-
-def test_a_wrong_one_among_many_is_refused_before_any_is_held(store: Store):
-    open_account(store)
-
-    with pytest.raises(InvalidValue):
-        store.quota.reserve_many([request("t1", 1), request("t2", -1)])
-
-    assert figures(store) == (0, 0, 100)
 
 
 def test_a_hold_of_nothing_is_a_hold(store: Store):

@@ -15,7 +15,7 @@ from billing.core.errors import NotFound, WeighbridgeError
 from billing.core.periods import hour_floor, month_of
 from billing.core.reservation import SYNC_ONLY, AccountState, LoadOutcome, ReserveOutcome
 from billing.postgres import schema as tables
-from billing.quota.account_state import current_state, rebuild
+from billing.quota.account_loader import begin_epoch, current_state
 
 pytestmark = pytest.mark.postgres
 
@@ -24,7 +24,7 @@ CREDIT = 1_000_000
 
 def _rebuild(engine: sa.Engine, customer: str, now: datetime) -> AccountState:
     with engine.begin() as connection:
-        return rebuild(connection, customer, now)
+        return begin_epoch(connection, customer, now)
 
 
 def _current(engine: sa.Engine, customer: str, now: datetime) -> AccountState:
@@ -169,7 +169,7 @@ def test_a_rebuild_that_would_read_an_old_log_is_refused(engine: sa.Engine, now:
         engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection,
         pytest.raises(WeighbridgeError, match="READ COMMITTED"),
     ):
-        rebuild(connection, "acme", now)
+        begin_epoch(connection, "acme", now)
 
 
 def test_a_rebuild_waits_for_a_batch_in_flight_and_counts_it(engine: sa.Engine, now: datetime):

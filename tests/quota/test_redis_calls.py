@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from stores import CUSTOMER, SKU, RedisStore, figures, open_account, reserve
+from stores import RedisStore, open_account, reserve
 
-from billing.core.reservation import HoldRequest, ReserveOutcome
+from billing.core.reservation import ReserveOutcome
 from billing.quota.redis_store import RedisQuotaStore
 from billing.redis.scripts import packed
 
@@ -92,39 +92,6 @@ def test_a_call_interrupted_at_any_instant_leaves_no_answer_for_the_next(store: 
 @given(st.lists(st.text() | st.binary() | st.integers(), min_size=1, max_size=20))
 def test_a_command_is_packed_as_hiredis_packs_it(command: list[str | bytes | int]):
     assert packed(command) == hiredis.pack_command(tuple(command))
-
-
-def many(*names: str, amount: int = 1) -> list[HoldRequest]:
-    return [
-        HoldRequest(
-            task_id=name, customer=CUSTOMER, sku=SKU, amount_microcredits=amount, ttl_seconds=100
-        )
-        for name in names
-    ]
-
-
-def test_many_after_the_scripts_were_flushed_happen_once_each(store: RedisStore):
-    reserve(store, "t0", 1)
-    store.client.script_flush()
-    found = store.quota.reserve_many(many("t1", "t2", "t3"))
-    assert [each.outcome for each in found] == [ReserveOutcome.HELD] * 3
-    assert figures(store)[0] == 4
-
-
-def test_one_of_many_that_fails_leaves_no_answer_for_the_next_call(store: RedisStore):
-    store.client.set(store.keys.hold(CUSTOMER, "t2"), "no hash")
-    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
-        store.quota.reserve_many(many("t1", "t2", "t3", amount=5))
-    assert figures(store)[0] == 10
-    assert holds_what_it_asked(store, "t4", 7)
-
-
-def test_many_interrupted_at_any_instant_leave_no_answer_for_the_next(store: RedisStore):
-    interruptions = Interruptions(0.003)
-    for number in interruptions.numbers():
-        requests = many(*(f"m{number}-{each}" for each in range(20)))
-        interruptions.call(partial(store.quota.reserve_many, requests))
-        assert holds_what_it_asked(store, f"t{number}", number + 100)
 
 
 def test_a_connection_that_the_server_closed_is_made_anew(store: RedisStore):

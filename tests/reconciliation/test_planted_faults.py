@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import redis
 import sqlalchemy as sa
-from support import add_customer, add_sku
+from support import add_customer, add_sku, open_member
 
 from billing.container import Container
+from billing.core.admission import Admission, TaskFacts
 from billing.core.credit_lease import LEASE_PREFIX, LeaseOutcome, LeaseRequest
 from billing.health.prometheus import exposition
-from billing.metering.usage_recorder import Admission, TaskFacts
 from billing.postgres.schema import usage_hourly
 from billing.reconciliation.discrepancies import DiscrepancyState, DiscrepancyStore
-from billing.redis.keys import SHARDS, open_member, shard_of
+from billing.redis.keys import SHARDS, shard_of
 from billing.settings import Settings
 from workers.app import make_app
 

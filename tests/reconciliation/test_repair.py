@@ -12,7 +12,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 from small_system import SmallSystem
-from support import NOW, add_customer, add_sku
+from support import NOW, add_customer, add_sku, open_member
 
 from billing.core.clock import ManualClock
 from billing.core.periods import hour_floor, month_of
@@ -36,7 +36,7 @@ from billing.reconciliation.remedies import (
     remedy_of,
 )
 from billing.reconciliation.repair import Repair
-from billing.redis.keys import RedisKeys, open_member, shard_of
+from billing.redis.keys import RedisKeys, shard_of
 from billing.settings import Settings
 from billing.transport.journal import Journal
 from billing.transport.outbox import RedisOutbox

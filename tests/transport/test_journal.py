@@ -416,14 +416,14 @@ def test_an_interrupted_append_leaves_its_half_line_last(
     """As Celery's soft time limit does, between any two instructions."""
     first, after = events(1), events(1)
     spool.append(first)
-    real_write = os.write
+    real_write = os.pwrite
 
-    def interrupted(descriptor: int, data: bytes) -> int:
-        real_write(descriptor, data[:10])
+    def interrupted(descriptor: int, data: bytes, at: int) -> int:
+        real_write(descriptor, data[:10], at)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("billing.transport.journal.os.write", interrupted)
+        patched.setattr("os.pwrite", interrupted)
         with pytest.raises(KeyboardInterrupt):
             spool.append(events(1))
     spool.append(after)

@@ -131,7 +131,7 @@ def test_a_relay_goes_on_when_rabbitmq_is_back(broker: Broker, store: Store, tmp
         assert {event.task_id for event in broker.take()} == sent
     told = [log["event"] for log in logs]
     assert told == ["relay_cannot_publish", "relay_recovered"], "once per change, not per attempt"
-    assert {"problem", "meaning", "remedy"} <= logs[0].keys()
+    assert {"error", "money", "remedy"} <= logs[0].keys()
 
 
 def test_a_relay_goes_on_when_redis_is_back(broker: Broker, store: Store, tmp_path: Path):

@@ -121,7 +121,7 @@ class RecordingPublisher:
         if self.failing:
             raise PublishFailed
         self.largest = max(self.largest, len(events))
-        self.got.extend(events)
+        self.got.extend(from_wire(event.to_wire()) for event in events)
 
     def close(self) -> None:
         self.closed = True

@@ -16,9 +16,9 @@ from celery.schedules import crontab
 from support import add_customer, add_sku, make_event
 
 from billing.container import Container
+from billing.core.admission import TaskFacts
 from billing.core.reservation import HoldRequest, HoldState, ReserveOutcome
 from billing.core.usage_event import Outcome
-from billing.metering.usage_recorder import TaskFacts
 from billing.postgres.locks import AdvisoryLock, session_lock
 from billing.postgres.partitions import existing_partitions
 from billing.postgres.schema import usage_hourly

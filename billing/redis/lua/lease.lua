@@ -16,7 +16,8 @@ local function reply(outcome, granted)
   return { outcome, whole(granted or 0) }
 end
 
--- What this lease gets, or nil; billing/core/credit_lease.py has the same, and says why.
+-- What this lease gets, or nil where that is too little to be of use; SHARE in
+-- billing/core/credit_lease.py says why.
 local function chunk_of(room, holders)
   if room < 0 then
     return nil
@@ -26,16 +27,9 @@ local function chunk_of(room, holders)
   return chunk >= least and chunk or nil
 end
 
--- What balance and budgets leave beside `held`, what the lease holds now and gives up.
-local function room_of(held, counted)
-  local room = account.available + held
-  local found = redis.call('HMGET', account_key, 'limit:*', 'spent:*', 'limit:' .. sku, 'spent:' .. sku)
-  for i = 1, 3, 2 do
-    if found[i] then
-      room = math.min(room, tonumber(found[i]) - tonumber(found[i + 1] or 0) + (counted and held or 0))
-    end
-  end
-  return room
+-- What balance and budgets leave, with what the lease holds now and gives up.
+local function room_of(given_up)
+  return math.min(account.available, left_of_budgets(account, sku)) + given_up
 end
 
 -- Hold so much from now on, of which `granted` is an answer to this request.
@@ -62,7 +56,7 @@ local function open()
     return reply('unknown_balance')
   end
   local leases = tonumber(redis.call('HGET', account_key, 'leases') or 0)
-  local chunk = not account.suspended and chunk_of(room_of(0, true), leases + 1)
+  local chunk = not account.suspended and chunk_of(room_of(0), leases + 1)
   if not chunk then
     return reply('scarce')
   end
@@ -90,7 +84,7 @@ local function change()
     outcome = 'ended'
   elseif wish > 0 then
     local leases = math.max(tonumber(redis.call('HGET', account_key, 'leases') or 1), 1)
-    chunk = not account.suspended and chunk_of(room_of(held - kept, true), leases) or nil
+    chunk = not account.suspended and chunk_of(room_of(held - kept), leases) or nil
     if not chunk then
       outcome, chunk = 'scarce', 0
     end

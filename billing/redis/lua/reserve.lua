@@ -13,27 +13,6 @@ local function reply(outcome, reason, admission, held, left)
   return { outcome, reason, whole(admission), whole(held), whole(math.max(left, 0)) }
 end
 
--- Why the account cannot bear `extra` more in all and `extra_of_sku` more of the SKU (nil: not
--- asked), and what is left; nil where it can.
-local function refusal(extra, extra_of_sku, budgets_count)
-  if extra and account.available < extra then
-    return 'insufficient_credits', account.available
-  end
-  if not budgets_count then
-    return nil
-  end
-  local found = redis.call('HMGET', account_key, 'limit:*', 'spent:*', 'limit:' .. sku, 'spent:' .. sku)
-  local left_of_all = found[1] and tonumber(found[1]) - tonumber(found[2] or 0)
-  local left_of_sku = found[3] and tonumber(found[3]) - tonumber(found[4] or 0)
-  if extra and left_of_all and left_of_all < extra then
-    return 'budget_exceeded', left_of_all
-  end
-  if extra_of_sku and left_of_sku and left_of_sku < extra_of_sku then
-    return 'sku_budget_exceeded', left_of_sku
-  end
-  return nil
-end
-
 -- Write down what is open. The hold's period stays the one it was first counted in.
 local function write_open(period_start_ms)
   local expires_ms = whole(now + ttl_ms)
@@ -59,7 +38,7 @@ local function answer_held()
   if hold.sku ~= sku then
     asked_of_sku = amount
   end
-  local reason, left = refusal(asked, asked_of_sku, counted)
+  local reason, left = refusal(account, sku, asked, asked_of_sku, counted)
   if reason then
     return reply('denied', reason, 0, held, left)
   end
@@ -79,7 +58,7 @@ local function admit()
   if account.suspended then
     return reply('denied', 'customer_suspended', 0, 0, account.available)
   end
-  local reason, left = refusal(amount, amount, true)
+  local reason, left = refusal(account, sku, amount, amount, true)
   if reason then
     return reply('denied', reason, 0, 0, left)
   end

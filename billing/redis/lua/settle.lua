@@ -51,18 +51,6 @@ local function counts(metered_ms)
   return metered_ms >= tonumber(account.period_start_ms) and metered_ms < account.period_end_ms
 end
 
--- What the budgets of a line leave; read line by line, because each line before it took its part.
-local function left_of_budgets(sku)
-  local found = redis.call('HMGET', account_key, 'limit:*', 'spent:*', 'limit:' .. sku, 'spent:' .. sku)
-  local left = math.huge
-  for i = 1, 3, 2 do
-    if found[i] then
-      left = math.min(left, tonumber(found[i]) - tonumber(found[i + 1] or 0))
-    end
-  end
-  return math.max(left, 0)
-end
-
 -- What was held was admitted under the budgets of that moment and stays promised.
 local promised = is_open and tonumber(hold.held) or 0
 
@@ -76,7 +64,8 @@ for i = FIRST, #ARGV, STEP do
     tonumber(ARGV[i + 3]), ARGV[i + 4]
   local amount = math.min(asked, room)
   if counts(metered_ms) then
-    amount = math.min(amount, math.max(promised, left_of_budgets(sku)))
+    -- Read line by line, because each line before it took its part.
+    amount = math.min(amount, math.max(promised, math.min(left_of_budgets(account, sku)), 0))
     count_spent(account, sku, amount)
   end
   local shortfall = asked - amount

@@ -24,13 +24,12 @@ local function count(sku, amount)
   spent['*'] = (spent['*'] or 0) + amount
 end
 
--- What one budget leaves, with what was counted since; endless without one.
-local function left_of(name)
-  if not lefts[name] then
-    local found = redis.call('HMGET', account_key, 'limit:' .. name, 'spent:' .. name)
-    lefts[name] = found[1] and tonumber(found[1]) - tonumber(found[2] or 0) or math.huge
+-- What the budgets leave, with what was counted since: they are read once, and written at the end.
+local function left_of(sku)
+  if not lefts[sku] then
+    lefts[sku] = { left_of_budgets(account, sku) }
   end
-  return lefts[name] - (spent[name] or 0)
+  return math.min(lefts[sku][1] - (spent['*'] or 0), lefts[sku][2] - (spent[sku] or 0))
 end
 
 -- Whether a line counts into the account's period: as its lease did, or without one by its instant.
@@ -57,7 +56,6 @@ local function charge(first, lines, promised)
     local amount = math.min(asked, room)
     if counts(metered_ms) then
       amount = math.min(amount, math.max(promised, left_of(sku), 0))
-      amount = math.min(amount, math.max(promised, left_of('*'), 0))
       count(sku, amount)
     end
     promised = math.max(promised - amount, 0)

@@ -1,10 +1,10 @@
 -- Make a customer's holds agree with their records, and what is held with the holds.
 -- KEYS: account, holds of the customer, open, then the record of each named hold
 -- ARGV: customer, then the task id of each
--- Reply: for each hold that was wrong: what, task id, amount; at last 'held', before, after
+-- Reply: for each hold that was repaired: the fault, task id, amount; at last 'held', before, after
 local account_key, holds_key, open_key = KEYS[1], KEYS[2], KEYS[3]
 local customer = ARGV[1]
-local wrong, account = {}, read_account(account_key)
+local faults, account = {}, read_account(account_key)
 
 local function amount_of(entry)
   return entry and string.match(entry, '^%d+|(%d+)|') or '0'
@@ -27,18 +27,18 @@ for n = 4, #KEYS do
           count_spent(account, sku, 0 - amount)
         end
       end
-      wrong[#wrong + 1] = { 'orphan', task_id, amount_of(entry) }
+      faults[#faults + 1] = { 'orphan', task_id, amount_of(entry) }
     end
   else
     if not due_ms then
       -- No sweep would ever have found it.
       redis.call('ZADD', open_key, hold.expires_ms, member)
-      wrong[#wrong + 1] = { 'unswept', task_id, hold.held }
+      faults[#faults + 1] = { 'unswept', task_id, hold.held }
     end
     local should = hold.period_start_ms .. '|' .. hold.held .. '|' .. hold.sku
     if entry ~= should then
       redis.call('HSET', holds_key, task_id, should)
-      wrong[#wrong + 1] = { 'uncounted', task_id, hold.held }
+      faults[#faults + 1] = { 'uncounted', task_id, hold.held }
     end
   end
 end
@@ -55,6 +55,6 @@ end
 local before = redis.call('HGET', account_key, 'held')
 if before and tonumber(before) ~= held then
   redis.call('HSET', account_key, 'held', whole(held))
-  wrong[#wrong + 1] = { 'held', before, whole(held) }
+  faults[#faults + 1] = { 'held', before, whole(held) }
 end
-return wrong
+return faults

@@ -21,7 +21,9 @@ from support import NOW, eventually, make_event
 
 from billing.core.clock import ManualClock
 from billing.core.errors import InvalidValue
-from billing.transport.lease_wal import SUFFIX, UNREADABLE_SUFFIX, AbandonedSegment, LeaseWal, Slip
+from billing.transport.lease_wal import SUFFIX, AbandonedSegment, LeaseWal
+from billing.transport.lease_wal_entry import LeaseWalEntry
+from billing.transport.segment_files import UNREADABLE_SUFFIX
 
 FORK = multiprocessing.get_context("fork")
 
@@ -36,8 +38,8 @@ def book(tmp_path: Path, clock: ManualClock) -> LeaseWal:
     return LeaseWal(tmp_path / "slips", clock=clock)
 
 
-def slip(task: str = "t1", lease: str = "lease:a") -> Slip:
-    return Slip(
+def slip(task: str = "t1", lease: str = "lease:a") -> LeaseWalEntry:
+    return LeaseWalEntry(
         lease_id=lease,
         customer="acme",
         promised_microcredits=7,
@@ -51,12 +53,12 @@ def files(book: LeaseWal) -> list[Path]:
 
 def found(book: LeaseWal) -> list[str]:
     """The tasks whose slips dead processes left."""
-    with book.left_behind() as segments:
-        return [slip.events[0].task_id for left in segments for slip in left.slips]
+    with book.abandoned() as segments:
+        return [slip.events[0].task_id for left in segments for slip in left.entries]
 
 
 @contextmanager
-def dead_process(book: LeaseWal, *slips: Slip) -> Iterator[None]:
+def dead_process(book: LeaseWal, *slips: LeaseWalEntry) -> Iterator[None]:
     """Another process appended these and was killed."""
 
     def append() -> None:
@@ -76,7 +78,7 @@ def dead_process(book: LeaseWal, *slips: Slip) -> Iterator[None]:
 
 def test_a_slip_is_read_as_it_was_written():
     one = slip()
-    assert Slip.from_line(one.to_line()) == one
+    assert LeaseWalEntry.from_line(one.to_line()) == one
     assert one.to_line().endswith(b"}\n")
     assert one.to_line().count(b"\n") == 1
 
@@ -97,13 +99,13 @@ def test_a_slip_is_read_as_it_was_written():
 )
 def test_what_is_no_slip_is_refused(line: bytes):
     with pytest.raises(InvalidValue):
-        Slip.from_line(line)
+        LeaseWalEntry.from_line(line)
 
 
 @given(st.binary(max_size=80))
 def test_no_line_makes_reading_fail_in_another_way(line: bytes):
     with pytest.raises(InvalidValue):
-        Slip.from_line(line)
+        LeaseWalEntry.from_line(line)
 
 
 # -- living and dead -------------------------------------------------------------------------------
@@ -117,9 +119,9 @@ def test_the_slips_of_a_living_process_are_left_alone(book: LeaseWal, clock: Man
 
 def test_the_slips_of_a_killed_process_are_found(book: LeaseWal):
     book.append(slip("mine").to_line())
-    with dead_process(book, slip("t1"), slip("t2", "lease:b")), book.left_behind() as segments:
+    with dead_process(book, slip("t1"), slip("t2", "lease:b")), book.abandoned() as segments:
         (left,) = segments
-        assert [each.events[0].task_id for each in left.slips] == ["t1", "t2"]
+        assert [each.events[0].task_id for each in left.entries] == ["t1", "t2"]
         assert left.leases == {("acme", "lease:a"), ("acme", "lease:b")}
         left.finish()
     assert found(book) == []
@@ -137,7 +139,7 @@ def test_a_slip_is_synced_unless_the_operator_does_without_and_outlives_its_proc
         synced.append(descriptor)
         really(descriptor)
 
-    monkeypatch.setattr("billing.transport.lease_wal.os.fdatasync", fdatasync)
+    monkeypatch.setattr("os.fdatasync", fdatasync)
     book = LeaseWal(tmp_path / "slips", clock=clock, sync=sync)
     book.append(slip("mine").to_line())
     assert bool(synced) == sync
@@ -152,7 +154,7 @@ def test_slips_that_were_found_and_not_finished_are_found_again(book: LeaseWal):
 
 
 def test_two_relays_of_a_node_do_not_find_the_same(book: LeaseWal, clock: ManualClock):
-    with dead_process(book, slip("t1")), book.left_behind() as segments:
+    with dead_process(book, slip("t1")), book.abandoned() as segments:
         assert len(segments) == 1
         assert found(LeaseWal(book.directory, clock=clock)) == []
 
@@ -180,7 +182,7 @@ def test_a_killed_process_leaves_its_leases_announced_in_every_segment(
     process = FORK.Process(target=announce)
     process.start()
     process.join(60)
-    with book.left_behind() as segments:
+    with book.abandoned() as segments:
         assert [left.leases for left in segments] == [
             {("acme", "lease:a"), ("acme", "lease:b")},
             {("acme", "lease:a"), ("acme", "lease:c")},
@@ -201,9 +203,9 @@ def test_lines_that_are_no_slips_are_kept_beside(book: LeaseWal):
     with dead_process(book, slip("t1")):
         (file,) = files(book)
         file.write_bytes(b"\0\0\0\n" + file.read_bytes())
-        with book.left_behind() as segments:
+        with book.abandoned() as segments:
             (left,) = segments
-            assert (len(left.slips), left.unreadable) == (1, 1)
+            assert (len(left.entries), left.unreadable) == (1, 1)
             left.finish()
     assert files(book) == []
     assert file.with_suffix(UNREADABLE_SUFFIX).exists()
@@ -228,7 +230,7 @@ def test_a_full_disk_refuses_and_leaves_nothing_half(tmp_path: Path, clock: Manu
     assert process.exitcode == 0
     book = LeaseWal(tmp_path / "slips", clock=clock)
     assert found(book) == ["t1"]
-    with book.left_behind() as (left,):
+    with book.abandoned() as (left,):
         assert left.unreadable == 0
 
 
@@ -253,7 +255,7 @@ def test_a_segment_goes_when_it_is_over_and_everything_in_it_is_settled(
     book.settled(first)
     assert len(files(book)) == 2
     book.settled(second)
-    assert files(book) == [third.path]
+    assert files(book) == [third.file.path]
 
 
 def test_a_segment_that_is_large_enough_gets_no_more(tmp_path: Path, clock: ManualClock):
@@ -281,7 +283,7 @@ def test_tidying_leaves_what_is_not_settled(book: LeaseWal, clock: ManualClock):
     book.tidy()
     clock.advance(timedelta(minutes=2))
     book.tidy()
-    assert files(book) == [segment.path]
+    assert files(book) == [segment.file.path]
     book.settled(segment)
     assert files(book) == []
 
@@ -327,9 +329,9 @@ def test_a_relay_that_looks_while_a_segment_is_begun_takes_none_away(
     def look() -> None:
         other = LeaseWal(tmp_path, clock=clock)
         while not stop.is_set():
-            with other.left_behind() as segments:
+            with other.abandoned() as segments:
                 for left in segments:
-                    seen.extend([left] if left.slips else [])
+                    seen.extend([left] if left.entries else [])
                     left.finish()
 
     watcher = threading.Thread(target=look)
@@ -341,5 +343,5 @@ def test_a_relay_that_looks_while_a_segment_is_begun_takes_none_away(
         stop.set()
         watcher.join(60)
     assert seen == []
-    assert all(segment.path.exists() for segment in kept)
+    assert all(segment.file.path.exists() for segment in kept)
     eventually(lambda: len(files(book)) == 200)

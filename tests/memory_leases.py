@@ -1,15 +1,16 @@
-"""Leases in the memory of one process: the two verbs that ``MemoryQuotaStore`` has beside holds."""
+"""A quota store in memory that has leases too, for tests of the processes that hold them."""
 
 from __future__ import annotations
 
-import threading
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
 
+from billing.core.clock import Clock
 from billing.core.credit_lease import (
     ENDED_SECONDS,
+    SHARE,
     BatchSettlement,
     LeasedBatch,
     LeasedRun,
@@ -18,49 +19,113 @@ from billing.core.credit_lease import (
     LeaseRequest,
     RunFigures,
     check_lease,
-    chunk_of,
 )
 from billing.core.errors import WeighbridgeError
-from billing.core.reservation import ALL_SKUS, HoldState, LineFigures, Settlement, SettleOutcome
+from billing.core.reservation import (
+    ALL_SKUS,
+    AccountView,
+    HoldRequest,
+    HoldState,
+    LineFigures,
+    Reservation,
+    ReserveOutcome,
+    Settlement,
+    SettleOutcome,
+)
 from billing.core.usage_event import UsageEvent
-from billing.quota.checks import check_batch
-from billing.quota.memory_records import Account, Hold, Name
+from billing.quota.checks import check_batch, check_lines
+from billing.quota.memory_records import Account, Hold
+from billing.quota.memory_store import MemoryQuotaStore
 
 _MILLISECONDS: Final = 1000
 
 
-class MemoryLeases(ABC):
-    """What ``MemoryQuotaStore`` has of leases; its accounts and holds are the other half."""
+def chunk_of(room: int, holders: int, wish: int, least: int) -> int | None:
+    """What one lease gets of what a customer has, or None where that is too little to be of use.
 
-    _lock: threading.RLock
-    _remember_ms: int
-    _accounts: dict[str, Account]
-    _holds: dict[Name, Hold]
-    _open: dict[Name, Hold]
+    The share shrinks with the balance until it is less than one task, and what is left then is
+    admitted task by task. What leases strand is so bounded by what was there: each gets at most
+    ``room / (SHARE * holders)``.
+
+    Args:
+        room: What balance and budgets leave, what the lease has free included.
+        holders: Leases of the customer, this one included.
+        wish: What is asked for.
+        least: The least that is of use: one task's worth.
+    """
+    if room < 0:
+        return None
+    chunk = min(wish, room // (SHARE * holders))
+    return chunk if chunk >= least else None
+
+
+@dataclass(slots=True)
+class LeaseHold(Hold):
+    """A lease's hold: the ``number`` of its last request, and what that was ``granted``."""
+
+    number: int = 0
+    granted: int = 0
+
+
+class MemoryLeaseStore(MemoryQuotaStore):
+    """``MemoryQuotaStore`` with leases: what Redis does, held to the same contract suite.
+
+    The product has no leases in memory; tests of processes with leases run on this one, because its
+    time is theirs.
+    """
+
     _done: dict[tuple[str, UUID], int]
-    outbox: list[UsageEvent]
 
-    @abstractmethod
-    def _now_ms(self) -> int: ...
+    def __init__(self, clock: Clock, **options: int) -> None:
+        super().__init__(clock, **options)
+        self._done = {}
 
-    @abstractmethod
-    def _find(self, customer: str, task_id: str, now_ms: int) -> Hold | None: ...
+    def reserve(self, request: HoldRequest) -> Reservation:
+        """As ``MemoryQuotaStore``; a task that a lease settled is settled."""
+        with self._lock:
+            now_ms = self._now_ms()
+            if request.mark is None or not self._is_done(request.customer, request.mark, now_ms):
+                return super().reserve(request)
+            hold = self._find(request.customer, request.task_id, now_ms)
+            account = self._accounts.get(request.customer)
+            return Reservation(
+                outcome=ReserveOutcome.ALREADY_SETTLED,
+                admission=hold.admission if hold else 0,
+                left_microcredits=max(account.available, 0) if account else 0,
+            )
 
-    @abstractmethod
-    def _charge(
+    def settle(
         self,
-        hold: Hold | None,
-        account: Account | None,
+        customer: str,
+        task_id: str,
         events: Sequence[UsageEvent],
-        room: int | None,
-        promised: int,
-    ) -> tuple[LineFigures, ...]: ...
+        *,
+        marked: bool = False,
+    ) -> Settlement:
+        """As ``MemoryQuotaStore``; a task that a lease settled exists, without figures."""
+        with self._lock:
+            now_ms = self._now_ms()
+            hold = self._find(customer, task_id, now_ms)
+            is_settled = hold is not None and hold.state is HoldState.SETTLED
+            if not is_settled and marked and events:
+                check_lines(customer, task_id, events)
+                if not self._mark_done(customer, events[0].id, now_ms):
+                    is_open = hold is not None and hold.state is HoldState.HELD
+                    account = self._accounts.get(customer)
+                    return self._settled_by_a_lease(hold if is_open else None, account, now_ms)
+            return super().settle(customer, task_id, events, marked=marked)
 
-    @abstractmethod
-    def _remember(self, hold: Hold, now_ms: int) -> None: ...
+    def account(self, customer: str) -> AccountView | None:
+        """As ``MemoryQuotaStore``, with the number of leases."""
+        with self._lock:
+            view = super().account(customer)
+            return view and replace(view, leases=self._leases(customer))
 
-    @abstractmethod
-    def _close(self, hold: Hold, account: Account | None) -> None: ...
+    def _leases(self, customer: str) -> int:
+        return sum(
+            isinstance(hold, LeaseHold) and hold.customer == customer
+            for hold in self._open.values()
+        )
 
     def lease(self, request: LeaseRequest) -> LeaseGrant:
         """Make the lease what is requested. See ``LeaseStore.lease``."""
@@ -69,11 +134,12 @@ class MemoryLeases(ABC):
             now_ms = self._now_ms()
             hold = self._find(request.customer, request.lease_id, now_ms)
             account = self._accounts.get(request.customer)
+            assert hold is None or isinstance(hold, LeaseHold)
             if hold is None and request.number == 1:
                 return self._open_lease(request, account, now_ms)
             if hold is None:
                 # Lost, or given back before its opening arrived: which must not open it any more.
-                hold = Hold(request.customer, request.lease_id, number=request.number)
+                hold = LeaseHold(request.customer, request.lease_id, number=request.number)
                 self._holds[hold.name] = hold
                 hold.forget_at_ms = now_ms + ENDED_SECONDS * _MILLISECONDS
                 return LeaseGrant(outcome=LeaseOutcome.ENDED)
@@ -96,10 +162,10 @@ class MemoryLeases(ABC):
     ) -> LeaseGrant:
         if account is None or now_ms >= account.period_end_ms:
             return LeaseGrant(outcome=LeaseOutcome.UNKNOWN_BALANCE)
-        chunk = _chunk(request, account, account.leases + 1, given_up=0)
+        chunk = _chunk(request, account, self._leases(request.customer) + 1, given_up=0)
         if chunk is None:
             return LeaseGrant(outcome=LeaseOutcome.SCARCE)
-        hold = Hold(
+        hold = LeaseHold(
             request.customer,
             request.lease_id,
             state=HoldState.HELD,
@@ -109,29 +175,33 @@ class MemoryLeases(ABC):
             epoch=account.epoch,
         )
         self._holds[hold.name] = self._open[hold.name] = hold
-        account.leases += 1
         _resize(hold, account, chunk)
         return _answered(request, hold, chunk, now_ms)
 
     def _change_lease(
-        self, request: LeaseRequest, hold: Hold, account: Account | None, now_ms: int
+        self, request: LeaseRequest, hold: LeaseHold, account: Account | None, now_ms: int
     ) -> LeaseGrant:
         # Never raised to what is to be kept: the store has no credits for what it does not hold.
         kept = min(request.keep_microcredits, hold.held)
-        if request.gives_back and kept == 0:
+        if request.wish_microcredits == 0 and kept == 0:
             self._close(hold, account)
             hold.state, hold.cause = HoldState.RELEASED, "returned"
             hold.number, hold.granted = request.number, 0
             hold.forget_at_ms = now_ms + ENDED_SECONDS * _MILLISECONDS
             return _granted(0)
         outcome, chunk = LeaseOutcome.GRANTED, 0
-        if not request.gives_back and (account is None or now_ms >= account.period_end_ms):
+        if request.wish_microcredits and (account is None or now_ms >= account.period_end_ms):
             outcome = LeaseOutcome.UNKNOWN_BALANCE
-        elif not request.gives_back and account is not None:
+        elif request.wish_microcredits and account is not None:
             if hold.period_start_ms != account.period_start_ms:
                 outcome = LeaseOutcome.ENDED
             else:
-                found = _chunk(request, account, max(account.leases, 1), given_up=hold.held - kept)
+                found = _chunk(
+                    request,
+                    account,
+                    max(self._leases(request.customer), 1),
+                    given_up=hold.held - kept,
+                )
                 outcome = LeaseOutcome.SCARCE if found is None else LeaseOutcome.GRANTED
                 chunk = found or 0
         _resize(hold, account, kept + chunk)
@@ -173,8 +243,8 @@ class MemoryLeases(ABC):
             self._remember(hold, now_ms)
         return Settlement(outcome=SettleOutcome.EXISTS, lines=(), quota_epoch=0)
 
-    def _is_done(self, customer: str, mark: UUID | None, now_ms: int) -> bool:
-        return mark is not None and self._done.get((customer, mark), 0) > now_ms
+    def _is_done(self, customer: str, mark: UUID, now_ms: int) -> bool:
+        return self._done.get((customer, mark), 0) > now_ms
 
     def _mark_done(self, customer: str, mark: UUID, now_ms: int) -> bool:
         """Mark a task as settled; False where it was."""
@@ -203,7 +273,7 @@ def _resize(hold: Hold, account: Account | None, held: int) -> None:
             account.count_spent(hold.sku, change)
 
 
-def _answered(request: LeaseRequest, hold: Hold, granted: int, now_ms: int) -> LeaseGrant:
+def _answered(request: LeaseRequest, hold: LeaseHold, granted: int, now_ms: int) -> LeaseGrant:
     hold.number, hold.granted = request.number, granted
     hold.expires_at_ms = now_ms + request.ttl_seconds * _MILLISECONDS
     return _granted(granted)

@@ -36,16 +36,16 @@ def warm(world: LeasedWorld) -> LeasedWorld:
 
 
 def test_the_first_task_in_a_while_is_admitted_by_itself(world: LeasedWorld):
-    assert world.bill("t1").ticket is None
+    assert world.bill("t1").from_lease is None
     world.pass_seconds(WINDOW_SECONDS)
-    assert world.bill("t2").ticket is None
+    assert world.bill("t2").from_lease is None
     assert world.store.calls == []
 
 
 def test_the_next_ones_are_admitted_from_one_lease(warm: LeasedWorld):
     admissions = [warm.bill(f"t{n}") for n in range(FIRST_TASKS)]
 
-    assert all(admission.ticket for admission in admissions)
+    assert all(admission.from_lease for admission in admissions)
     assert warm.store.calls == ["lease"]
     assert warm.figures() == (10_000 - 1 - FIRST_TASKS, FIRST_TASKS, 1)
     assert all(admission.held_microcredits == CREDIT for admission in admissions)
@@ -95,15 +95,15 @@ def test_a_refusal_without_leases_is_for_good(tmp_path: Path):
 
 
 def test_a_task_that_may_be_a_repeat_is_never_admitted_from_a_lease(warm: LeasedWorld):
-    assert warm.admit("t1").ticket is not None
-    assert warm.admit("t2", may_repeat=True).ticket is None
-    assert warm.admit("t3", time_limit_seconds=HOLD_TTL_SECONDS + 1).ticket is None
+    assert warm.admit("t1").from_lease is not None
+    assert warm.admit("t2", may_repeat=True).from_lease is None
+    assert warm.admit("t3", time_limit_seconds=HOLD_TTL_SECONDS + 1).from_lease is None
 
 
 def test_other_skus_are_never_admitted_from_a_lease(tmp_path: Path):
     exact = replace(leased("exact"), admission=AdmissionPolicy.EXACT)
     world = LeasedWorld(tmp_path, exact)
-    assert all(world.bill(f"t{n}", "exact").ticket is None for n in range(5))
+    assert all(world.bill(f"t{n}", "exact").from_lease is None for n in range(5))
     assert world.store.calls == []
 
 
@@ -121,7 +121,7 @@ def test_a_suspension_is_noticed_within_the_window(warm: LeasedWorld):
     warm.bill("t1")
     warm.books.suspended.add("acme")
     warm.books.grant("acme", 0)
-    assert warm.bill("t2").ticket is not None
+    assert warm.bill("t2").from_lease is not None
     warm.pass_seconds(WINDOW_SECONDS)
     assert warm.admit("t3").reason is DenialReason.CUSTOMER_SUSPENDED
 
@@ -179,10 +179,10 @@ def test_a_lease_that_expired_under_a_sleeping_process_admits_nothing(warm: Leas
     slow = warm.admit("slow")
     warm.pass_seconds(2 * HOLD_TTL_SECONDS)
     warm.memory.expire(100)
-    again = warm.bill("t2").ticket
+    again = warm.bill("t2").from_lease
     assert again is not None
-    assert slow.ticket is not None
-    assert again.lease is not slow.ticket.lease
+    assert slow.from_lease is not None
+    assert again.lease is not slow.from_lease.lease
     warm.meter.settle(slow, warm.meter.recorder(slow.sku))
     warm.leases.flush()
     warm.pass_seconds(WINDOW_SECONDS)
@@ -278,7 +278,7 @@ def test_a_lease_without_an_answer_admits_nothing_and_is_asked_for_again(
 ):
     warm.store.fails["lease"] = when
     assert warm.admit("t1").reason is DenialReason.QUOTA_UNAVAILABLE
-    assert warm.bill("t2").ticket is not None
+    assert warm.bill("t2").from_lease is not None
     warm.leases.flush()
     warm.pass_seconds(WINDOW_SECONDS)
     warm.leases.give_back()
@@ -289,7 +289,7 @@ def test_a_lease_without_an_answer_admits_nothing_and_is_asked_for_again(
 def test_while_redis_is_away_a_lease_admits_until_its_time_is_over(warm: LeasedWorld):
     warm.bill("t1")
     warm.store.is_down = True
-    assert warm.bill("t2").ticket is not None
+    assert warm.bill("t2").from_lease is not None
     warm.pass_seconds(WINDOW_SECONDS)
     assert warm.admit("t3").reason is DenialReason.QUOTA_UNAVAILABLE
     assert warm.leases.waiting == 2
@@ -304,7 +304,7 @@ def test_runs_allowed_without_a_hold_are_told_directly_as_ever(tmp_path: Path):
     world.warm_up()
     world.store.is_down = True
     allowed = world.bill("t1")
-    assert (allowed.degraded, allowed.ticket) == (True, None)
+    assert (allowed.degraded, allowed.from_lease) == (True, None)
     world.pass_seconds(WINDOW_SECONDS)
 
 
@@ -312,11 +312,11 @@ def test_a_full_disk_keeps_the_task_from_being_acknowledged(warm: LeasedWorld, t
     warm.bill("t1")
     admission = warm.admit("t2")
     warm.book.directory = tmp_path / "slips" / "nowhere"
-    warm.book._pages.get().segment.descriptor = -1  # type: ignore[union-attr]  # it has one
+    warm.book._processes.get().segment.file.descriptor = -1  # type: ignore[union-attr]  # it has one
     with pytest.raises(OSError, match="slips"):
         warm.meter.settle(admission, warm.meter.recorder(admission.sku))
     assert warm.leases.waiting == 1
-    lease = admission.ticket
+    lease = admission.from_lease
     assert lease is not None
     assert (lease.lease.out, lease.lease.pending) == (0, CREDIT), "t1's is pending, t2's is free"
 
@@ -324,7 +324,7 @@ def test_a_full_disk_keeps_the_task_from_being_acknowledged(warm: LeasedWorld, t
 def test_a_lease_that_cannot_be_written_down_is_not_asked_for(world: LeasedWorld, tmp_path: Path):
     world.warm_up()
     (tmp_path / "slips").write_text("a file where the folder should be")
-    assert world.bill("t1").ticket is None
+    assert world.bill("t1").from_lease is None
     assert world.store.calls == []
 
 
@@ -363,15 +363,15 @@ def test_an_attempt_that_is_retried_gives_back_what_it_held(warm: LeasedWorld, c
     warm.leases.flush()
     lines = [event.line for event in warm.outbox[1:]]
     assert lines == (["retried:page-capture:0"] if cost else [])
-    assert admission.ticket is not None
-    assert admission.ticket.lease.free == FIRST_TASKS * CREDIT
+    assert admission.from_lease is not None
+    assert admission.from_lease.lease.free == FIRST_TASKS * CREDIT
 
 
 def test_a_task_that_is_replaced_gives_back_what_it_held(warm: LeasedWorld):
     admission = warm.admit("t1")
     warm.meter.hand_over(admission)
-    assert admission.ticket is not None
-    assert admission.ticket.lease.free == FIRST_TASKS * CREDIT
+    assert admission.from_lease is not None
+    assert admission.from_lease.lease.free == FIRST_TASKS * CREDIT
     assert warm.leases.flush() == 0
 
 
@@ -395,8 +395,8 @@ def test_a_settlement_that_was_interrupted_stands(warm: LeasedWorld):
     warm.leases.flush()
     assert [event.line for event in warm.outbox[1:]] == ["page-capture"]
     assert warm.account.settled_microcredits == 2 * CREDIT
-    assert admission.ticket is not None
-    assert admission.ticket.lease.kept == 0
+    assert admission.from_lease is not None
+    assert admission.from_lease.lease.kept == 0
 
 
 # -- the same task again ---------------------------------------------------------------------------
@@ -512,7 +512,7 @@ def test_threads_never_admit_more_than_is_leased_and_every_run_is_settled(tmp_pa
 
     def work(number: int) -> None:
         names = [f"{number}-{count}" for count in range(100)]
-        from_leases.extend(name for name in names if world.bill(name).ticket is not None)
+        from_leases.extend(name for name in names if world.bill(name).from_lease is not None)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
     for thread in threads:
