@@ -1,4 +1,4 @@
-"""Serving the application: in a thread of its own, so that whoever started it can end it."""
+"""The server of the application, in a thread of its own, so that its starter can end it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ApiServer:
         return self
 
     def wait(self, stop: threading.Event) -> None:
-        """Until told to stop.
+        """Wait until ``stop`` is set.
 
         Raises:
             RuntimeError: The server ended by itself.

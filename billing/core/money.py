@@ -25,13 +25,6 @@ class Margin:
         """What is left; negative where usage costs more than it earns."""
         return self.revenue - self.cost
 
-    @property
-    def percent(self) -> Decimal | None:
-        """The margin as a share of revenue, to a tenth of a percent; None without revenue."""
-        if not self.revenue:
-            return None
-        return (self.margin * 100 / self.revenue).quantize(Decimal("0.1"))
-
 
 def margin_of(
     amount_microcredits: int, cost_micros: int, *, credit_value: str, currency: str

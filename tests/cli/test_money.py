@@ -12,23 +12,22 @@ from billing.core.money import format_cost, format_money, margin_of
 
 
 @pytest.mark.parametrize(
-    ("microcredits", "cost_micros", "value", "revenue", "margin", "percent"),
+    ("microcredits", "cost_micros", "value", "revenue", "margin"),
     [
-        (0, 0, "0.01", "0", "0", None),
-        (1_000_000, 0, "0.01", "0.01", "0.01", "100.0"),
-        (3_000_000, 1_000, "0.01", "0.03", "0.029", "96.7"),
-        (1_000_000, 20_000, "0.01", "0.01", "-0.01", "-100.0"),
-        (0, 500, "0.01", "0", "-0.0005", None),
-        (1, 0, "0.000000000001", "1E-18", "1E-18", "100.0"),
+        (0, 0, "0.01", "0", "0"),
+        (1_000_000, 0, "0.01", "0.01", "0.01"),
+        (3_000_000, 1_000, "0.01", "0.03", "0.029"),
+        (1_000_000, 20_000, "0.01", "0.01", "-0.01"),
+        (0, 500, "0.01", "0", "-0.0005"),
+        (1, 0, "0.000000000001", "1E-18", "1E-18"),
     ],
 )
 def test_a_margin_is_revenue_less_cost(
-    microcredits: int, cost_micros: int, value: str, revenue: str, margin: str, percent: str | None
+    microcredits: int, cost_micros: int, value: str, revenue: str, margin: str
 ):
     found = margin_of(microcredits, cost_micros, credit_value=value, currency="EUR")
     assert found.revenue == Decimal(revenue)
     assert found.margin == Decimal(margin)
-    assert found.percent == (None if percent is None else Decimal(percent))
     assert found.currency == "EUR"
 
 
