@@ -16,7 +16,7 @@ from billing.core.errors import ConfigurationError
 
 START_SECONDS: Final = 15.0
 GRACE_SECONDS: Final = 25
-"""How long requests under way may take to end: longer than Stripe is waited for."""
+"""Time for requests under way to end: longer than Stripe is waited for."""
 MOST_CONNECTIONS: Final = 200
 _LOOK_SECONDS: Final = 0.2
 

@@ -67,7 +67,7 @@ def explain(
 
 
 def look_up(container: Container, task: str, customer: str | None) -> TaskRecords:
-    """All that PostgreSQL and Redis know of a task."""
+    """Gather the records of a task in PostgreSQL and Redis."""
     unanswered: list[str] = []
     # PostgreSQL can neither keep a NUL nor compare with one.
     is_loggable = "\x00" not in task
@@ -97,7 +97,7 @@ def look_up(container: Container, task: str, customer: str | None) -> TaskRecord
 
 
 def in_archives(container: Container, task: str, records: TaskRecords) -> TaskRecords:
-    """What archived months know of a task that nobody else does; they are read through for it."""
+    """Add the lines of archived months, which are read through for them."""
     logged = container.receipts.archived_task(task)
     if not logged:
         return records

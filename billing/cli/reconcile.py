@@ -154,17 +154,17 @@ _SEEN: Final = moment(
 
 
 REPORTED_BY: Final = timedelta(hours=2)
-"""What was used on a day is reported so long after its end, if nothing is wrong."""
+"""A day's usage is reported this long after its end, if nothing is wrong."""
 
 
 class Agreement(StrEnum):
-    """How a day stands. The last three make the command exit with 1."""
+    """The verdict on a day. The last three make the command exit with 1."""
 
     AGREES = "agrees"
     UNDER_WAY = "under way"
     """Not all of it is reported yet, or a provider may still change its figures."""
     UNREPORTED = "unreported"
-    """The day is over, and the provider was not told all of it."""
+    """The day is over, and not all of it was reported."""
     UNREAD = "unread"
     """The provider gave no figures."""
     DIFFERS = "differs"
@@ -176,14 +176,14 @@ BAD: Final = frozenset({Agreement.UNREPORTED, Agreement.UNREAD, Agreement.DIFFER
 
 @dataclass(frozen=True, slots=True)
 class ComparedDay:
-    """A day and how it stands."""
+    """A day and its verdict."""
 
     day: ProviderDay
     agreement: Agreement
 
 
 def agreement_of(day: ProviderDay, *, decimals: int, now: datetime) -> Agreement:
-    """How a day stands. Pure.
+    """Judge a day. Pure.
 
     Args:
         day: As it was compared.

@@ -54,7 +54,7 @@ def until_signalled() -> Iterator[threading.Event]:
 
 
 class Rate:
-    """How many a second, over the last ten seconds. Counted in one thread, read in another.
+    """A rate per second, over the last ten seconds. Counted in one thread, read in another.
 
     Args:
         monotonic: Seconds that only grow.
@@ -67,7 +67,7 @@ class Rate:
         self.total = 0
 
     def add(self, count: int) -> None:
-        """Count so many more."""
+        """Count this many more."""
         with self._lock:
             self.total += count
             self._counts.append((self._monotonic(), count))

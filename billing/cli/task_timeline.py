@@ -25,7 +25,7 @@ from billing.usage_log.receipts import ReceiptLine
 
 
 class Place(StrEnum):
-    """Where an event is."""
+    """The place an event is in."""
 
     HELD = "held"
     OUTBOX = "outbox"
@@ -54,7 +54,7 @@ class TaskRecords:
 
     @property
     def anything(self) -> bool:
-        """Whether any server has a record of this task."""
+        """True where any server has a record of this task."""
         return bool(self.logged or self.waiting or self.dead or self.hold)
 
 
@@ -231,7 +231,7 @@ def _of_hold(records: TaskRecords, steps: Sequence[TimelineStep]) -> Iterator[Ti
 
 
 def _has_end(hold: HoldView, steps: Sequence[TimelineStep]) -> bool:
-    """Whether the steps have the event that ended this hold (or a dead letter, which may be it)."""
+    """Look in the steps for the event that ended this hold (or a dead letter, which may be it)."""
     for step in steps:
         if step.place is Place.DEAD_LETTER:
             return True
