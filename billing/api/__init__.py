@@ -1,1 +1,1 @@
-"""What Weighbridge answers over HTTP."""
+"""Weighbridge over HTTP."""

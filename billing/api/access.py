@@ -41,7 +41,7 @@ class AccessLog:
         try:
             await self._app(scope, receive, sending)
         except Exception:  # noqa: BLE001 - the last one who can log and answer it
-            _log.exception("request failed", path=_path(scope))
+            _log.exception("request_failed", path=_path(scope))
             if not status:
                 answer = JSONResponse({"error": "internal error"}, status_code=500)
                 await answer(scope, receive, sending)

@@ -1,4 +1,4 @@
-"""The application: which paths there are and what stands behind them."""
+"""The application: its paths and the functions behind them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SERVES: Final = (f"POST {STRIPE_PATH}", "GET /healthz", "GET /readyz", "GET /met
 def create_app(
     webhooks: Webhooks, ready: Callable[[], None], figures: Callable[[], bytes]
 ) -> FastAPI:
-    """The application, on what it is given.
+    """Build the application.
 
     Args:
-        webhooks: What the webhooks work with.
+        webhooks: Their collaborators.
         ready: Raises where no request can be served now.
-        figures: What is told to whoever watches; see ``billing.health.prometheus``.
+        figures: Makes the text for Prometheus; see ``billing.health.prometheus``.
     """
     # Nothing that describes the paths is served: whoever may call them knows them.
     app = FastAPI(title="Weighbridge", openapi_url=None)
@@ -53,7 +53,7 @@ def create_app(
 
 
 def app_of(container: Container) -> FastAPI:
-    """The application on a process's servers. Nothing connects before a request comes.
+    """Build the application on a process's servers. Nothing connects before a request comes.
 
     Raises:
         ConfigurationError: ``STRIPE_WEBHOOK_SECRET`` is not a signing secret.

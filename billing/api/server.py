@@ -1,4 +1,4 @@
-"""Serving the application: in a thread of its own, so that whoever started it can end it."""
+"""The server of the application, in a thread of its own, so that its starter can end it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from billing.core.errors import ConfigurationError
 
 START_SECONDS: Final = 15.0
 GRACE_SECONDS: Final = 25
-"""How long requests under way may take to end: longer than Stripe is waited for."""
+"""Time for requests under way to end: longer than Stripe is waited for."""
 MOST_CONNECTIONS: Final = 200
 _LOOK_SECONDS: Final = 0.2
 
@@ -68,7 +68,7 @@ class ApiServer:
         return self
 
     def wait(self, stop: threading.Event) -> None:
-        """Until told to stop.
+        """Wait until ``stop`` is set.
 
         Raises:
             RuntimeError: The server ended by itself.

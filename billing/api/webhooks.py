@@ -40,11 +40,10 @@ _AWAY_TOO: Final = (sa.exc.InterfaceError, sa.exc.TimeoutError, sa.exc.InternalE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhooks:
-    """What the endpoint works with.
+    """The collaborators of the endpoint.
 
-    ``receive`` does what a signed body asks for (``WebhookProcessor.receive``), ``sync``
-        tells Redis of a
-    customer whose balance changed.
+    ``receive`` does what a signed body asks for (``WebhookProcessor.receive``); ``sync`` sends
+    Redis the account of a customer whose balance changed.
     """
 
     secrets: Sequence[str]
@@ -105,24 +104,24 @@ def _take(hooks: Webhooks, body: bytes, header: str) -> Response:
         check_signature(body, header, hooks.secrets, hooks.clock.now())
     except Unsigned as error:
         # Never the body or the header: they are whoever's.
-        _log.warning("webhook refused", reason=error.reason, bytes=len(body))
+        _log.warning("webhook_refused", error=error.reason, bytes=len(body))
         return _answer(400, error=error.reason)
     try:
         received = hooks.receive(body)
     except (*_AWAY, *_AWAY_TOO) as error:
-        _log.warning("webhook put off", reason=_first_line(error))
+        _log.warning("webhook_put_off", error=_first_line(error))
         return _answer(503, error="not done; deliver it again")
-    _tell_redis(hooks, received)
+    _sync_customers(hooks, received)
     return _answer(200, result=received.reception.value)
 
 
-def _tell_redis(hooks: Webhooks, received: Received) -> None:
-    """After the commit, and at best: what Redis is not told now, the hourly check tells it."""
+def _sync_customers(hooks: Webhooks, received: Received) -> None:
+    """Send changed balances to Redis, after the commit; the hourly check repairs one that fails."""
     for customer in sorted(received.customers):
         try:
             hooks.sync(customer)
         except WeighbridgeError as error:
-            _log.warning("balance not told yet", customer=customer, reason=_first_line(error))
+            _log.warning("balance_not_synced", customer=customer, error=_first_line(error))
 
 
 def _first_line(error: Exception) -> str:

@@ -48,12 +48,12 @@ def _say_what_is_served(container: Container, url: str) -> None:
     if not secrets:
         _log.warning(
             "webhooks_refused",
-            reason="STRIPE_WEBHOOK_SECRET is not set: Stripe gets 503, and delivers again",
+            error="STRIPE_WEBHOOK_SECRET is not set: Stripe gets 503, and delivers again",
         )
     try:
         _ = container.reporting.stripe
     except ConfigurationError as error:
         _log.warning(
             "stripe_unavailable",
-            reason=f"{error}. Webhooks that need it get 503, and are delivered again",
+            error=f"{error}. Webhooks that need it get 503, and are delivered again",
         )

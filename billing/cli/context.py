@@ -1,16 +1,18 @@
-"""What a command works with: one ``Container``, built when first used and closed at the end."""
+"""The session of a command: one ``Container``, built when first used and closed at the end."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from billing.cli.output import warn
-from billing.container import Container
 from billing.core.errors import QuotaUnavailable
 from billing.settings import Settings
+
+if TYPE_CHECKING:
+    from billing.container import Container
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 CustomerId = Annotated[str, typer.Argument(help="A customer's id.", metavar="CUSTOMER")]
@@ -26,7 +28,7 @@ class Session:
     def __init__(self) -> None:
         self._open = ExitStack()
         self._settings: Settings | None = None
-        self._system: Container | None = None
+        self._container: Container | None = None
 
     @property
     def settings(self) -> Settings:
@@ -38,10 +40,13 @@ class Session:
 
     @property
     def container(self) -> Container:
-        """The system of these settings."""
-        if self._system is None:
-            self._system = self._open.enter_context(Container(self.settings))
-        return self._system
+        """The container of these settings."""
+        if self._container is None:
+            # Loads every driver, which a command's help does not need.
+            from billing.container import Container  # noqa: PLC0415
+
+            self._container = self._open.enter_context(Container(self.settings))
+        return self._container
 
     def close(self) -> None:
         """Close what was opened."""
@@ -57,12 +62,12 @@ def session_of(context: typer.Context) -> Session:
 
 
 def container_of(context: typer.Context) -> Container:
-    """The system of this run."""
+    """The container of this run."""
     return session_of(context).container
 
 
 def sync(container: Container, customer: str) -> bool:
-    """Tell Redis what PostgreSQL has just been told; whether it was told.
+    """Send a customer's account from PostgreSQL to Redis; False where Redis did not answer.
 
     A Redis that is away is only a warning: PostgreSQL is the truth.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Final, TypeVar, cast
 
@@ -13,8 +13,8 @@ import typer
 
 from billing.cli.context import Json, container_of
 from billing.cli.holds import hold_document
-from billing.cli.output import Column, print_json, print_table, say, warn
-from billing.cli.task_timeline import TaskFactsKnown, TimelineStep, tell
+from billing.cli.output import Column, document_of, number, print_json, print_table, say, warn
+from billing.cli.task_timeline import TaskRecords, TimelineStep, timeline
 from billing.container import Container
 from billing.core.clock import to_ms
 from billing.core.credits import format_credits
@@ -45,35 +45,35 @@ def explain(
 ) -> None:
     """Tell what became of a task: admitted or denied and why, its cost, where its event is."""
     container = container_of(context)
-    known = look_up(container, task, customer)
-    if not known.anything and "\x00" not in task:
-        known = in_archives(container, task, known)
-    for error in known.unanswered:
+    records = look_up(container, task, customer)
+    if not records.anything and "\x00" not in task:
+        records = in_archives(container, task, records)
+    for error in records.unanswered:
         warn(f"incomplete: {error}")
-    if not known.anything:
+    if not records.anything:
         raise NotFound(
             "trace of task",
             task,
             "it never came here, or is older than the log and the holds remembered",
         )
-    story = tell(known)
+    steps = timeline(records)
     if json:
-        print_json(_document(known, story, to_ms(container.clock.now())))
+        print_json(_document(records, steps, to_ms(container.clock.now())))
         return
-    say(f"Task {task} of customer {known.customer or 'unknown'}", style="bold")
-    for told in story:
-        say(f"- {told.words}")
-    if known.account is not None:
-        _print_account(known.account)
+    say(f"Task {task} of customer {records.customer or 'unknown'}", style="bold")
+    for step in steps:
+        say(f"- {step.words}")
+    if records.account is not None:
+        _print_account(records.account)
 
 
-def look_up(container: Container, task: str, customer: str | None) -> TaskFactsKnown:
-    """All that PostgreSQL and Redis know of a task."""
+def look_up(container: Container, task: str, customer: str | None) -> TaskRecords:
+    """Gather the records of a task in PostgreSQL and Redis."""
     unanswered: list[str] = []
     # PostgreSQL can neither keep a NUL nor compare with one.
-    known_to_log = "\x00" not in task
-    logged = container.receipts.for_task(task) if known_to_log else []
-    dead = _dead_letters(container, task) if known_to_log else []
+    is_loggable = "\x00" not in task
+    logged = container.receipts.for_task(task) if is_loggable else []
+    dead = _dead_letters(container, task) if is_loggable else []
     owners = [each.customer for each in logged] + [each.customer_id for each in dead]
     owner = customer or next((each for each in owners if each), None)
     candidates = [owner] if owner else [each.id for each in container.customers.list()]
@@ -84,7 +84,7 @@ def look_up(container: Container, task: str, customer: str | None) -> TaskFactsK
     waiting = _ask(unanswered, partial(_waiting, container, candidates, task), nothing)
     owner = next((each.customer for each in (hold, *waiting) if each), owner)
     account = _ask(unanswered, lambda: container.quota.account(owner) if owner else None, None)
-    return TaskFactsKnown(
+    return TaskRecords(
         task_id=task,
         customer=owner,
         logged=logged,
@@ -97,13 +97,13 @@ def look_up(container: Container, task: str, customer: str | None) -> TaskFactsK
     )
 
 
-def in_archives(container: Container, task: str, known: TaskFactsKnown) -> TaskFactsKnown:
-    """What archived months know of a task that nobody else does; they are read through for it."""
+def in_archives(container: Container, task: str, records: TaskRecords) -> TaskRecords:
+    """Add the lines of archived months, which are read through for them."""
     logged = container.receipts.archived_task(task)
     if not logged:
-        return known
+        return records
     prices = _prices(container.catalog.snapshot(), logged)
-    return replace(known, customer=logged[0].customer, logged=logged, prices=prices)
+    return replace(records, customer=logged[0].customer, logged=logged, prices=prices)
 
 
 def _ask(unanswered: list[str], question: Callable[[], _Answer], otherwise: _Answer) -> _Answer:
@@ -178,7 +178,7 @@ def _print_account(account: AccountView) -> None:
     if account.budgets:
         print_table(
             "Budgets of the month (credits)",
-            [Column("SKU"), Column("limit", numeric=True), Column("spent or held", numeric=True)],
+            [Column("SKU"), number("limit"), number("spent or held")],
             [
                 (sku, format_credits(limit), format_credits(account.spent.get(sku, 0)))
                 for sku, limit in sorted(account.budgets.items())
@@ -187,24 +187,19 @@ def _print_account(account: AccountView) -> None:
 
 
 def _document(
-    known: TaskFactsKnown, story: Sequence[TimelineStep], now_ms: int
+    records: TaskRecords, steps: Sequence[TimelineStep], now_ms: int
 ) -> dict[str, object]:
-    account = known.account
+    account = records.account
     return {
-        "task_id": known.task_id,
-        "customer": known.customer,
-        "story": [{**asdict(told), "place": told.place.value} for told in story],
-        "hold": hold_document(known.hold, now_ms) if known.hold else None,
+        "task_id": records.task_id,
+        "customer": records.customer,
+        "story": steps,
+        "hold": hold_document(records.hold, now_ms) if records.hold else None,
         "balance": account
-        and {
-            "epoch": account.epoch,
-            "suspended": account.suspended,
-            "granted_microcredits": account.granted_microcredits,
-            "settled_microcredits": account.settled_microcredits,
-            "held_microcredits": account.held_microcredits,
-            "available_microcredits": account.available_microcredits,
-            "budgets_microcredits": dict(account.budgets),
-            "spent_microcredits": dict(account.spent),
-        },
-        "unanswered": list(known.unanswered),
+        and document_of(
+            account,
+            "epoch suspended granted_microcredits settled_microcredits held_microcredits "
+            "available_microcredits budgets_microcredits=budgets spent_microcredits=spent",
+        ),
+        "unanswered": list(records.unanswered),
     }

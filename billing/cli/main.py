@@ -7,60 +7,60 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
-from billing.cli import credits as credits_commands
-from billing.cli import customers, dead, holds, local, reconcile, report, seals, skus, stripe
-from billing.cli.api import api
-from billing.cli.archive import archive, restore
+from billing.cli.command_table import CommandTable
 from billing.cli.context import Session
-from billing.cli.doctor import doctor
-from billing.cli.explain import explain
 from billing.cli.failures import CleanGroup
-from billing.cli.metrics import metrics
-from billing.cli.migrate import migrate
 from billing.cli.output import say
-from billing.cli.processes import consumer, relay
-from billing.cli.receipt import receipt
-from billing.cli.stripe_sandbox import stripe_sandbox
-from billing.cli.usage import usage
-from billing.cli.verify import verify
+
+COMMANDS: Final = {
+    "migrate": "migrate:migrate",
+    "doctor": "doctor:doctor",
+    "metrics": "metrics:metrics",
+    "customers": "customers:app",
+    "skus": "skus:app",
+    "credits": "credits:app",
+    "usage": "usage:usage",
+    "receipt": "receipt:receipt",
+    "explain": "explain:explain",
+    "dead": "dead:app",
+    "holds": "holds:app",
+    "report": "report:app",
+    "reconcile": "reconcile:app",
+    "stripe": "stripe:app",
+    "consumer": "processes:consumer",
+    "relay": "processes:relay",
+    "api": "api:api",
+    "verify": "verify:verify",
+    "seals": "seals:app",
+    "proof": "seals:proof",
+    "archive": "archive:archive",
+    "restore": "archive:restore",
+    "local": "local:app",
+    "up": "local:up",
+    "stripe-sandbox": "stripe_sandbox:stripe_sandbox",
+}
+"""Each command's module and the function or ``typer.Typer`` in it."""
+
+
+class BillingGroup(CleanGroup):
+    """The ``billing`` command: it loads a command's module when that command is looked up."""
+
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - typer's own
+        super().__init__(**settings)
+        self.commands: Any = CommandTable(COMMANDS)
+
 
 app = typer.Typer(
-    cls=CleanGroup,
+    cls=BillingGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Usage-based billing for Celery: who is billed for what, and where every event is.",
 )
-
-app.command()(migrate)
-app.command()(doctor)
-app.command()(metrics)
-app.add_typer(customers.app, name="customers")
-app.add_typer(skus.app, name="skus")
-app.add_typer(credits_commands.app, name="credits")
-app.command()(usage)
-app.command()(receipt)
-app.command()(explain)
-app.add_typer(dead.app, name="dead")
-app.add_typer(holds.app, name="holds")
-app.add_typer(report.app, name="report")
-app.add_typer(reconcile.app, name="reconcile")
-app.add_typer(stripe.app, name="stripe")
-app.command()(consumer)
-app.command()(relay)
-app.command()(api)
-app.command()(verify)
-app.add_typer(seals.app, name="seals")
-app.command()(seals.proof)
-app.command()(archive)
-app.command()(restore)
-app.add_typer(local.app, name="local")
-app.command()(local.up)
-app.command()(stripe_sandbox)
 
 
 def _print_version(wanted: bool) -> None:

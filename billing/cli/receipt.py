@@ -7,14 +7,13 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from billing.cli.context import Month, container_of
-from billing.cli.output import Column, Format, over, print_table, say
-from billing.cli.usage import as_of_document, month_for, period_document, totals_document
-from billing.container import Container
+from billing.cli.output import Column, Format, document_of, over, print_table, say
+from billing.cli.usage import as_of_document, month_for, period_document
 from billing.core.clock import format_instant
 from billing.core.credits import format_credits
 from billing.core.errors import NotFound
@@ -22,6 +21,9 @@ from billing.core.money import format_cost
 from billing.core.periods import Period
 from billing.usage_log.receipts import ReceiptLine
 from billing.usage_log.totals import Totals
+
+if TYPE_CHECKING:
+    from billing.container import Container
 
 _PAGE: Final = 5_000
 _TABLE_LINES: Final = 1_000
@@ -147,7 +149,7 @@ def _print_json(head: dict[str, object], lines: Iterable[ReceiptLine], totals: T
     """One document, written line by line: it need not fit into memory."""
     head = {
         **{name: _plain(value) for name, value in head.items()},
-        "total": totals_document(totals),
+        "total": document_of(totals),
     }
     sys.stdout.write(json.dumps(head)[:-1] + ', "lines": [')
     for index, line in enumerate(lines):

@@ -1,4 +1,4 @@
-"""What commands that run for long have in common: an orderly end, and a view of how it goes."""
+"""Commands that run for long: an orderly end, their figures, a progress bar."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from billing.cli.output import err
 
 _log = structlog.get_logger(__name__)
+
+Item = TypeVar("Item")
 
 _TTY_SECONDS: Final = 1.0
 _LOG_SECONDS: Final = 30.0
@@ -51,7 +54,7 @@ def until_signalled() -> Iterator[threading.Event]:
 
 
 class Rate:
-    """How many a second, over the last ten seconds. Counted in one thread, read in another.
+    """A rate per second, over the last ten seconds. Counted in one thread, read in another.
 
     Args:
         monotonic: Seconds that only grow.
@@ -64,7 +67,7 @@ class Rate:
         self.total = 0
 
     def add(self, count: int) -> None:
-        """Count so many more."""
+        """Count this many more."""
         with self._lock:
             self.total += count
             self._counts.append((self._monotonic(), count))
@@ -119,3 +122,28 @@ def reporting(
         finally:
             done.set()
             reporter.join(timeout=5)
+
+
+def with_progress(items: Iterable[Item], *, name: str, total: int | None = None) -> Iterator[Item]:
+    """The items, with a bar on standard error that grows by one for each; gone at the end.
+
+    Args:
+        items: Made as they are taken.
+        name: What is being done.
+        total: How many there will be; None where nobody knows.
+    """
+    console = err()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(name, total=total)
+        for item in items:
+            yield item
+            bar.advance(task)

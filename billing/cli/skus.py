@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from billing.cli import output
 from billing.cli.context import Json, container_of
 from billing.cli.output import (
-    Cell,
     Column,
+    document_of,
     instant,
+    number,
     over,
     print_facts,
     print_json,
-    print_table,
     say,
+    show_table,
 )
-from billing.cli.stripe_setup import unit_name
 from billing.core.clock import format_instant, parse_instant
 from billing.core.credits import format_credits, parse_credits
 from billing.core.sku import (
@@ -31,6 +32,19 @@ from billing.core.sku import (
 )
 from billing.reporting.meter_names import meter_of
 from billing.reporting.rescaling import check_rescaling
+
+
+def sku_document(sku: Sku, now: datetime, **more: object) -> dict[str, Any]:
+    """A SKU for machines."""
+    return document_of(
+        sku,
+        "sku=id description unit pricing hold_quantity failure_policy denial_policy "
+        "unavailable_policy allow_limit meter_decimals admission",
+        unit_price_microcredits=sku.unit_price_at(now) if sku.prices else None,
+        prices=[document_of(one, "unit_price_microcredits effective_from") for one in sku.prices],
+        **more,
+    )
+
 
 app = typer.Typer(no_args_is_help=True, help="What is sold: add, list, price.")
 
@@ -96,11 +110,10 @@ def add(
         meter_decimals=decimals,
         admission=admission,
     )
-    if json:
-        print_json(sku_document(added, container.clock.now()))
-    else:
-        current = format_credits(added.unit_price_at(container.clock.now()))
-        say(f"SKU {added.id} is there: {current} credits a {added.unit}")
+    now = container.clock.now()
+    current = format_credits(added.unit_price_at(now))
+    said = f"SKU {added.id} is there: {current} credits a {added.unit}"
+    output.show(json, sku_document(added, now), lambda: say(said))
 
 
 @app.command("list")
@@ -108,23 +121,21 @@ def list_(context: typer.Context, json: Json = False) -> None:
     """List every SKU with its price and policies."""
     container = container_of(context)
     now = container.clock.now()
-    found = container.catalog.list()
-    if json:
-        print_json([sku_document(each, now) for each in found])
-        return
-    print_table(
+    show_table(
+        json,
         "SKUs (prices in credits)",
         [
-            Column("SKU"),
-            Column("unit, pricing"),
-            Column("price", numeric=True),
-            Column("next price"),
-            Column("failed"),
-            Column("denied"),
-            Column("no Redis"),
-            Column("scale", numeric=True),
+            Column("SKU", "id"),
+            Column("unit, pricing", lambda sku: over(sku.unit, _pricing(sku))),
+            number("price", lambda sku: _price(sku, now)),
+            Column("next price", lambda sku: _coming(sku, now)),
+            Column("failed", "failure_policy"),
+            Column("denied", "denial_policy"),
+            Column("no Redis", _away),
+            number("scale", "meter_decimals"),
         ],
-        [_row(each, now) for each in found],
+        container.catalog.list(),
+        document=lambda sku: sku_document(sku, now),
         empty="none; add one with: billing skus add ID --price 1",
     )
 
@@ -137,20 +148,20 @@ def show(context: typer.Context, sku: _SkuId, json: Json = False) -> None:
     found = container.catalog.get(sku)
     meter = meter_of(found, container.settings.environment)
     if json:
-        print_json({**sku_document(found, now), "meter": meter.name})
+        print_json(sku_document(found, now, meter=meter.name))
         return
     print_facts(
         f"SKU {found.id}",
         [
             ("description", found.description),
             ("unit", found.unit),
-            ("pricing", found.pricing.value),
+            ("pricing", found.pricing),
             ("units held", found.hold_quantity),
-            ("price (credits)", format_credits(found.unit_price_at(now)) if found.prices else None),
+            ("price (credits)", _price(found, now)),
             ("next price", _coming(found, now)),
-            ("admission", found.admission.value),
-            ("failed tasks", found.failure_policy.value),
-            ("denied tasks", found.denial_policy.value),
+            ("admission", found.admission),
+            ("failed tasks", found.failure_policy),
+            ("denied tasks", found.denial_policy),
             ("Redis away", _away(found)),
             ("meter", meter.name),
             ("counted in", unit_name(found.meter_decimals)),
@@ -214,7 +225,7 @@ def meter_decimals(
         found = container.catalog.set_meter_decimals(sku, decimals)
     meter = meter_of(found, container.settings.environment)
     if json:
-        print_json({**sku_document(found, now), "meter": meter.name})
+        print_json(sku_document(found, now, meter=meter.name))
         return
     say(f"SKU {found.id} is counted in {unit_name(decimals)} by the meter {meter.name}")
     say("at Stripe: billing stripe setup makes it, and prints what to ask for one unit")
@@ -237,29 +248,8 @@ def admission(
     say(f"SKU {changed.id} is admitted {changed.admission}; workers know it within {ttl} seconds")
 
 
-def sku_document(sku: Sku, now: datetime) -> dict[str, object]:
-    """A SKU for machines."""
-    return {
-        "sku": sku.id,
-        "description": sku.description,
-        "unit": sku.unit,
-        "pricing": sku.pricing.value,
-        "hold_quantity": sku.hold_quantity,
-        "failure_policy": sku.failure_policy.value,
-        "denial_policy": sku.denial_policy.value,
-        "unavailable_policy": sku.unavailable_policy.value,
-        "allow_limit": sku.allow_limit,
-        "meter_decimals": sku.meter_decimals,
-        "admission": sku.admission.value,
-        "unit_price_microcredits": sku.unit_price_at(now) if sku.prices else None,
-        "prices": [
-            {
-                "unit_price_microcredits": each.unit_price_microcredits,
-                "effective_from": each.effective_from,
-            }
-            for each in sku.prices
-        ],
-    }
+def _price(sku: Sku, now: datetime) -> str | None:
+    return format_credits(sku.unit_price_at(now)) if sku.prices else None
 
 
 def _coming(sku: Sku, now: datetime) -> str | None:
@@ -271,27 +261,18 @@ def _coming(sku: Sku, now: datetime) -> str | None:
 
 
 def _away(sku: Sku) -> str:
-    away = sku.unavailable_policy.value
-    return (
-        f"{away} {sku.allow_limit}" if sku.unavailable_policy is UnavailablePolicy.ALLOW else away
-    )
+    away = sku.unavailable_policy
+    return f"{away} {sku.allow_limit}" if away is UnavailablePolicy.ALLOW else away
 
 
 def _pricing(sku: Sku) -> str:
     holds = f" ({sku.hold_quantity:,})" if sku.pricing is Pricing.MEASURED else ""
     # Only where it is not the usual one: the table is wide already.
-    leased = f", {sku.admission.value}" if sku.admission is AdmissionPolicy.LEASED else ""
-    return f"{sku.pricing.value}{holds}{leased}"
+    leased = f", {sku.admission}" if sku.admission is AdmissionPolicy.LEASED else ""
+    return f"{sku.pricing}{holds}{leased}"
 
 
-def _row(sku: Sku, now: datetime) -> tuple[Cell, ...]:
-    return (
-        sku.id,
-        over(sku.unit, _pricing(sku)),
-        format_credits(sku.unit_price_at(now)) if sku.prices else None,
-        _coming(sku, now),
-        sku.failure_policy.value,
-        sku.denial_policy.value,
-        _away(sku),
-        sku.meter_decimals,
-    )
+def unit_name(decimals: int) -> str:
+    """The unit that a meter of so many decimals counts, in words."""
+    names = {0: "1 credit", 6: "1 microcredit"}
+    return names.get(decimals, f"{'0.' + '1'.rjust(decimals, '0')} credit")

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from billing.cli.context import Json, container_of
-from billing.cli.output import print_json
-from billing.cli.progress import shown
+from billing.cli.output import show
+from billing.cli.services import with_progress
 from billing.cli.stripe_events import app as events
-from billing.cli.stripe_setup import Report, document, print_report
+from billing.cli.stripe_setup import SetupReport, document, print_report
 from billing.reporting.setup import CustomerLine, CustomerState, differing
 from billing.reporting.unit_price import unit_price
 
@@ -48,16 +48,16 @@ def setup(
     needed (then nothing is made at all) or a customer could not be linked.
     """
     container = container_of(context)
-    running = container.reporting.setup()
+    provider_setup = container.reporting.setup()
     chosen = [container.customers.get(one) for one in dict.fromkeys(customers or ())]
     metered = container.reporting.metered()
-    meters = running.meters([one.meter for one in metered.values()], dry_run=dry_run)
+    meters = provider_setup.meters([one.meter for one in metered.values()], dry_run=dry_run)
     lines: list[CustomerLine] = []
     if not differing(meters):
         everybody = chosen or container.customers.list()
-        steps = running.customers(everybody, create=create, dry_run=dry_run)
-        lines = list(shown(steps, name="linking customers", total=len(everybody)))
-    report = Report(
+        steps = provider_setup.customers(everybody, create=create, dry_run=dry_run)
+        lines = list(with_progress(steps, name="linking customers", total=len(everybody)))
+    report = SetupReport(
         dry_run=dry_run,
         create=create,
         live=container.reporting.bills_live,
@@ -76,9 +76,6 @@ def setup(
         },
         customers=lines,
     )
-    if json:
-        print_json(document(report))
-    else:
-        print_report(report)
+    show(json, document(report), lambda: print_report(report))
     if differing(meters) or any(one.state is CustomerState.FAILED for one in lines):
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""``billing stripe events``: what Stripe has told by webhook, and trying what was kept again."""
+"""``billing stripe events``: Stripe's events by webhook, and trying again those that were kept."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Annotated, Final
 import typer
 
 from billing.cli.context import Json, container_of, sync
-from billing.cli.output import Column, over, print_json, print_table, say
-from billing.core.clock import format_instant
-from billing.stripe_webhooks.event_store import WebhookEvent
-from billing.stripe_webhooks.processor import PROVIDER, Received, Reception
+from billing.cli.output import Column, document_of, moment, over, say, show, show_table
+from billing.stripe_webhooks.processor import PROVIDER, Reception
 from billing.stripe_webhooks.stripe_event import EventResult
 
 app = typer.Typer(invoke_without_command=True, help="What Stripe has told by webhook.")
@@ -33,26 +31,23 @@ def events(
     """List what Stripe has told by webhook, the newest first; kept ones wait for a person."""
     if context.invoked_subcommand is not None:
         return
-    told = container_of(context).reporting.webhook_events
-    found = told.list(PROVIDER, result=result, limit=limit)
-    if json:
-        print_json([event_document(each) for each in found])
-        return
-    print_table(
+    webhook_events = container_of(context).reporting.webhook_events
+    found = webhook_events.list(PROVIDER, result=result, limit=limit)
+    show_table(
+        json,
         "Events told by Stripe",
         [
-            Column("event and type"),
-            Column("result", whole=True),
-            Column("received (UTC)", whole=True),
+            Column("event and type", lambda one: over(one.event_id, one.type)),
+            moment("result", "result"),
+            moment("received (UTC)", "received_at"),
             Column("detail"),
         ],
-        [
-            (over(each.event_id, each.type), each.result.value, each.received_at, each.detail)
-            for each in found
-        ],
-        empty="none",
+        found,
+        document=lambda one: document_of(
+            one, "id=event_id type result detail happened_at received_at"
+        ),
     )
-    if any(each.result is EventResult.KEPT for each in found):
+    if any(each.result is EventResult.KEPT for each in found) and not json:
         say("kept ones are tried again with: billing stripe events retry EVENT_ID")
 
 
@@ -67,31 +62,11 @@ def retry(
     received = container.reporting.webhook_processor.retry(event)
     for customer in sorted(received.customers):
         sync(container, customer)
-    if json:
-        print_json(_received_document(received))
-    else:
-        detail = f": {received.detail}" if received.detail else ""
-        say(f"event {event}: {_WORDS[received.reception]}{detail}")
+    detail = f": {received.detail}" if received.detail else ""
+    show(
+        json,
+        document_of(received, "id=event_id type result=reception detail"),
+        lambda: say(f"event {event}: {_WORDS[received.reception]}{detail}"),
+    )
     if received.reception is Reception.KEPT:
         raise typer.Exit(1)
-
-
-def event_document(event: WebhookEvent) -> dict[str, object]:
-    """An event for machines."""
-    return {
-        "id": event.event_id,
-        "type": event.type,
-        "result": event.result.value,
-        "detail": event.detail,
-        "happened_at": format_instant(event.happened_at),
-        "received_at": format_instant(event.received_at),
-    }
-
-
-def _received_document(received: Received) -> dict[str, object]:
-    return {
-        "id": received.event_id,
-        "type": received.type,
-        "result": received.reception.value,
-        "detail": received.detail,
-    }

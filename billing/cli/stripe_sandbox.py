@@ -22,7 +22,7 @@ KEY: Final = "sk_test_local"
 """Any secret key of test mode is let in; this one says what it is for."""
 
 WEBHOOKS: Final = "http://127.0.0.1:8010/webhooks/stripe"
-"""Where ``billing api`` takes webhooks if nothing else is set; for an example."""
+"""The address at which ``billing api`` takes webhooks by default; for an example."""
 
 
 def stripe_sandbox(

@@ -1,13 +1,14 @@
-"""What ``billing stripe setup`` prints: meters with the price of a unit, customers, next steps."""
+"""Output of ``billing stripe setup``: meters with the price of a unit, customers, next steps."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from billing.cli.output import Column, over, print_table, say
+from billing.cli.output import Column, document_of, moment, number, over, print_table, say
+from billing.cli.skus import unit_name
 from billing.reporting.setup import (
     CustomerLine,
     CustomerState,
@@ -21,7 +22,7 @@ _SHOWN_CUSTOMERS: Final = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class SetupReport:
     """A set-up that was run. ``prices`` are by SKU; ``provider`` is who gets usage now."""
 
     dry_run: bool
@@ -38,41 +39,31 @@ class Report:
     customers: Sequence[CustomerLine]
 
 
-def document(report: Report) -> dict[str, object]:
+def document(report: SetupReport) -> dict[str, Any]:
     """A set-up for machines."""
-    return {
-        "dry_run": report.dry_run,
-        "live": report.live,
-        "environment": report.environment,
-        "provider": report.provider,
+    return document_of(report, "dry_run live environment provider") | {
         "ready": not differing(report.meters),
         "meters": [
-            {
-                "sku": line.meter.sku,
-                "meter": line.meter.name,
-                "meter_id": line.provider_id or None,
-                "state": line.state.value,
-                "differences": list(line.differences),
-                "meter_decimals": report.prices[line.meter.sku].decimals,
-                "unit_amount_decimal": report.prices[line.meter.sku].amount,
-                "currency": report.prices[line.meter.sku].currency,
-                "price_fits": report.prices[line.meter.sku].fits,
-            }
+            document_of(
+                line,
+                "sku=meter.sku meter=meter.name meter_id=provider_id state differences",
+                **document_of(
+                    report.prices[line.meter.sku],
+                    "meter_decimals=decimals unit_amount_decimal=amount currency price_fits=fits",
+                ),
+            )
+            | {"meter_id": line.provider_id or None}
             for line in report.meters
         ],
         "customers": [
-            {
-                "customer": line.customer,
-                "state": line.state.value,
-                "stripe_customer_id": line.customer_ref or None,
-                "detail": line.detail,
-            }
+            document_of(line, "customer state stripe_customer_id=customer_ref detail")
+            | {"stripe_customer_id": line.customer_ref or None}
             for line in report.customers
         ],
     }
 
 
-def print_report(report: Report) -> None:
+def print_report(report: SetupReport) -> None:
     """A set-up for people."""
     where = f" at {report.base}" if report.base else ""
     mode = "LIVE mode: real customers are billed" if report.live else "test mode"
@@ -87,26 +78,20 @@ def print_report(report: Report) -> None:
     _print_next_steps(report)
 
 
-def _print_meters(report: Report) -> None:
+def _print_meters(report: SetupReport) -> None:
+    def price_of(line: MeterLine) -> UnitPrice:
+        return report.prices[line.meter.sku]
+
     print_table(
         "Meters",
         [
-            Column("SKU and meter"),
-            Column("state", whole=True),
-            Column("one unit is", whole=True),
-            Column("unit_amount_decimal", numeric=True),
-            Column("in", whole=True),
+            Column("SKU and meter", lambda line: over(line.meter.sku, line.meter.name)),
+            moment("state", lambda line: _state(line, report)),
+            moment("one unit is", lambda line: unit_name(price_of(line).decimals)),
+            number("unit_amount_decimal", lambda line: _amount(price_of(line))),
+            moment("in", lambda line: price_of(line).currency),
         ],
-        [
-            (
-                over(line.meter.sku, line.meter.name),
-                _state(line, report),
-                unit_name(report.prices[line.meter.sku].decimals),
-                _amount(report.prices[line.meter.sku]),
-                report.prices[line.meter.sku].currency,
-            )
-            for line in report.meters
-        ],
+        report.meters,
         empty="none, for there is no SKU; add one with: billing skus add ID --price 1",
     )
     for price in {one.decimals: one for one in report.prices.values() if not one.fits}.values():
@@ -117,23 +102,17 @@ def _print_meters(report: Report) -> None:
         )
 
 
-def _state(line: MeterLine, report: Report) -> str:
+def _state(line: MeterLine, report: SetupReport) -> str:
     if line.state is MeterState.MISSING:
         return "would be created" if report.dry_run else "not created"
-    return line.state.value
-
-
-def unit_name(decimals: int) -> str:
-    """What a meter of so many decimals counts, in a word."""
-    names = {0: "1 credit", 6: "1 microcredit"}
-    return names.get(decimals, f"{'0.' + '1'.rjust(decimals, '0')} credit")
+    return line.state
 
 
 def _amount(price: UnitPrice) -> str:
     return price.amount if price.fits else "too fine"
 
 
-def _print_differences(report: Report) -> None:
+def _print_differences(report: SetupReport) -> None:
     for line in differing(report.meters):
         say(f"{line.meter.name} ({line.provider_id}): {'; '.join(line.differences)}", style="red")
     say(
@@ -148,20 +127,17 @@ def _print_differences(report: Report) -> None:
     )
 
 
-def _print_customers(report: Report) -> None:
+def _print_customers(report: SetupReport) -> None:
     news = [one for one in report.customers if one.state is not CustomerState.LINKED]
     print_table(
         "Customers",
         [
             Column("customer"),
-            Column("state", whole=True),
-            Column("at Stripe"),
-            Column("detail"),
+            moment("state", lambda one: _customer_state(one, report)),
+            Column("at Stripe", "customer_ref"),
+            Column("detail", _customer_detail),
         ],
-        [
-            (one.customer, _customer_state(one, report), one.customer_ref, _customer_detail(one))
-            for one in news[:_SHOWN_CUSTOMERS]
-        ],
+        news[:_SHOWN_CUSTOMERS],
         empty="all linked before" if report.customers else "none",
     )
     if len(news) > _SHOWN_CUSTOMERS:
@@ -169,15 +145,15 @@ def _print_customers(report: Report) -> None:
     counts = Counter(_customer_state(one, report) for one in report.customers)
     if counts:
         say("customers: " + ", ".join(f"{n:,} {state}" for state, n in counts.items()))
-    if counts[CustomerState.MISSING.value]:
+    if counts[CustomerState.MISSING]:
         say("usage of who is missing adds up in the log and is parked until they are linked")
 
 
-def _customer_state(line: CustomerLine, report: Report) -> str:
+def _customer_state(line: CustomerLine, report: SetupReport) -> str:
     would = {CustomerState.FOUND: "would be linked", CustomerState.MISSING: "would be created"}
     if report.dry_run and (line.state is CustomerState.FOUND or report.create):
-        return would.get(line.state, line.state.value)
-    return line.state.value
+        return would.get(line.state, line.state)
+    return line.state
 
 
 def _customer_detail(line: CustomerLine) -> str:
@@ -186,7 +162,7 @@ def _customer_detail(line: CustomerLine) -> str:
     return line.detail
 
 
-def _print_next_steps(report: Report) -> None:
+def _print_next_steps(report: SetupReport) -> None:
     say("Next steps (docs/stripe.md has them all)", style="bold")
     price = (
         "In Stripe, a metered price per meter with the unit_amount_decimal above (1 credit = "
@@ -206,5 +182,5 @@ def _print_next_steps(report: Report) -> None:
     steps.append("billing report run, then billing report status.")
     if report.dry_run:
         steps.insert(0, "billing stripe setup, without --dry-run.")
-    for number, step in enumerate(steps, 1):
-        say(f"{number}. {step}")
+    for position, step in enumerate(steps, 1):
+        say(f"{position}. {step}")

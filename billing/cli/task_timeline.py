@@ -1,4 +1,4 @@
-"""What became of a task, told from what each server knows of it. Pure.
+"""The timeline of a task, from the records that each server has of it. Pure.
 
 The places an event can be in, in the order it passes them: *held* (no event yet), *outbox* (in
 Redis, not confirmed by RabbitMQ), *on_the_way* (with RabbitMQ, or in a node's spool), *log*. Beside
@@ -25,7 +25,7 @@ from billing.usage_log.receipts import ReceiptLine
 
 
 class Place(StrEnum):
-    """Where an event is."""
+    """The place an event is in."""
 
     HELD = "held"
     OUTBOX = "outbox"
@@ -35,8 +35,11 @@ class Place(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskFactsKnown:
-    """All that is known of a task. ``prices``: microcredits a unit, by SKU, when it was metered."""
+class TaskRecords:
+    """Everything the servers have of a task.
+
+    ``prices`` are microcredits a unit, by SKU, when it was metered.
+    """
 
     task_id: str
     customer: str | None
@@ -47,11 +50,11 @@ class TaskFactsKnown:
     account: AccountView | None = None
     prices: Mapping[str, int] = field(default_factory=dict)
     unanswered: Sequence[str] = ()
-    """Servers that did not answer, with their error: the story may be incomplete."""
+    """Servers that did not answer, with their error: the timeline may be incomplete."""
 
     @property
     def anything(self) -> bool:
-        """Whether anybody knows this task."""
+        """True where any server has a record of this task."""
         return bool(self.logged or self.waiting or self.dead or self.hold)
 
 
@@ -65,13 +68,13 @@ class TimelineStep:
     sku: str
     outcome: str
     reason: str
-    quantity: int | None
-    unit_price_microcredits: int | None
-    amount_microcredits: int | None
-    shortfall_microcredits: int | None
-    held_microcredits: int | None
-    cost_micros: int | None
-    currency: str | None
+    quantity: int | None = None
+    unit_price_microcredits: int | None = None
+    amount_microcredits: int | None = None
+    shortfall_microcredits: int | None = None
+    held_microcredits: int | None = None
+    cost_micros: int | None = None
+    currency: str | None = None
     words: str
 
 
@@ -88,26 +91,27 @@ _DENIED: Final = {
 }
 
 
-def tell(known: TaskFactsKnown) -> list[TimelineStep]:
-    """The story, line by line: what is settled first, what is open last."""
-    logged = {each.id for each in known.logged}
-    story = [
-        _told(known, each, Place.LOG, each.logged_at, _logged_words(each)) for each in known.logged
+def timeline(records: TaskRecords) -> list[TimelineStep]:
+    """The steps, line by line: settled ones first, open ones last."""
+    logged = {each.id for each in records.logged}
+    steps = [
+        _step(records, each, Place.LOG, each.logged_at, _logged_words(each))
+        for each in records.logged
     ]
-    story += [
-        _told(known, each, Place.OUTBOX, each.finished_at, _WAITS)
-        for each in known.waiting
+    steps += [
+        _step(records, each, Place.OUTBOX, each.finished_at, _WAITS)
+        for each in records.waiting
         if each.id not in logged
     ]
-    story += [_dead(each) for each in known.dead if each.replayed_at is None]
-    return story + list(_of_hold(known, story))
+    steps += [_dead(each) for each in records.dead if each.replayed_at is None]
+    return steps + list(_of_hold(records, steps))
 
 
 _WAITS: Final = "waits in the outbox for RabbitMQ's confirm"
 
 
-def _told(
-    known: TaskFactsKnown, fact: _Fact, place: Place, since: datetime | None, where: str
+def _step(
+    records: TaskRecords, fact: _Fact, place: Place, since: datetime | None, where: str
 ) -> TimelineStep:
     return TimelineStep(
         place=place,
@@ -117,13 +121,13 @@ def _told(
         outcome=fact.outcome.value,
         reason=fact.reason,
         quantity=fact.quantity,
-        unit_price_microcredits=known.prices.get(fact.sku),
+        unit_price_microcredits=records.prices.get(fact.sku),
         amount_microcredits=fact.amount_microcredits,
         shortfall_microcredits=fact.shortfall_microcredits,
         held_microcredits=fact.held_microcredits,
         cost_micros=fact.cost_micros,
         currency=fact.currency,
-        words=f"{_what(known, fact)}; its event {where}",
+        words=f"{_what(records, fact)}; its event {where}",
     )
 
 
@@ -131,7 +135,7 @@ def _logged_words(line: ReceiptLine) -> str:
     return f"is in the log since {instant(line.logged_at)} UTC"
 
 
-def _what(known: TaskFactsKnown, fact: _Fact) -> str:
+def _what(records: TaskRecords, fact: _Fact) -> str:
     if fact.outcome is Outcome.DENIED:
         return f"denied: {_denial(fact)}; its body did not run and it cost nothing"
     cost = (
@@ -142,7 +146,7 @@ def _what(known: TaskFactsKnown, fact: _Fact) -> str:
     if fact.outcome is Outcome.FAILED and not fact.amount_microcredits:
         return f"admitted, then failed ({fact.reason}): nothing was charged{cost}"
     ended = "succeeded" if fact.outcome is Outcome.SUCCEEDED else f"failed ({fact.reason})"
-    return f"admitted and {ended}: {_charge(known, fact)}{cost}"
+    return f"admitted and {ended}: {_charge(records, fact)}{cost}"
 
 
 def _denial(fact: _Fact) -> str:
@@ -157,8 +161,8 @@ def _denial(fact: _Fact) -> str:
     return f"{fact.reason}, {words}" if words != fact.reason else words
 
 
-def _charge(known: TaskFactsKnown, fact: _Fact) -> str:
-    price = known.prices.get(fact.sku)
+def _charge(records: TaskRecords, fact: _Fact) -> str:
+    price = records.prices.get(fact.sku)
     words = f"{fact.quantity:,} x {fact.sku}"
     if price is not None:
         words += f" at {format_credits(price)}"
@@ -183,69 +187,62 @@ def _dead(letter: DeadLetter) -> TimelineStep:
         sku="",
         outcome="",
         reason=letter.reason.value,
-        quantity=None,
-        unit_price_microcredits=None,
-        amount_microcredits=None,
-        shortfall_microcredits=None,
-        held_microcredits=None,
-        cost_micros=None,
-        currency=None,
         words=f"dead letter #{letter.id} ({letter.reason.value}): {letter.detail}; after repair: "
         f"billing dead replay {letter.id}",
     )
 
 
-def _of_hold(known: TaskFactsKnown, story: Sequence[TimelineStep]) -> Iterator[TimelineStep]:
-    """What only the hold knows: it is open, has expired, or its event is nowhere to be seen."""
-    hold = known.hold
+def _of_hold(records: TaskRecords, steps: Sequence[TimelineStep]) -> Iterator[TimelineStep]:
+    """Steps that only the hold shows: it is open, has expired, or its event is nowhere."""
+    hold = records.hold
     if hold is None:
         return
     held = format_credits(hold.held_microcredits)
     until = f"{instant(from_ms(hold.expires_at_ms))} UTC"
     if hold.state is HoldState.HELD:
-        yield _hold_told(
+        yield _hold_step(
             hold,
             Place.HELD,
             f"admitted (admission {hold.admission}): {held} credits are held until {until}; it "
             "runs, or its worker is gone and the hold will expire; there is no event yet",
         )
     elif hold.state is HoldState.EXPIRED:
-        yield _hold_told(
+        yield _hold_step(
             hold,
             Place.HELD,
             f"admission {hold.admission} expired at {until}: the credits were given back and "
             "nothing was charged for it",
         )
-    elif hold.admission and not _has_end(hold, story):
+    elif hold.admission and not _has_end(hold, steps):
         ended = "settled" if hold.state is HoldState.SETTLED else f"released ({hold.cause})"
         amount = format_credits(hold.settled_microcredits)
-        yield _hold_told(
+        yield _hold_step(
             hold,
             Place.ON_THE_WAY,
             f"{ended}, {amount} of {held} credits charged; its event has left the outbox and is "
             "not in the log yet: with RabbitMQ, or in a node's spool (billing doctor)",
         )
     elif not hold.admission:
-        yield _hold_told(
+        yield _hold_step(
             hold,
             Place.HELD,
             f"{hold.cause} before it was admitted: it will not be admitted any more",
         )
 
 
-def _has_end(hold: HoldView, story: Sequence[TimelineStep]) -> bool:
-    """Whether the story has the event that ended this hold (or a dead letter, which may be it)."""
-    for told in story:
-        if told.place is Place.DEAD_LETTER:
+def _has_end(hold: HoldView, steps: Sequence[TimelineStep]) -> bool:
+    """Look in the steps for the event that ended this hold (or a dead letter, which may be it)."""
+    for step in steps:
+        if step.place is Place.DEAD_LETTER:
             return True
-        if hold.state is HoldState.SETTLED and told.line == told.sku:
+        if hold.state is HoldState.SETTLED and step.line == step.sku:
             return True
-        if hold.state is HoldState.RELEASED and told.line.endswith(f":{hold.admission}"):
+        if hold.state is HoldState.RELEASED and step.line.endswith(f":{hold.admission}"):
             return True
     return False
 
 
-def _hold_told(hold: HoldView, place: Place, words: str) -> TimelineStep:
+def _hold_step(hold: HoldView, place: Place, words: str) -> TimelineStep:
     return TimelineStep(
         place=place,
         since=None,
@@ -253,12 +250,7 @@ def _hold_told(hold: HoldView, place: Place, words: str) -> TimelineStep:
         sku=hold.sku,
         outcome=hold.state.value,
         reason=hold.cause,
-        quantity=None,
-        unit_price_microcredits=None,
         amount_microcredits=hold.settled_microcredits,
-        shortfall_microcredits=None,
         held_microcredits=hold.held_microcredits,
-        cost_micros=None,
-        currency=None,
         words=words,
     )

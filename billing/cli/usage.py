@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from billing.cli.context import CustomerId, Json, Month, container_of
-from billing.cli.output import Cell, Column, print_json, print_table, say
-from billing.container import Container
+from billing.cli.output import Cell, Column, document_of, number, print_json, print_table, say
 from billing.core.credits import format_credits
 from billing.core.money import format_cost, format_money, margin_of
 from billing.core.periods import Period, month_labelled, month_of
 from billing.postgres.replica import AsOf
 from billing.usage_log.totals import Totals
 from billing.usage_log.usage_queries import By, UsageRow
+
+if TYPE_CHECKING:
+    from billing.container import Container
 
 
 def usage(
@@ -37,10 +39,10 @@ def usage(
             {
                 **period_document(customer, period),
                 **as_of_document(as_of),
-                "by": by.value,
+                "by": by,
                 "currency": container.settings.currency,
                 "rows": [_row_document(each, by, subjects) for each in rows],
-                "total": totals_document(total),
+                "total": total,
             }
         )
         return
@@ -63,31 +65,15 @@ def month_for(container: Container, customer: str, month: str | None) -> Period:
 
 
 def period_document(customer: str, period: Period) -> dict[str, object]:
-    """Whose usage of when, for machines; half-open, UTC."""
-    return {
-        "customer": customer,
-        "month": period.label,
-        "period_start": period.start,
-        "period_end": period.end,
-    }
+    """The customer and the month, half-open and UTC, for machines."""
+    return {"customer": customer} | document_of(
+        period, "month=label period_start=start period_end=end"
+    )
 
 
 def as_of_document(as_of: AsOf | None) -> dict[str, object]:
-    """As of when an answer is, for machines; nothing where there is no replica."""
-    if as_of is None:
-        return {}
-    return {"as_of": as_of.at, "from_replica": as_of.replica}
-
-
-def totals_document(totals: Totals) -> dict[str, int]:
-    """Sums for machines."""
-    return {
-        "events": totals.events,
-        "quantity": totals.quantity,
-        "amount_microcredits": totals.amount_microcredits,
-        "shortfall_microcredits": totals.shortfall_microcredits,
-        "cost_micros": totals.cost_micros,
-    }
+    """The instant an answer is of, for machines; nothing where there is no replica."""
+    return document_of(as_of, "as_of=at from_replica=replica") if as_of else {}
 
 
 def _subjects(container: Container, customer: str, period: Period) -> dict[str, int]:
@@ -101,7 +87,7 @@ def _row_document(row: UsageRow, by: By, subjects: dict[str, int]) -> dict[str, 
         document["reason"] = row.reason
     if by is By.SKU:
         document["subjects"] = subjects.get(row.key, 0)
-    return {**document, **totals_document(row.totals)}
+    return {**document, **document_of(row.totals)}
 
 
 def _print(
@@ -113,9 +99,9 @@ def _print(
     total: Totals,
     subjects: dict[str, int],
 ) -> None:
-    extra = {By.STATUS: [Column("reason")], By.SKU: [Column("subjects", numeric=True)]}.get(by, [])
+    extra = {By.STATUS: [Column("reason")], By.SKU: [number("subjects")]}.get(by, [])
     figures = ("events", "quantity", "credits", "shortfall", "cost", "margin")
-    columns = [Column(by.value), *extra, *(Column(name, numeric=True) for name in figures)]
+    columns = [Column(by.value), *extra, *(number(name) for name in figures)]
 
     def figures_of(totals: Totals) -> tuple[Cell, ...]:
         settings = container.settings

@@ -63,7 +63,7 @@ class ReportingParts(Protocol):
 
     @property
     def bills_live(self) -> bool:
-        """Whether real customers are billed."""
+        """True where real customers are billed."""
         ...
 
     def former(self) -> Sequence[Provider]:
@@ -138,7 +138,7 @@ def missing_partitions(connection: sa.Connection, now: datetime, ahead_months: i
 
 
 def replica_lag(primary: sa.Engine, replica: sa.Engine) -> tuple[bool, int, float]:
-    """Whether a replica answers, bytes it is behind when given up, seconds until it was level."""
+    """Lag of the replica: it is one; bytes behind when given up; seconds until it was level."""
     began = time.monotonic()
     with primary.connect() as connection:
         written = connection.execute(sa.text("SELECT pg_current_wal_lsn()")).scalar_one()
@@ -158,7 +158,7 @@ def redis_time(client: redis.Redis) -> datetime:
 
 
 def redis_persistence(client: redis.Redis, info: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``rules.persistence`` judges, from Redis's configuration and its ``INFO``."""
+    """The arguments of ``rules.persistence``, from Redis's configuration and its ``INFO``."""
     try:
         settings = cast("dict[str, str]", client.config_get("appendfsync", "save"))
     except redis.ResponseError:

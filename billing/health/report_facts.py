@@ -29,7 +29,7 @@ _ANY_USAGE: Final = sa.text("SELECT EXISTS (SELECT FROM usage_hourly)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportFacts:
-    """Where reports to the present provider are.
+    """The state of the reports to the present provider.
 
     Attributes:
         last_run: When usage was last compared with what was reported; None: never.

@@ -1,4 +1,4 @@
-"""Where usage is between the log and the provider, for ``billing report status``."""
+"""The place of all usage between the log and the provider, for ``billing report status``."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class ReportedTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportStatus:
-    """Where usage is.
+    """The place of all usage between the log and the provider.
 
     Attributes:
         provider: The present provider's name.
-        facts: Where reports to it are.
-        findings: What the doctor says of them.
+        facts: The state of the reports to it.
+        findings: The doctor's verdicts on them.
         counts: Hours by the state of their last report.
         blocked: Meters that are not as they have to be, and why; None: the provider was not asked.
         owed: Former providers with reports that have no answer: whether they can be asked for it.
@@ -66,7 +66,7 @@ class ReportStatus:
 
     @property
     def needs_somebody(self) -> bool:
-        """Whether something does not go on by itself."""
+        """True where something does not go on by itself."""
         return (
             any(each.level is Level.FAIL for each in self.findings)
             or any(each.cause not in HARMLESS for each in self.facts.parked)

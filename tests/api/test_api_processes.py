@@ -192,8 +192,8 @@ def test_a_missing_secret_is_said_at_the_start(shop: Shop, starting: Callable[..
     program = starting(a_free_port(), STRIPE_WEBHOOK_SECRET="", STRIPE_API_KEY="rk_live_x")
     program.until_up()
     events = {str(line["event"]): line for line in program.log()}
-    assert "STRIPE_WEBHOOK_SECRET" in str(events["webhooks_refused"]["reason"])
-    assert "STRIPE_API_KEY" in str(events["stripe_unavailable"]["reason"])
+    assert "STRIPE_WEBHOOK_SECRET" in str(events["webhooks_refused"]["error"])
+    assert "STRIPE_API_KEY" in str(events["stripe_unavailable"]["error"])
     assert "rk_live_x" not in json.dumps(events)
     body = shop.a_top_up()
     assert httpx.post(program.url + WEBHOOK, content=body, trust_env=False).status_code == 503

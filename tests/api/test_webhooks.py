@@ -57,7 +57,7 @@ def test_what_is_not_believed_is_refused_and_leaves_nothing(
     assert answer.status_code == 400
     assert reason in answer.json()["error"]
     assert (shop.books.events(), shop.books.granted()) == ({}, 0)
-    [refused] = [log for log in logs if log["event"] == "webhook refused"]
+    [refused] = [log for log in logs if log["event"] == "webhook_refused"]
     assert refused["log_level"] == "warning"
     assert "cs_test" not in str(logs)
 
@@ -158,7 +158,7 @@ def test_with_redis_away_credits_are_given_all_the_same(open_shop: Callable[...,
     with capture_logs() as logs:
         assert shop.post(body, signed(body)).json() == {"result": "done"}
     assert shop.books.granted() == 500
-    assert "balance not told yet" in [log["event"] for log in logs]
+    assert "balance_not_synced" in [log["event"] for log in logs]
 
 
 # -- what is away ------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_an_error_of_our_own_is_a_500_without_its_words():
         assert (answer.status_code, answer.json()) == (500, {"error": "internal error"})
         # It goes on serving.
         assert httpx.get(f"{server.url}/healthz", trust_env=False).status_code == 200
-    [failed] = [log for log in logs if log["event"] == "request failed"]
+    [failed] = [log for log in logs if log["event"] == "request_failed"]
     assert failed["exc_info"]
 
 

@@ -135,7 +135,7 @@ def test_a_process_logs_json_lines_and_ends_in_order_on_sigterm(
             stdout=subprocess.PIPE,
         )
         try:
-            eventually(lambda: f"{command} started" in log.read_text(), timeout=30)
+            eventually(lambda: f"{command}_started" in log.read_text(), timeout=30)
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
         finally:

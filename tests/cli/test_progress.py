@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from billing.cli.progress import shown
 from billing.cli.report_run import ReportRun
+from billing.cli.services import with_progress
 from billing.providers.port import ProviderCause
 from billing.reporting.read_back import ReadBackResult
 from billing.reporting.usage_report import ReportState
@@ -20,7 +20,11 @@ def test_everything_passes_and_only_a_terminal_sees_it(
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     if terminal:
         monkeypatch.setenv("FORCE_COLOR", "1")
-    assert list(shown(iter("abc"), name="linking customers", total=total)) == ["a", "b", "c"]
+    assert list(with_progress(iter("abc"), name="linking customers", total=total)) == [
+        "a",
+        "b",
+        "c",
+    ]
     captured = capsys.readouterr()
     assert captured.out == ""
     assert ("linking customers" in captured.err) == terminal
@@ -32,7 +36,7 @@ def test_what_fails_in_the_middle_fails_here():
         raise LookupError
 
     with pytest.raises(LookupError):
-        list(shown(three(), name="reading"))  # type: ignore[arg-type]  # a generator of anything
+        list(with_progress(three(), name="reading"))  # type: ignore[arg-type]  # a generator of anything
 
 
 def test_a_run_shows_how_far_it_is():

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import asdict
 from support import make_event
 
-from billing.cli.task_timeline import Place, TaskFactsKnown, TimelineStep, tell
+from billing.cli.task_timeline import Place, TaskRecords, TimelineStep, timeline
 from billing.core.clock import to_ms
 from billing.core.errors import DenialReason
 from billing.core.reservation import HoldState, HoldView
@@ -82,19 +82,19 @@ def letter(**overrides: object) -> DeadLetter:
 
 
 def told(**known: object) -> list[TimelineStep]:
-    return tell(TaskFactsKnown(task_id="t-1", customer="acme", **known))  # type: ignore[arg-type] - as above
+    return timeline(TaskRecords(task_id="t-1", customer="acme", **known))  # type: ignore[arg-type] - as above
 
 
 def test_a_task_nobody_knows_has_no_story():
     assert told() == []
-    assert not TaskFactsKnown(task_id="t-1", customer=None).anything
+    assert not TaskRecords(task_id="t-1", customer=None).anything
 
 
 @pytest.mark.parametrize(
     "known", [{"logged": [logged(event())]}, {"dead": [letter()]}, {"hold": hold(HoldState.HELD)}]
 )
 def test_whoever_knows_something_makes_it_known(known: dict[str, object]):
-    assert TaskFactsKnown(task_id="t-1", customer=None, **known).anything  # type: ignore[arg-type] - as above
+    assert TaskRecords(task_id="t-1", customer=None, **known).anything  # type: ignore[arg-type] - as above
 
 
 def test_a_logged_event_that_is_also_still_in_the_outbox_is_told_once():
