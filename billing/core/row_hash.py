@@ -36,13 +36,15 @@ _AFTER: Final = tuple(_KEYS[_KEYS.index(_LOGGED_AT) + 1 :])
 _OPTIONS: Final = orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z
 _LEAF: Final = b"\x00"
 _BETWEEN: Final = b',"logged_at":'
-# Encoding a Struct takes a third of what sorting a dictionary's keys does.
-_Before: Final = msgspec.defstruct("_Before", [(name, Any) for name in _BEFORE], gc=False)
-_After: Final = msgspec.defstruct("_After", [(name, Any) for name in _AFTER], gc=False)
-_before: Final = attrgetter(*(FIELD_OF[name] for name in _BEFORE if name in FIELD_OF))
-_after: Final = attrgetter(*(FIELD_OF[name] for name in _AFTER))
-_HEX_AT: Final = _BEFORE.index("fingerprint")
-_FORM_AT: Final = _BEFORE.index("form") - 1
+# Encoding a Struct takes a third of what sorting a dictionary's keys does. Where logged_at belongs
+# stands a byte that JSON cannot have.
+_NUL: Final = b"\x00"
+_GAP: Final = msgspec.Raw(_NUL)
+_Form: Final = msgspec.defstruct("_Form", [(name, Any) for name in _KEYS], gc=False)
+_said: Final = attrgetter(*(FIELD_OF[name] for name in _KEYS if name in FIELD_OF))
+_HEX_AT: Final = _KEYS.index("fingerprint")
+_FORM_AT: Final = _KEYS.index("form") - 1
+_LOGGED_AT_AT: Final = _KEYS.index(_LOGGED_AT) - 2
 _encode: Final = msgspec.json.encode
 
 
@@ -81,12 +83,21 @@ def unlogged_of_event(event: Any, fingerprint: bytes) -> Unlogged:  # noqa: ANN4
             canonical JSON, instants in UTC.
         fingerprint: Of ``billing.core.usage_event.fingerprint_of``.
     """
-    said = _before(event)
+    said = _said(event)
     digest = fingerprint.hex()
-    before = _encode(
-        _Before(*said[:_HEX_AT], digest, *said[_HEX_AT:_FORM_AT], FORM, *said[_FORM_AT:])
+    text = _encode(
+        _Form(
+            *said[:_HEX_AT],
+            digest,
+            *said[_HEX_AT:_FORM_AT],
+            FORM,
+            *said[_FORM_AT:_LOGGED_AT_AT],
+            _GAP,
+            *said[_LOGGED_AT_AT:],
+        )
     )
-    return Unlogged(before[:-1] + _BETWEEN, b"," + _encode(_After(*_after(event)))[1:])
+    before, _, after = text.partition(_NUL)
+    return Unlogged(before, after)
 
 
 def instant_of(logged_at: datetime) -> bytes:

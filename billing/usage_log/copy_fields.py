@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from operator import attrgetter
 from struct import Struct
+from struct import error as StructError  # noqa: N812 - a class
 from typing import Any, Final
 
 from billing.core.event_columns import FINGERPRINT, OF_EVENT, Column
@@ -23,8 +24,9 @@ NULL: Final = b"\xff\xff\xff\xff"
 MAX_INT4: Final = 2**31 - 1
 
 _WIDTH: Final = Struct(">i")
-_UUID_WIDTH: Final = _WIDTH.pack(16)
-_INSTANT: Final = Struct(">iq")
+_width: Final = _WIDTH.pack
+_UUID_WIDTH: Final = _width(16)
+_instant: Final = Struct(">iq").pack
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 """PostgreSQL counts microseconds from here."""
 _DAY: Final = 86_400_000_000
@@ -58,7 +60,6 @@ COLUMNS: Final = {
 _BEFORE: Final = len(COLUMNS).to_bytes(2, "big") + _UUID_WIDTH
 _pack: Final = Struct(">" + "".join(_FIGURES[column.kind][0] for column in _figures)).pack
 _WIDTHS: Final = [part for column in _figures for part in (_FIGURES[column.kind][1], 0)]
-_narrow: Final = [column.field for column in _figures if column.kind == "int4"]
 
 
 def _getter(columns: list[Column]) -> attrgetter[tuple[Any, ...]]:
@@ -72,6 +73,10 @@ _figures_of, _labels_of, _texts_of, _instants_of = map(
 
 class Texts(dict[str | None, bytes]):
     """Fields of texts that come again and again: customers, SKUs, lines, workers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.field = self.__getitem__
 
     def __missing__(self, value: str | None) -> bytes:
         """The field of a new one.
@@ -96,16 +101,29 @@ def row_of(event: Any, key: bytes, fingerprint: bytes, texts: Texts) -> bytes | 
         fingerprint: Its own, 16 bytes.
         texts: Kept from call to call.
     """
-    if any(getattr(event, name) > MAX_INT4 for name in _narrow):
-        return None
     figures = _WIDTHS[:]
     figures[1::2] = _figures_of(event)
+    try:
+        packed = _pack(*figures)
+    except StructError:
+        return None
+    parts = [_BEFORE, key, _UUID_WIDTH, fingerprint, packed, *map(texts.field, _labels_of(event))]
+    for value in _texts_of(event):
+        if value is None:
+            parts.append(NULL)
+        else:
+            encoded = value.encode()
+            parts += (_width(len(encoded)), encoded)
+    for at in _instants_of(event):
+        if at is None:
+            parts.append(NULL)
+        else:
+            since = at - _EPOCH
+            parts.append(
+                _instant(8, since.days * _DAY + since.seconds * _SECOND + since.microseconds)
+            )
     dimensions = bytes(event.dimensions)
-    parts = [_BEFORE, key, _UUID_WIDTH, fingerprint, _pack(*figures)]
-    parts += [texts[value] for value in _labels_of(event)]
-    parts += [optional(value) for value in _texts_of(event)]
-    parts += [instant(value) for value in _instants_of(event)]
-    parts += (_WIDTH.pack(len(dimensions) + 1), _JSONB_VERSION, dimensions)
+    parts += (_width(len(dimensions) + 1), _JSONB_VERSION, dimensions)
     return b"".join(parts)
 
 
@@ -124,7 +142,7 @@ def fields_of(row: bytes) -> list[bytes]:
 def text(value: str) -> bytes:
     """A text as a field."""
     encoded = value.encode()
-    return _WIDTH.pack(len(encoded)) + encoded
+    return _width(len(encoded)) + encoded
 
 
 def optional(value: str | None) -> bytes:
@@ -132,7 +150,7 @@ def optional(value: str | None) -> bytes:
     if value is None:
         return NULL
     encoded = value.encode()
-    return _WIDTH.pack(len(encoded)) + encoded
+    return _width(len(encoded)) + encoded
 
 
 def instant(value: datetime | None) -> bytes:
@@ -140,7 +158,7 @@ def instant(value: datetime | None) -> bytes:
     if value is None:
         return NULL
     since = value - _EPOCH
-    return _INSTANT.pack(8, since.days * _DAY + since.seconds * _SECOND + since.microseconds)
+    return _instant(8, since.days * _DAY + since.seconds * _SECOND + since.microseconds)
 
 
 def texts_array(values: Iterable[str]) -> Fields:

@@ -9,7 +9,7 @@ anew, and the statement says row by row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import itemgetter
+from operator import attrgetter
 from typing import Final
 
 import psycopg
@@ -71,7 +71,7 @@ class RowInsert:
             CopyRefused: The transaction has to be rolled back, and tried without COPY.
             DBAPIError: Anything that is not the fault of a row.
         """
-        ordered = sorted((row for row in rows if row.copied), key=itemgetter(0))
+        ordered = sorted((row for row in rows if row.copied), key=attrgetter("key"))
         refused = [_does_not_fit(row) for row in rows if not row.copied]
         if not ordered:
             return [], refused

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from msgspec.structs import asdict
+from msgspec import structs
 from ordinary import ordinary_events
 from support import NOW, make_event
 
@@ -39,8 +39,8 @@ def agrees(body: bytes) -> Row | None:
 
 def comparable(row: Row) -> dict[str, Any]:
     """All that a row says; a raw JSON text is not equal to another of the same bytes."""
-    fields = asdict(row.event) | {"dimensions": bytes(row.event.dimensions)}
-    return {**row._asdict(), "event": fields}
+    fields = structs.asdict(row.event) | {"dimensions": bytes(row.event.dimensions)}
+    return {**structs.asdict(row), "event": fields}
 
 
 def changed(event: UsageEvent, **fields: object) -> bytes:
@@ -232,8 +232,8 @@ def test_a_row_has_all_of_its_event() -> None:
     found = agrees(event.to_wire())
     assert found is not None
     dimensions = json.loads(bytes(found.event.dimensions))
-    expected = asdict(as_decoded(event))
-    assert {**asdict(found.event), "dimensions": dimensions} == {
+    expected = structs.asdict(as_decoded(event))
+    assert {**structs.asdict(found.event), "dimensions": dimensions} == {
         **expected,
         "dimensions": event.dimensions,
     }
