@@ -1,6 +1,7 @@
 r"""What a seal covers of a row: every column, in one form that never changes. Pure.
 
-Form 1 is one JSON object with the keys of ``COLUMNS`` and ``"form": 1``:
+Form 1 is one JSON object with the columns of wire schema 1, the fingerprint, ``logged_at`` and
+``"form": 1``:
 
 - keys, those of ``dimensions`` too, in the order of their code points, no spaces, UTF-8; of the
   characters only ``"``, ``\`` and those below U+0020 are escaped (``\b \t \n \f \r``, else
@@ -27,10 +28,12 @@ from billing.core.event_columns import FIELD_OF, NAMES
 from billing.core.usage_event import ADDED_IN
 
 FORM: Final = 1
-COLUMNS: Final = tuple(name for name in NAMES if FIELD_OF.get(name) not in ADDED_IN)
+COLUMNS: Final = NAMES
+"""Every column of a row."""
+_OF_FORM: Final = tuple(name for name in COLUMNS if FIELD_OF.get(name) not in ADDED_IN)
 _LOGGED_AT: Final = "logged_at"
 _INSTANTS: Final = ("started_at", "finished_at")
-_KEYS: Final = sorted((*COLUMNS, "form"))
+_KEYS: Final = sorted((*_OF_FORM, "form"))
 _BEFORE: Final = tuple(_KEYS[: _KEYS.index(_LOGGED_AT)])
 _AFTER: Final = tuple(_KEYS[_KEYS.index(_LOGGED_AT) + 1 :])
 _OPTIONS: Final = orjson.OPT_SORT_KEYS | orjson.OPT_UTC_Z
