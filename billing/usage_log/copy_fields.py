@@ -15,7 +15,6 @@ from struct import error as StructError  # noqa: N812 - a class
 from typing import Any, Final
 
 from billing.core.event_columns import FINGERPRINT, OF_EVENT, Column
-from billing.core.usage_event import MAX_TEXT
 from billing.postgres.copy_rows import Fields
 
 HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -32,7 +31,7 @@ _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _DAY: Final = 86_400_000_000
 _SECOND: Final = 1_000_000
 _JSONB_VERSION: Final = b"\x01"
-_MOST_TEXTS: Final = 100_000
+_MOST_LABEL_BYTES: Final = 16_777_216
 
 _FIGURES: Final = {"int8": ("iq", 8), "int4": ("ii", 4), "bool": ("i?", 1)}
 """Formats of a figure with its width before it, and the width."""
@@ -71,35 +70,32 @@ _figures_of, _labels_of, _texts_of, _instants_of = map(
 )
 
 
-class Texts(dict[str | None, bytes]):
-    """Fields of texts that come again and again: customers, SKUs, lines, workers."""
+class Labels(dict[tuple[str | None, ...], bytes]):
+    """Fields of the texts that come again and again together: customer, SKU, line, worker."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.field = self.__getitem__
+        self._bytes = 0
 
-    def __missing__(self, value: str | None) -> bytes:
-        """The field of a new one.
-
-        Raises:
-            ValueError: It is no text that an event may have.
-        """
-        field = optional(value)
-        if value is not None and (len(value) > MAX_TEXT or "\0" in value):
-            raise ValueError(value)
-        if len(self) < _MOST_TEXTS:
-            self[value] = field
-        return field
+    def __missing__(self, values: tuple[str | None, ...]) -> bytes:
+        """The fields of new ones, kept up to a limit."""
+        fields = b"".join(map(optional, values))
+        self._bytes += 2 * len(fields)
+        if self._bytes > _MOST_LABEL_BYTES:
+            self.clear()
+            self._bytes = 2 * len(fields)
+        self[values] = fields
+        return fields
 
 
-def row_of(event: Any, key: bytes, fingerprint: bytes, texts: Texts) -> bytes | None:  # noqa: ANN401 - as read
+def row_of(event: Any, key: bytes, fingerprint: bytes, labels: Labels) -> bytes | None:  # noqa: ANN401 - as read
     """The row of an event; None where a figure does not fit its column.
 
     Args:
         event: As of ``billing.core.usage_event_json.decode``, with instants as such.
         key: Its id in 16 bytes.
         fingerprint: Its own, 16 bytes.
-        texts: Kept from call to call.
+        labels: Kept from call to call.
     """
     figures = _WIDTHS[:]
     figures[1::2] = _figures_of(event)
@@ -107,7 +103,7 @@ def row_of(event: Any, key: bytes, fingerprint: bytes, texts: Texts) -> bytes | 
         packed = _pack(*figures)
     except StructError:
         return None
-    parts = [_BEFORE, key, _UUID_WIDTH, fingerprint, packed, *map(texts.field, _labels_of(event))]
+    parts = [_BEFORE, key, _UUID_WIDTH, fingerprint, packed, labels[_labels_of(event)]]
     for value in _texts_of(event):
         if value is None:
             parts.append(NULL)

@@ -30,7 +30,7 @@ from billing.core.usage_event import (
 )
 from billing.core.usage_event_json import as_decoded, decode, from_wire
 from billing.transport.message_batch import MAX_MESSAGE_BYTES, MAX_PARTS, parts_in
-from billing.usage_log.copy_fields import Texts, row_of
+from billing.usage_log.copy_fields import Labels, row_of
 from billing.usage_log.distinct_subjects import HOUR_MS, SubjectGroup, SubjectIds, month_number
 
 _SHOWN: Final = 200
@@ -105,7 +105,7 @@ class EventReader:
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
-        self._texts = Texts()
+        self._labels = Labels()
         self._dimensions: dict[bytes, msgspec.Raw] = {}
         self._dimensions_bytes = 0
         self._months: dict[int, int] = {}
@@ -185,7 +185,7 @@ class EventReader:
             hour,
             fingerprint,
             self._subject(event, hour),
-            row_of(event, key, fingerprint, self._texts),
+            row_of(event, key, fingerprint, self._labels),
             unlogged_of_event(event, fingerprint),
             body,
         )
