@@ -14,6 +14,7 @@ from typing import Any, Final, Self, TypeVar
 import sqlalchemy as sa
 
 from billing.core.credits import parse_credits
+from billing.core.event_columns import OF_EVENT
 from billing.core.event_ids import event_id
 from billing.core.periods import month_of
 from billing.core.sku import (
@@ -283,3 +284,9 @@ class TcpProxy:
 def open_member(customer: str, task_id: str) -> str:
     """A hold's name in Redis's sorted set of open holds."""
     return f"{customer}|{task_id}"
+
+
+def row_of(event: UsageEvent, fingerprint: bytes) -> dict[str, Any]:
+    """The row that an event becomes, but for ``logged_at``."""
+    row = {column.name: getattr(event, column.field) for column in OF_EVENT}
+    return {**row, "outcome": event.outcome.value, "fingerprint": fingerprint}

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from billing.audit.seal_chain import Leaves, Seal
 from billing.core.clock import EPOCH
-from billing.core.row_hash import COLUMNS
+from billing.core.event_columns import ALL, NAMES
 from billing.usage_log.totals import Totals
 
 FORM: Final = "1"
@@ -36,51 +36,23 @@ _SEALS_BYTES: Final = 16_777_216
 """Leaves in one row group of a seals file, but for what one seal has more."""
 
 _INSTANT: Final = pa.timestamp("us", tz="UTC")
-_INTEGERS: Final = frozenset(
-    {
-        "quantity",
-        "amount_microcredits",
-        "shortfall_microcredits",
-        "held_microcredits",
-        "cost_micros",
-        "quota_epoch",
-    }
-)
 _SUMMED: Final = ("quantity", "amount_microcredits", "shortfall_microcredits", "cost_micros")
-_INSTANTS: Final = frozenset({"started_at", "finished_at", "logged_at"})
-_MAY_BE_NULL: Final = frozenset(
-    {"subject", "root_id", "parent_id", "group_id", "started_at", "finished_at"}
-)
-_REPEATED: Final = [
-    "customer_id",
-    "sku_id",
-    "line",
-    "outcome",
-    "reason",
-    "currency",
-    "subject",
-    "dimensions",
-    "task_name",
-    "worker",
-]
-
-
-def _type_of(column: str) -> pa.DataType:
-    if column in _INTEGERS:
-        return pa.int64()
-    if column in _INSTANTS:
-        return _INSTANT
-    special = {
-        "id": pa.uuid(),
-        "fingerprint": pa.binary(16),
-        "attempt": pa.int32(),
-        "degraded": pa.bool_(),
-    }
-    return special.get(column, pa.string())
-
+_INSTANTS: Final = frozenset(column.name for column in ALL if column.kind == "timestamptz")
+_REPEATED: Final = [column.name for column in ALL if column.repeats or column.name == "subject"]
+_TYPES: Final = {
+    "uuid": pa.uuid(),
+    "bytea": pa.binary(16),
+    "int8": pa.int64(),
+    "int4": pa.int32(),
+    "bool": pa.bool_(),
+    "timestamptz": _INSTANT,
+}
 
 ROWS: Final = pa.schema(
-    [pa.field(name, _type_of(name), nullable=name in _MAY_BE_NULL) for name in COLUMNS]
+    [
+        pa.field(column.name, _TYPES.get(column.kind, pa.string()), nullable=column.nullable)
+        for column in ALL
+    ]
 )
 """The rows: every column of the log; ``dimensions`` is a JSON text."""
 
@@ -120,9 +92,7 @@ class RowsFile:
             compression_level=3,
             use_dictionary=_REPEATED,
             column_encoding=dict.fromkeys(sorted(_INSTANTS), "DELTA_BINARY_PACKED"),
-            sorting_columns=[
-                pq.SortingColumn(COLUMNS.index(name)) for name in ("customer_id", "id")
-            ],
+            sorting_columns=[pq.SortingColumn(NAMES.index(name)) for name in ("customer_id", "id")],
         )
         self._group_rows = group_rows
         self._waiting: list[tuple[Any, ...]] = []
@@ -152,12 +122,12 @@ class RowsFile:
     def _flush(self) -> None:
         if self._waiting:
             columns = zip(*self._waiting, strict=True)
-            arrays = [_array(*column) for column in zip(COLUMNS, columns, strict=True)]
+            arrays = [_array(*column) for column in zip(NAMES, columns, strict=True)]
             self._writer.write_table(pa.table(arrays, schema=ROWS), row_group_size=self._group_rows)
             self._waiting = []
 
 
-_VALUES: Final = itemgetter(*COLUMNS)
+_VALUES: Final = itemgetter(*NAMES)
 
 
 def _array(column: str, values: tuple[Any, ...]) -> pa.Array:
@@ -233,9 +203,9 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def rows_in(batch: pa.RecordBatch | pa.Table) -> Iterator[dict[str, Any]]:
     """Read the rows of a part of a file as the driver would give them."""
-    columns = [_values(name, batch.column(name)) for name in COLUMNS]
+    columns = [_values(name, batch.column(name)) for name in NAMES]
     for values in zip(*columns, strict=True):
-        yield dict(zip(COLUMNS, values, strict=True))
+        yield dict(zip(NAMES, values, strict=True))
 
 
 def totals_in(path: Path) -> Totals:

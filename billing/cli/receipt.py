@@ -19,6 +19,7 @@ from billing.core.credits import format_credits
 from billing.core.errors import NotFound
 from billing.core.money import format_cost
 from billing.core.periods import Period
+from billing.core.usage_event import FIELDS
 from billing.usage_log.receipts import ReceiptLine
 from billing.usage_log.totals import Totals
 
@@ -28,34 +29,21 @@ if TYPE_CHECKING:
 _PAGE: Final = 5_000
 _TABLE_LINES: Final = 1_000
 
-_FIELDS: Final = (
-    "event_id",
-    "customer",
-    "metered_at",
-    "sku",
-    "line",
-    "outcome",
-    "reason",
-    "quantity",
-    "amount_microcredits",
-    "shortfall_microcredits",
-    "held_microcredits",
-    "cost_micros",
-    "currency",
-    "subject",
-    "dimensions",
-    "task_id",
-    "task_name",
-    "root_id",
-    "parent_id",
-    "group_id",
-    "attempt",
-    "worker",
-    "degraded",
-    "started_at",
-    "finished_at",
-    "logged_at",
-)
+_METERED_BEHIND: Final = "customer"
+_HIDDEN: Final = {"id", "quota_epoch"}
+
+
+def _columns() -> Iterator[str]:
+    yield "event_id"
+    for name in FIELDS:
+        if name not in _HIDDEN:
+            yield name
+        if name == _METERED_BEHIND:
+            yield "metered_at"
+    yield "logged_at"
+
+
+_FIELDS: Final = tuple(_columns())
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from datetime import datetime
-from typing import Any, Final, get_type_hints
+from typing import Annotated, Any, Final, Literal, get_type_hints
 from uuid import UUID
 
 import msgspec
@@ -58,6 +59,69 @@ _TEXTS: Final = tuple(
     if name != "currency" and getattr(_HINTS[name], "__origin__", None) is str
 )
 _OUTCOMES: Final = frozenset(outcome.value for outcome in Outcome)
+_ON_THE_WIRE: Final[Mapping[str, Any]] = {
+    "id": Annotated[str, msgspec.Meta(min_length=36, max_length=36)],
+    "outcome": Literal[tuple(outcome.value for outcome in Outcome)],
+    "dimensions": msgspec.Raw,
+    **dict.fromkeys(_INSTANTS, str | None),
+}
+"""Types of fields whose JSON is looked at more closely by whoever decodes it."""
+
+
+def wire_struct(schema: int, names: AbstractSet[str]) -> Any:  # noqa: ANN401 - a class made here
+    """The Struct of one schema: the event's fields with their limits, as JSON has them.
+
+    Args:
+        schema: Its number.
+        names: The fields that it knows; of others its instances have the defaults.
+    """
+    known: list[Any] = [("schema", Literal[schema])]
+    unknown: dict[str, Any] = {}
+    for each in msgspec.structs.fields(UsageEvent):
+        kind = _ON_THE_WIRE.get(each.name, _HINTS[each.name])
+        default = _EMPTY if each.name == "dimensions" else each.default
+        if each.name not in names:
+            unknown[each.name] = default
+        else:
+            known.append((each.name, kind) if each.required else (each.name, kind, default))
+    return msgspec.defstruct(
+        f"Wire{schema}",
+        known,
+        namespace=unknown,
+        kw_only=True,
+        forbid_unknown_fields=True,
+        gc=False,
+    )
+
+
+_EMPTY: Final = msgspec.Raw(b"{}")
+_STRUCTS: Final = {schema: wire_struct(schema, names) for schema, names in _SCHEMAS.items()}
+_DECODERS: Final = [msgspec.json.Decoder(_STRUCTS[schema]).decode for schema in (*_SCHEMAS,)[::-1]]
+
+
+def decode(body: bytes) -> Any:  # noqa: ANN401 - a Struct of ``wire_struct``
+    """A message body as the Struct of its schema, which has an event's attributes.
+
+    Left to the caller are the id, instants and dimensions, which are texts of JSON here, and NUL.
+
+    Raises:
+        ValueError: It is no such message.
+        RecursionError: It is nested too deeply.
+    """
+    for each in _DECODERS[:-1]:
+        try:
+            return each(body)
+        except msgspec.ValidationError:
+            continue
+    return _DECODERS[-1](body)
+
+
+def as_decoded(event: UsageEvent) -> Any:  # noqa: ANN401 - as above
+    """An event with the attributes that ``decode`` gives, instants left as they are."""
+    dimensions = msgspec.Raw(orjson.dumps(event.dimensions, option=orjson.OPT_SORT_KEYS))
+    values: dict[str, Any] = {name: getattr(event, name) for name in FIELDS}
+    values |= {"id": str(event.id), "outcome": event.outcome.value, "dimensions": dimensions}
+    return _STRUCTS[SCHEMA](schema=SCHEMA, **values)
 
 
 def from_wire(body: bytes) -> UsageEvent:

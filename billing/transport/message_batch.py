@@ -16,9 +16,15 @@ from billing.core.clock import to_ms
 from billing.core.usage_event import CONTENT_TYPE
 from billing.transport.settled_figures import Encodable
 
-MAX_PACK_BYTES: Final = 16_384
-"""Of a message with several events: some twenty of them. What a consumer has not unpacked yet is
+MAX_PACK_BYTES: Final = 63_000
+"""Of a message with several events: some ninety of them. What a consumer has not unpacked yet is
 bounded by this, and the body still fits into one frame of AMQP."""
+
+MAX_MESSAGE_BYTES: Final = 131_072
+MAX_PARTS: Final = 1_000
+"""Bounds of a message with several events, whoever packed it: twice what we write ourselves, and
+more events than that can hold. Beyond them it is not split: one message of separators would be
+millions of events."""
 
 SEQUENCE_TYPE: Final = "application/json-seq"
 _BEFORE: Final = b"\x1e"
@@ -61,13 +67,27 @@ def packed(events: Iterable[Encodable]) -> list[Pack]:
     return packs
 
 
+def parts_in(body: bytes) -> int:
+    """How many events a message claims to have; counted without splitting it.
+
+    Args:
+        body: As it came from the broker.
+    """
+    return body.count(_BEFORE) if body.startswith(_BEFORE) else 1
+
+
 def unpacked(body: bytes) -> list[bytes]:
-    """The events of a message, each as it would be alone; of anything else the body itself.
+    """The events of a message, each as it would be alone.
+
+    What is no sequence is left whole, and so is one beyond ``MAX_MESSAGE_BYTES`` or ``MAX_PARTS``:
+    the log keeps it as one dead letter.
 
     Args:
         body: As it came from the broker.
     """
     if not body.startswith(_BEFORE):
+        return [body]
+    if len(body) > MAX_MESSAGE_BYTES or parts_in(body) > MAX_PARTS:
         return [body]
     return [wire.removesuffix(_BEHIND) for wire in body[len(_BEFORE) :].split(_BEFORE)]
 

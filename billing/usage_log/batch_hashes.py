@@ -1,4 +1,4 @@
-"""Manifests: what a batch has logged, told by the application that logged it.
+"""Manifests: ids and row hashes of a batch, written by the application that logged it.
 
 A manifest is written in the transaction that inserts its rows, so there is one exactly if there are
 the rows, however long that transaction takes: no clock and no order of commits says which rows a
@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing.core.row_hash import instant_of, leaf_at
-from billing.usage_log.candidate import Candidate, hour_at
+from billing.usage_log.distinct_subjects import hour_at
+from billing.usage_log.event_reader import Row
 
 _NOW: Final = sa.text("SELECT now()")
 _WRITE: Final = sa.text(
@@ -23,8 +24,8 @@ _WRITE: Final = sa.text(
 )
 
 
-def write_manifests(connection: Connection, logged: Collection[Candidate]) -> None:
-    """Write down what this transaction has logged, one manifest per hour of usage.
+def write_manifests(connection: Connection, logged: Collection[Row]) -> None:
+    """Write one manifest per hour of usage for what this transaction has logged.
 
     Args:
         connection: The transaction that inserted them.
@@ -37,12 +38,12 @@ def write_manifests(connection: Connection, logged: Collection[Candidate]) -> No
     instant = instant_of(logged_at)
     hours: defaultdict[int, list[tuple[bytes, bytes]]] = defaultdict(list)
     for row in logged:
-        hours[row.hour].append((row.key, leaf_at(instant, row.around)))
-    connection.execute(_WRITE, [_manifest(*each) for each in sorted(hours.items())])
+        hours[row.hour].append((row.key, leaf_at(instant, row.unlogged)))
+    connection.execute(_WRITE, [_manifest(*hour) for hour in sorted(hours.items())])
 
 
 def _manifest(hour: int, records: list[tuple[bytes, bytes]]) -> dict[str, object]:
-    """Ids and leaves of an hour's rows, side by side in the order of the ids."""
+    """Ids and hashes of one hour's rows, in the order of the ids."""
     ids, hashes = zip(*sorted(records), strict=True)
     return {
         "hour": hour_at(hour),

@@ -9,35 +9,21 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from billing.core.usage_event import DeadReason, UsageEvent
-from billing.postgres.copy_rows import Fields, driver_cursor
-from billing.usage_log.candidate import Candidate
-from billing.usage_log.screen import Dead, dead, storable
+from billing.core.event_columns import OF_EVENT
+from billing.core.usage_event import IDENTITY, USED, DeadReason
+from billing.core.usage_event_json import from_wire
+from billing.postgres.copy_rows import driver_cursor
+from billing.usage_log.copy_fields import ids_array
+from billing.usage_log.event_reader import Dead, Row, dead, storable
 
 _FIND: Final = """
     SELECT uuid_send(id), fingerprint, quota_epoch FROM usage_events WHERE id = ANY(%s)
 """
+_COLUMN_OF: Final = {column.field: column.name for column in OF_EVENT}
+_COMPARED: Final = {_COLUMN_OF[field]: field for field in (*IDENTITY, *USED)}
 _READ: Final = sa.text(
-    """
-    SELECT id, customer_id, sku_id, line, task_id, outcome, quantity,
-        amount_microcredits, cost_micros, currency, subject, dimensions
-    FROM usage_events WHERE id = ANY(CAST(:ids AS uuid[]))
-    """
+    f"SELECT id, {', '.join(_COMPARED)} FROM usage_events WHERE id = ANY(CAST(:ids AS uuid[]))"  # noqa: S608 - names of ours
 )
-_COMPARED: Final = (
-    "customer_id",
-    "sku_id",
-    "line",
-    "task_id",
-    "outcome",
-    "quantity",
-    "amount_microcredits",
-    "cost_micros",
-    "currency",
-    "subject",
-    "dimensions",
-)
-_WIDTH: Final = (16).to_bytes(4, "big")
 
 
 class Logged(NamedTuple):
@@ -49,61 +35,47 @@ class Logged(NamedTuple):
 
 def logged(connection: Connection, keys: Iterable[bytes]) -> dict[bytes, Logged]:
     """Those of some ids that the log has."""
-    fields = [_WIDTH + key for key in keys]
-    if not fields:
+    wanted = ids_array(keys)
+    if not wanted.elements:
         return {}
     with driver_cursor(connection) as cursor:
-        found = cursor.execute(_FIND, [Fields("uuid", fields)]).fetchall()
+        found = cursor.execute(_FIND, [wanted]).fetchall()
     return {key: Logged(fingerprint, epoch) for key, fingerprint, epoch in found}
 
 
-def conflicts(connection: Connection, candidates: Sequence[Candidate]) -> list[Dead]:
-    """The dead letters of candidates whose id the log has with another fingerprint.
+def conflicts(connection: Connection, tellings: Sequence[Row]) -> list[Dead]:
+    """The dead letters of events whose id the log has with another fingerprint.
 
     Args:
         connection: The transaction in which that was seen.
-        candidates: In any order.
+        tellings: In any order.
     """
-    if not candidates:
+    if not tellings:
         return []
-    ids = list({UUID(bytes=candidate.key) for candidate in candidates})
-    rows = {row["id"].bytes: row for row in connection.execute(_READ, {"ids": ids}).mappings()}
-    return [_conflict(candidate, rows.get(candidate.key)) for candidate in candidates]
+    ids = list({UUID(bytes=telling.key) for telling in tellings})
+    found = {row["id"].bytes: row for row in connection.execute(_READ, {"ids": ids}).mappings()}
+    return [_conflict(telling, found.get(telling.key)) for telling in tellings]
 
 
-def out_of_reach(candidate: Candidate) -> Dead:
-    """The dead letter of a candidate whose id is taken by a row that cannot be read.
+def out_of_reach(telling: Row) -> Dead:
+    """The dead letter of an event whose id is taken by a row that cannot be read.
 
     Its partition was detached between the insert and the look: it cannot be compared.
     """
     detail = "the id was taken, and its row is out of reach"
-    return dead(DeadReason.REFUSED_BY_DATABASE, detail, candidate.body)
+    return dead(DeadReason.REFUSED_BY_DATABASE, detail, telling.body)
 
 
-def _conflict(candidate: Candidate, row: Any) -> Dead:  # noqa: ANN401 - SQLAlchemy's mapping
+def _conflict(telling: Row, row: Any) -> Dead:  # noqa: ANN401 - SQLAlchemy's mapping
     if row is None:
-        return out_of_reach(candidate)
-    facts = _facts(candidate.event)
+        return out_of_reach(telling)
+    event = from_wire(telling.body)
+    facts = {name: getattr(event, field) for name, field in _COMPARED.items()}
+    facts["outcome"] = event.outcome.value
     differ = [
-        f"{name} (logged {row[name]!r:.60}, here {facts[name]!r:.60})"
-        for name in _COMPARED
-        if row[name] != facts[name]
+        f"{name} (logged {row[name]!r:.60}, here {fact!r:.60})"
+        for name, fact in facts.items()
+        if row[name] != fact
     ]
     detail = "logged before with another " + (", ".join(differ) or "fingerprint")
-    return dead(DeadReason.CONFLICT, storable(detail), candidate.body)
-
-
-def _facts(event: UsageEvent) -> dict[str, Any]:
-    return {
-        "customer_id": event.customer,
-        "sku_id": event.sku,
-        "line": event.line,
-        "task_id": event.task_id,
-        "outcome": event.outcome.value,
-        "quantity": event.quantity,
-        "amount_microcredits": event.amount_microcredits,
-        "cost_micros": event.cost_micros,
-        "currency": event.currency,
-        "subject": event.subject,
-        "dimensions": event.dimensions,
-    }
+    return dead(DeadReason.CONFLICT, storable(detail), telling.body)

@@ -1,6 +1,6 @@
 """The consumer: usage queue to log, acknowledged only after COMMIT.
 
-One thread talks to the broker (deliveries, heartbeats, acknowledgements) and screens what comes,
+One thread talks to the broker (deliveries, heartbeats, acknowledgements) and reads the events,
 another writes, so that a long write or an unreachable database never costs the connection, and
 PostgreSQL has the next batch as soon as it is done with one. While the database is away the batch
 is held and tried again; nothing is given back, because every redelivery counts towards the
@@ -26,10 +26,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from billing.core.usage_event import DeadReason
 from billing.transport.message_batch import unpacked
-from billing.usage_log.candidate import Candidate
+from billing.usage_log.event_reader import Dead, Row, dead
 from billing.usage_log.log_writer import BatchResult, LogWriter
 from billing.usage_log.queue_reader import MAX_PREFETCH, Delivery, QueueReader
-from billing.usage_log.screen import Dead, dead
 
 _log = structlog.get_logger(__name__)
 
@@ -39,11 +38,11 @@ _IDLE_SECONDS: Final = 1.0
 _TICK_SECONDS: Final = 0.2
 _POLL_SECONDS: Final = 0.01
 _DRAIN_AT_ONCE: Final = 200
-_SCREEN_AT_ONCE: Final = 200
-"""Events screened before it is looked whether the batch in the database is done: a few ms."""
+_READ_AT_ONCE: Final = 200
+"""Events read before it is looked whether the batch in the database is done: a few ms."""
 
 _FRESH_SECONDS: Final = 10.0
-"""How long a write may take before what was screened meanwhile is screened again."""
+"""How long a write may take before what was read meanwhile is read again."""
 
 
 @dataclass(slots=True)
@@ -70,7 +69,7 @@ class _Work:
     deliveries: list[Delivery]
     bodies: list[bytes]
     """The events in them."""
-    screened: list[Candidate | Dead] | None
+    read: list[Row | Dead] | None
     """None where it has to be done at the write."""
     of_dead_queue: bool = False
     future: Future[BatchResult] = field(default_factory=Future)
@@ -84,7 +83,7 @@ class _Parcel(NamedTuple):
 
     delivery: Delivery
     bodies: list[bytes]
-    screened: list[Candidate | Dead]
+    read: list[Row | Dead]
 
 
 class UsageConsumer:
@@ -174,20 +173,18 @@ class UsageConsumer:
         """How long a batch may wait to fill."""
         return self._linger
 
-    def screen(self, bodies: Sequence[bytes]) -> list[Candidate | Dead]:
-        """What may be logged of them, as far as can be told without the database."""
-        return self._writer.screen(bodies)
+    def read(self, bodies: Sequence[bytes]) -> list[Row | Dead]:
+        """Check and encode events, as far as that needs no database."""
+        return self._writer.read(bodies)
 
-    def write(
-        self, bodies: Sequence[bytes], screened: list[Candidate | Dead] | None
-    ) -> BatchResult:
+    def write(self, bodies: Sequence[bytes], read: list[Row | Dead] | None) -> BatchResult:
         """Log a batch, then tell who has to know. Runs in the writing thread.
 
         Args:
             bodies: The batch.
-            screened: What ``screen`` said of them; None where that was too long ago.
+            read: What ``read`` made of them; None where that was too long ago.
         """
-        result = self._writer.write(bodies, screened)
+        result = self._writer.write(bodies, read)
         if result.late_customers:
             try:
                 self._on_late(result.late_customers)
@@ -228,7 +225,7 @@ class _Session:
         self._events = 0
         """In the parcels."""
         self._stale = 0
-        """Parcels that have to be screened again."""
+        """Parcels that have to be read again."""
         self._waiting_since: float | None = None
         self._buried_last = False
         self._last_delivery = time.monotonic()
@@ -257,39 +254,39 @@ class _Session:
 
     def _take_in(self) -> None:
         came = self._intake.receive(timeout=self._patience(), most=_DRAIN_AT_ONCE)
-        screened = self._unpack()
+        read = self._unpack()
         now = time.monotonic()
         if self._waiting_since is None and (self._parcels or self._intake.dead):
             self._waiting_since = now
         if came or self._waiting_since is not None:
             self._last_delivery = now
-        if not came and not screened and self._work is not None and not self._work.again_at:
+        if not came and not read and self._work is not None and not self._work.again_at:
             wait([self._work.future], timeout=_POLL_SECONDS)
 
     def _unpack(self) -> int:
-        """Screen some of what the next two batches may need; the rest waits as it came, packed.
+        """Read some of what the next two batches may need; the rest waits as it came, packed.
 
         Returns:
             How many messages.
         """
         # Deliveries can come at any exchange of frames, the first ones before `receive` is called.
         usage = self._intake.usage
-        room = min(self._room, _SCREEN_AT_ONCE)
+        room = min(self._room, _READ_AT_ONCE)
         fresh: list[tuple[Delivery, list[bytes]]] = []
         while usage and room > 0:
             delivery = usage.popleft()
             bodies = unpacked(delivery.body)
             fresh.append((delivery, bodies))
             room -= len(bodies)
-        screened = iter(self._consumer.screen([body for _, bodies in fresh for body in bodies]))
+        read = iter(self._consumer.read([body for _, bodies in fresh for body in bodies]))
         for delivery, bodies in fresh:
-            self._parcels.append(_Parcel(delivery, bodies, [*islice(screened, len(bodies))]))
+            self._parcels.append(_Parcel(delivery, bodies, [*islice(read, len(bodies))]))
             self._events += len(bodies)
         return len(fresh)
 
     @property
     def _room(self) -> int:
-        """How many more events are screened before the batches in hand are written."""
+        """How many more events are read before the batches in hand are written."""
         return max(0, 2 * self._consumer.batch - self._events)
 
     @property
@@ -359,7 +356,7 @@ class _Session:
         return _Work(
             [parcel.delivery for parcel in taken],
             [body for parcel in taken for body in parcel.bodies],
-            None if stale else [found for parcel in taken for found in parcel.screened],
+            None if stale else [found for parcel in taken for found in parcel.read],
         )
 
     def _submit(self, work: _Work) -> None:
@@ -368,7 +365,7 @@ class _Session:
         if work.of_dead_queue:
             work.future = self._pool.submit(self._consumer.bury, work.deliveries)
         else:
-            work.future = self._pool.submit(self._consumer.write, work.bodies, work.screened)
+            work.future = self._pool.submit(self._consumer.write, work.bodies, work.read)
 
     def _finish(self, work: _Work) -> None:
         try:
@@ -376,7 +373,7 @@ class _Session:
         except SQLAlchemyError as error:
             delay = min(_FIRST_DELAY_SECONDS * 2**work.attempts, _LONGEST_DELAY_SECONDS)
             work.again_at = time.monotonic() + delay
-            work.screened = None
+            work.read = None
             _log.warning(
                 "batch not written; held",
                 messages=len(work.deliveries),

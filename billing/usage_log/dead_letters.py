@@ -1,20 +1,100 @@
-"""Dead letters: what could not be logged, listed, shown and replayed after repair."""
+"""Dead letters: messages that could not be logged, kept, listed, shown and replayed after repair.
+
+The same message and reason are one dead letter, however often it comes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from billing.core.errors import NotFound
 from billing.core.usage_event import DeadReason
 from billing.postgres.schema import dead_letters
-from billing.usage_log.log_writer import LogWriter
+from billing.usage_log.event_reader import Dead
+
+# One that was replayed and comes again is open again.
+_BURY = sa.text(
+    """
+    INSERT INTO dead_letters AS kept
+        (digest, reason, detail, body, event_id, customer_id, task_id, times_seen)
+    SELECT digest, reason, detail, body, event_id, customer_id, task_id, times_seen
+    FROM unnest(
+        CAST(:digests AS bytea[]), CAST(:reasons AS text[]), CAST(:details AS text[]),
+        CAST(:bodies AS bytea[]), CAST(:event_ids AS text[]), CAST(:customers AS text[]),
+        CAST(:task_ids AS text[]), CAST(:times AS bigint[])
+    ) WITH ORDINALITY AS dead (digest, reason, detail, body, event_id, customer_id, task_id,
+        times_seen, position)
+    ORDER BY position
+    ON CONFLICT (digest) DO UPDATE SET
+        times_seen = kept.times_seen + excluded.times_seen,
+        detail = excluded.detail,
+        last_seen_at = now(),
+        replayed_at = NULL
+    """
+)
+
+
+def digest_of(letter: Dead) -> bytes:
+    """What makes two dead letters one: the reason and the body."""
+    return hashlib.sha256(letter.reason.value.encode() + b"\x00" + letter.body).digest()
+
+
+def bury(connection: Connection, letters: Iterable[Dead]) -> None:
+    """Keep messages that cannot be logged, each with its reason.
+
+    Args:
+        connection: The transaction that is to be committed before they are acknowledged.
+        letters: In any order, repeats among them.
+    """
+    counted = Counter[bytes]()
+    latest: dict[bytes, Dead] = {}
+    for letter in letters:
+        digest = digest_of(letter)
+        counted[digest] += 1
+        latest[digest] = letter
+    if not latest:
+        return
+    rows = [(digest, latest[digest]) for digest in sorted(latest)]
+    connection.execute(
+        _BURY,
+        {
+            "digests": [digest for digest, _ in rows],
+            "reasons": [letter.reason.value for _, letter in rows],
+            "details": [letter.detail for _, letter in rows],
+            "bodies": [letter.body for _, letter in rows],
+            "event_ids": [letter.event_id for _, letter in rows],
+            "customers": [letter.customer for _, letter in rows],
+            "task_ids": [letter.task_id for _, letter in rows],
+            "times": [counted[digest] for digest, _ in rows],
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """One message that was tried again; ``dead`` where it still cannot be logged."""
+
+    inserted: bool
+    dead: Dead | None
+    late_customers: frozenset[str]
+
+
+class Rewrites(Protocol):
+    """Tries to log the message of a dead letter again (``LogWriter``)."""
+
+    def rewrite(self, body: bytes) -> Rewrite:
+        """Log one message; nothing is buried anew."""
+        ...
+
 
 _LISTED: Final = [column for column in dead_letters.c if column.name not in {"digest", "body"}]
 
@@ -115,9 +195,7 @@ class DeadLetters:
             raise NotFound("dead letter", str(letter_id), "see: billing dead list")
         return _letter(row)
 
-    def replay(
-        self, which: Sequence[int] | DeadReason, writer: LogWriter
-    ) -> Sequence[ReplayResult]:
+    def replay(self, which: Sequence[int] | DeadReason, writer: Rewrites) -> Sequence[ReplayResult]:
         """Try messages again. One that is logged, or was, is marked replayed; any other stays.
 
         A crash between logging and marking leaves it open; its next replay finds a duplicate.
@@ -140,7 +218,7 @@ class DeadLetters:
         with self._engine.connect() as connection:
             return connection.execute(query.order_by(dead_letters.c.id)).scalars().all()
 
-    def _replay(self, letter_id: int, writer: LogWriter) -> ReplayResult:
+    def _replay(self, letter_id: int, writer: Rewrites) -> ReplayResult:
         try:
             letter = self.show(letter_id)
         except NotFound:

@@ -7,11 +7,13 @@ names and the subject's own digest.
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime
 from hashlib import sha256
 from typing import Any, Final
 
-from billing.usage_log.candidate import hour_at
+HOUR_MS: Final = 3_600_000
+SubjectGroup = tuple[str, str, int]
+"""Customer, SKU and the number of the month."""
 
 _DIGEST_BYTES: Final = 16
 _HASHED_BYTES: Final = 14
@@ -46,8 +48,13 @@ class SubjectIds:
         return found
 
 
+def hour_at(number: int) -> datetime:
+    """The start of the UTC hour of that number since 1970."""
+    return datetime.fromtimestamp(number * HOUR_MS // 1000, UTC)
+
+
 def month_number(hour: int) -> int:
-    """How many UTC months after January 1970 an hour is, given by ``Candidate.hour``."""
+    """How many UTC months after January 1970 an hour is, given as its number."""
     start = hour_at(hour)
     return (start.year - _EPOCH_YEAR) * _MONTHS + start.month - 1
 

@@ -20,13 +20,12 @@ from billing.core.clock import Clock
 from billing.core.failpoints import reach
 from billing.core.usage_event import DeadReason
 from billing.usage_log.batch_hashes import write_manifests
-from billing.usage_log.burial import bury
-from billing.usage_log.candidate import Candidate
 from billing.usage_log.conflicts import Logged, conflicts, logged, out_of_reach
+from billing.usage_log.dead_letters import Rewrite, bury
 from billing.usage_log.epoch_fence import FenceMoved, FenceNeeded, add_late, lock_fences, recount
-from billing.usage_log.insert import CopyRefused, Inserter
-from billing.usage_log.screen import Dead, Rules, Screener, unknown_name
-from billing.usage_log.tally import Tally
+from billing.usage_log.event_reader import Dead, EventReader, Row, Rules, unknown_name
+from billing.usage_log.rollups import add_to_rollups
+from billing.usage_log.row_insert import CopyRefused, RowInsert
 
 _SHARED_ATTEMPTS: Final = 5
 """Tries with shared fences; after that many rebuilds in a row the batch takes them for itself."""
@@ -48,23 +47,14 @@ class BatchResult:
     late_customers: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Rewrite:
-    """What became of one message that was tried again; ``dead`` where it still cannot be logged."""
-
-    inserted: bool
-    dead: Dead | None
-    late_customers: frozenset[str]
-
-
 @dataclass(slots=True)
 class _Outcome:
-    fresh: list[Candidate] = field(default_factory=list)
-    duplicates: list[Candidate] = field(default_factory=list)
+    fresh: list[Row] = field(default_factory=list)
+    duplicates: list[Row] = field(default_factory=list)
     dead: list[Dead] = field(default_factory=list)
-    told_again: list[Candidate] = field(default_factory=list)
+    told_again: list[Row] = field(default_factory=list)
     """Tellings of what was logged under another epoch."""
-    differing: list[Candidate] = field(default_factory=list)
+    differing: list[Row] = field(default_factory=list)
     """Tellings of another fact than the one that was logged."""
     resend: set[str] = field(default_factory=set)
 
@@ -92,35 +82,34 @@ class LogWriter:
         self._engine = engine
         self._clock = clock
         self._rules = Rules(max_age=max_age, max_ahead=max_ahead, currency=currency)
-        self._screener = Screener(self._rules)
-        self._inserter = Inserter()
-        self._tally = Tally()
+        self._reader = EventReader(self._rules)
+        self._row_insert = RowInsert()
         self._customers: set[str] = set()
         self._skus: set[str] = set()
         self._epochs: dict[str, int] = {}
 
-    def screen(self, bodies: Iterable[bytes]) -> list[Candidate | Dead]:
-        """What may be logged, as far as can be told without the database. Any thread may ask.
+    def read(self, bodies: Iterable[bytes]) -> list[Row | Dead]:
+        """Check and encode messages, as far as that needs no database. Any thread may ask.
 
         Args:
             bodies: Messages as they came from the broker.
         """
-        return self._screener.screen(bodies, self._clock.now())
+        return self._reader.read(bodies, self._clock.now())
 
     def write(
-        self, bodies: Sequence[bytes], screened: Sequence[Candidate | Dead] | None = None
+        self, bodies: Sequence[bytes], read: Sequence[Row | Dead] | None = None
     ) -> BatchResult:
         """Log a batch in one transaction; returns after its COMMIT. A repeat changes nothing.
 
         Args:
             bodies: Messages as they came from the broker.
-            screened: What ``screen`` said of them a moment ago, if it was asked.
+            read: What the method ``read`` made of them a moment ago, if it was asked.
 
         Raises:
             sqlalchemy.exc.DBAPIError: The database did not take the batch (unreachable, deadlock,
                 missing rights); nothing of it was logged.
         """
-        outcome = self._write(screened or self.screen(bodies), keep_dead=True)
+        outcome = self._write(read or self.read(bodies), keep_dead=True)
         return BatchResult(
             inserted=len(outcome.fresh),
             duplicates=len(outcome.duplicates),
@@ -134,7 +123,7 @@ class LogWriter:
         Raises:
             sqlalchemy.exc.DBAPIError: As of ``write``.
         """
-        outcome = self._write(self.screen([body]), keep_dead=False)
+        outcome = self._write(self.read([body]), keep_dead=False)
         return Rewrite(
             inserted=bool(outcome.fresh),
             dead=outcome.dead[0] if outcome.dead else None,
@@ -145,7 +134,7 @@ class LogWriter:
         """Keep messages as dead letters without trying to log them; returns after COMMIT.
 
         Args:
-            letters: Of ``billing.usage_log.screen.dead``.
+            letters: Of ``billing.usage_log.event_reader.dead``.
 
         Raises:
             sqlalchemy.exc.DBAPIError: As of ``write``.
@@ -153,13 +142,13 @@ class LogWriter:
         with self._engine.begin() as connection:
             bury(connection, letters)
 
-    def _write(self, screened: Sequence[Candidate | Dead], *, keep_dead: bool) -> _Outcome:
+    def _write(self, read: Sequence[Row | Dead], *, keep_dead: bool) -> _Outcome:
         exclusive, by_copy = False, True
         for attempt in range(_SHARED_ATTEMPTS + 2):
             exclusive = exclusive or attempt >= _SHARED_ATTEMPTS
             try:
                 with self._engine.begin() as connection:
-                    outcome = self._log(connection, screened, exclusive=exclusive, by_copy=by_copy)
+                    outcome = self._log(connection, read, exclusive=exclusive, by_copy=by_copy)
                     if keep_dead:
                         bury(connection, outcome.dead)
                     reach("consumer.before_commit")
@@ -179,41 +168,39 @@ class LogWriter:
     def _log(
         self,
         connection: Connection,
-        screened: Sequence[Candidate | Dead],
+        read: Sequence[Row | Dead],
         *,
         exclusive: bool,
         by_copy: bool,
     ) -> _Outcome:
-        outcome = _Outcome(dead=[found for found in screened if isinstance(found, Dead)])
-        valid = self._known(
-            connection, [found for found in screened if isinstance(found, Candidate)], outcome
-        )
-        charged: dict[str, set[int]] = {row.customer: set() for row in valid}
+        outcome = _Outcome(dead=[found for found in read if isinstance(found, Dead)])
+        rows = [found for found in read if isinstance(found, Row)]
+        valid = self._known(connection, rows, outcome)
+        charged: dict[str, set[int]] = {row.event.customer: set() for row in valid}
         for row in valid:
-            if row.amount:
-                charged[row.customer].add(row.epoch)
+            event = row.event
+            if event.amount_microcredits:
+                charged[event.customer].add(event.quota_epoch)
         epochs = lock_fences(connection, charged, self._epochs, exclusive=exclusive)
         self._remember(epochs)
         reach("consumer.before_insert")
         self._insert(connection, valid, outcome, by_copy=by_copy)
         write_manifests(connection, outcome.fresh)
-        self._tally.add(connection, outcome.fresh)
+        add_to_rollups(connection, outcome.fresh)
         _settle_late(connection, outcome, epochs, exclusive=exclusive)
         return outcome
 
-    def _known(
-        self, connection: Connection, candidates: list[Candidate], outcome: _Outcome
-    ) -> list[Candidate]:
-        customers, skus = {c.customer for c in candidates}, {c.sku for c in candidates}
+    def _known(self, connection: Connection, rows: list[Row], outcome: _Outcome) -> list[Row]:
+        customers, skus = {row.event.customer for row in rows}, {row.event.sku for row in rows}
         _learn(connection, "customers", self._customers, customers)
         _learn(connection, "skus", self._skus, skus)
         if customers <= self._customers and skus <= self._skus:
-            return candidates
+            return rows
         known = []
-        for candidate in candidates:
-            unknown = unknown_name(candidate, customers=self._customers, skus=self._skus)
+        for row in rows:
+            unknown = unknown_name(row, customers=self._customers, skus=self._skus)
             if unknown is None:
-                known.append(candidate)
+                known.append(row)
             else:
                 outcome.dead.append(unknown)
         return known
@@ -224,24 +211,20 @@ class LogWriter:
         self._epochs.update(epochs)
 
     def _insert(
-        self,
-        connection: Connection,
-        candidates: Sequence[Candidate],
-        outcome: _Outcome,
-        *,
-        by_copy: bool,
+        self, connection: Connection, rows: Sequence[Row], outcome: _Outcome, *, by_copy: bool
     ) -> None:
         """Log what is new; sort the rest into duplicates, conflicts and refused.
 
         The first telling of an id stands for all of them in the batch. Where the database refuses
         that one, the next is tried.
         """
-        pending = candidates
+        pending = rows
         while pending:
             firsts, repeats = _first_tellings(pending)
+            # The lookup comes before COPY because a COPY that fails leaves dead rows behind.
             known: dict[bytes, Logged | None] = {**logged(connection, firsts)}
             absent = [first for key, first in firsts.items() if key not in known]
-            inserted, refused = self._inserter.insert(connection, absent, by_copy=by_copy)
+            inserted, refused = self._row_insert.insert(connection, absent, by_copy=by_copy)
             outcome.fresh += inserted
             outcome.dead += refused
             bodies = {letter.body for letter in refused}
@@ -253,18 +236,22 @@ class LogWriter:
                 known |= dict.fromkeys(raced) | logged(connection, raced)
             _sort([firsts[key] for key in known], known, outcome)
             if repeats:
-                known |= {each.key: Logged(each.fingerprint, each.epoch) for each in inserted}
+                known |= {
+                    each.key: Logged(each.fingerprint, each.event.quota_epoch) for each in inserted
+                }
                 _sort([each for each in repeats if each.key not in retry], known, outcome)
             pending = [each for each in repeats if each.key in retry]
         outcome.dead += conflicts(connection, outcome.differing)
 
 
-def _first_tellings(
-    candidates: Iterable[Candidate],
-) -> tuple[dict[bytes, Candidate], list[Candidate]]:
-    firsts: dict[bytes, Candidate] = {}
-    first_of = firsts.setdefault
-    return firsts, [each for each in candidates if first_of(each.key, each) is not each]
+def _first_tellings(rows: Sequence[Row]) -> tuple[dict[bytes, Row], list[Row]]:
+    firsts = {row.key: row for row in reversed(rows)}
+    if len(firsts) == len(rows):
+        return {row.key: row for row in rows}, []
+    return (
+        {row.key: firsts[row.key] for row in rows},
+        [row for row in rows if firsts[row.key] is not row],
+    )
 
 
 def _learn(connection: Connection, table: str, known: set[str], wanted: set[str]) -> None:
@@ -275,44 +262,51 @@ def _learn(connection: Connection, table: str, known: set[str], wanted: set[str]
         known.update(connection.execute(query, {"names": sorted(unknown)}).scalars())
 
 
-def _sort(
-    candidates: Iterable[Candidate], known: Mapping[bytes, Logged | None], outcome: _Outcome
-) -> None:
+def _sort(tellings: Iterable[Row], known: Mapping[bytes, Logged | None], outcome: _Outcome) -> None:
     """Sort tellings of what is in the log; None stands for a row that cannot be read."""
-    for candidate in candidates:
-        row = known[candidate.key]
+    for telling in tellings:
+        row = known[telling.key]
         if row is None:
-            outcome.dead.append(out_of_reach(candidate))
+            outcome.dead.append(out_of_reach(telling))
             continue
-        if row.epoch != candidate.epoch:
-            outcome.told_again.append(candidate)
-        if row.fingerprint == candidate.fingerprint:
-            outcome.duplicates.append(candidate)
+        if row.epoch != telling.event.quota_epoch:
+            outcome.told_again.append(telling)
+        if row.fingerprint == telling.fingerprint:
+            outcome.duplicates.append(telling)
         else:
-            outcome.differing.append(candidate)
+            outcome.differing.append(telling)
 
 
 def _settle_late(
     connection: Connection, outcome: _Outcome, epochs: Mapping[str, int], *, exclusive: bool
 ) -> None:
-    def uncounted(event: Candidate) -> bool:
-        return event.amount > 0 and event.epoch != epochs[event.customer]
+    def uncounted(row: Row) -> bool:
+        event = row.event
+        return bool(event.amount_microcredits) and event.quota_epoch != epochs[event.customer]
 
     late: Counter[str] = Counter()
-    for event in filter(uncounted, outcome.fresh):
-        late[event.customer] += event.amount
+    for row in filter(uncounted, outcome.fresh):
+        late[row.event.customer] += row.event.amount_microcredits
     again = [
-        event
-        for event in outcome.told_again
-        if event.amount and event.epoch == epochs[event.customer] > 0
+        row
+        for row in outcome.told_again
+        if row.event.amount_microcredits and row.event.quota_epoch == epochs[row.event.customer] > 0
     ]
     if again and not exclusive:
         raise FenceNeeded
     if again:
-        tellings = ((e.customer, UUID(bytes=e.key), e.epoch, e.amount) for e in again)
+        tellings = (
+            (
+                row.event.customer,
+                UUID(bytes=row.key),
+                row.event.quota_epoch,
+                row.event.amount_microcredits,
+            )
+            for row in again
+        )
         for customer, amount in recount(connection, tellings):
             late[customer] -= amount
     add_late(connection, late)
     # A duplicate may be the telling of a consumer that died between its COMMIT and the resend.
     repeated = (*again, *filter(uncounted, outcome.duplicates))
-    outcome.resend = {*late, *(event.customer for event in repeated)}
+    outcome.resend = {*late, *(row.event.customer for row in repeated)}

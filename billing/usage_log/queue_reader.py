@@ -1,8 +1,7 @@
 """The broker's side of the consumer: deliveries in, acknowledgements out, over Kombu.
 
-RabbitMQ (py-amqp) and Kombu's Redis transport behave alike here but for two things: only RabbitMQ
-acknowledges a run of deliveries at once, and its deliveries are read from the connection by an
-``Express``. Used by one thread.
+RabbitMQ (py-amqp) and Kombu's Redis transport behave alike here but for one thing: only RabbitMQ
+acknowledges a run of deliveries at once. Used by one thread.
 """
 
 from __future__ import annotations
@@ -17,11 +16,9 @@ from kombu import Connection, Consumer, Message, Queue
 from kombu.transport.base import StdChannel
 
 from billing.transport import topology
-from billing.usage_log.express import Express
 
-MAX_PREFETCH: Final = 2000
-"""The most a quorum queue gives to one consumer
-(https://www.rabbitmq.com/docs/consumer-prefetch)."""
+MAX_PREFETCH: Final = 500
+"""Of messages as large as they are packed these are 30 MB, and some ten batches."""
 
 _DEAD_PREFETCH: Final = 20  # each may be as large as RabbitMQ takes at all
 _HEARTBEAT_SECONDS: Final = 30
@@ -74,7 +71,6 @@ class QueueReader:
         self._names = (exchange, queue)
         self._next_heartbeat = 0.0
         self._channels: dict[int, Any] = {}
-        self._express: Express | None = None
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
@@ -92,8 +88,6 @@ class QueueReader:
         usage = self._channel()
         # Every channel of Kombu has what a declaration needs, under wider signatures.
         topology.declare(cast("topology.Channel", usage), exchange=exchange, queue=queue)
-        if isinstance(usage, amqp.Channel):
-            self._express = Express.of(usage.connection, frozenset(self._channels), self._take)
         # Its own: an acknowledgement of a run counts every delivery of its channel.
         dead = self._channel()
         self._consume(usage, queue, self.prefetch, self.usage)
@@ -113,7 +107,7 @@ class QueueReader:
         wait = timeout
         while len(self.usage) + len(self.dead) - before < most:
             try:
-                self._drain(wait)
+                self._connection.drain_events(timeout=wait)
             except TimeoutError:
                 break
             except AttributeError as error:
@@ -141,15 +135,6 @@ class QueueReader:
             self._connection.release()
         except self.errors:
             self._connection.collect(socket_timeout=_CLOSE_SECONDS)
-
-    def _drain(self, timeout: float) -> None:
-        if self._express is None:
-            self._connection.drain_events(timeout=timeout)
-        else:
-            self._express.read(timeout)
-
-    def _take(self, channel: int, tag: int, body: bytes) -> None:
-        self.usage.append(Delivery(body, channel, tag))
 
     def _channel(self) -> StdChannel:
         channel = self._connection.channel()

@@ -7,7 +7,6 @@ others from the database.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -15,9 +14,10 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from billing.core.event_ids import instant_of, lowest_id
+from billing.core.event_columns import LOGGED_AT, OF_EVENT
+from billing.core.event_ids import lowest_id
 from billing.core.periods import Period
-from billing.core.usage_event import Outcome
+from billing.core.usage_event import Outcome, UsageEvent
 from billing.postgres.schema import usage_events
 from billing.usage_log.archived_usage import (
     ArchivedUsage,
@@ -31,45 +31,13 @@ from billing.usage_log.usage_queries import UsageQueries
 _MOST: Final = 10_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReceiptLine:
-    """One logged event; fields as of ``billing.core.usage_event.UsageEvent``."""
+class ReceiptLine(UsageEvent, frozen=True, kw_only=True):
+    """One logged event."""
 
-    id: UUID
-    customer: str
-    sku: str
-    line: str
-    outcome: Outcome
-    reason: str
-    quantity: int
-    amount_microcredits: int
-    shortfall_microcredits: int
-    held_microcredits: int
-    cost_micros: int
-    currency: str
-    subject: str | None
-    dimensions: dict[str, str]
-    task_id: str
-    task_name: str
-    root_id: str | None
-    parent_id: str | None
-    group_id: str | None
-    attempt: int
-    worker: str
-    degraded: bool
-    quota_epoch: int
-    started_at: datetime | None
-    finished_at: datetime | None
     logged_at: datetime
 
-    @property
-    def metered_at(self) -> datetime:
-        """The instant the usage belongs to: the one in the id."""
-        return instant_of(self.id)
 
-
-_COLUMNS: Final = [column for column in usage_events.c if column.name != "fingerprint"]
-_FIELDS: Final = {"customer_id": "customer", "sku_id": "sku"}
+_COLUMNS: Final = [usage_events.c[column.name] for column in (*OF_EVENT, LOGGED_AT)]
 
 
 class Receipts:
@@ -218,7 +186,6 @@ def page_query(
 
 
 def _line(row: Mapping[Any, Any]) -> ReceiptLine:
-    fields: dict[str, Any] = {
-        _FIELDS.get(name, name): value for name, value in row.items() if name != "fingerprint"
-    }
-    return ReceiptLine(**{**fields, "outcome": Outcome(fields["outcome"])})
+    fields: dict[str, Any] = {column.field: row[column.name] for column in OF_EVENT}
+    fields["outcome"] = Outcome(fields["outcome"])
+    return ReceiptLine(**fields, logged_at=row[LOGGED_AT.name])

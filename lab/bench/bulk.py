@@ -17,6 +17,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from billing.core.clock import to_ms
+from billing.core.event_columns import NAMES
 from billing.core.event_ids import lowest_id
 from billing.core.periods import Period, month_of
 from billing.postgres.partitions import partition_name
@@ -27,11 +28,8 @@ PRICES: Final = (1_000_000, 5_000_000, 2_500_000)
 SUBJECTS: Final = 50
 """Distinct pages of one customer."""
 _BLOCK: Final = 20_000
-_COLUMNS: Final = (
-    "id, customer_id, sku_id, line, outcome, reason, quantity, amount_microcredits, "
-    "shortfall_microcredits, held_microcredits, cost_micros, currency, subject, dimensions, "
-    "task_id, task_name, root_id, attempt, worker, degraded, quota_epoch, started_at, "
-    "finished_at, fingerprint"
+_COLUMNS: Final = ", ".join(
+    name for name in NAMES if name not in {"parent_id", "group_id", "logged_at"}
 )
 _ROLL_UP: Final = """
     INSERT INTO usage_hourly (customer_id, hour, sku_id, outcome, reason, events, quantity,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sealing import HOUR
-from support import NOW, make_event
+from support import NOW, make_event, row_of
 
 from billing.archive.archived_month import ArchivedMonth
 from billing.archive.catalog import (
@@ -25,7 +25,7 @@ from billing.archive.parquet_files import RowsFile, metadata_of, read_rows, tota
 from billing.audit.sort_buffer import SortBuffer
 from billing.core.clock import EPOCH
 from billing.core.periods import Period, month_of
-from billing.core.row_hash import canonical, row_of
+from billing.core.row_hash import canonical
 from billing.usage_log.archived_usage import ArchiveUnreadableError, split_at_months
 
 texts = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=12)

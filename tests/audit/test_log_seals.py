@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sealing import HOUR, Bench
-from support import NOW, make_event
+from support import NOW, make_event, row_of
 
 from billing.audit.month_rows import rows_of
 from billing.audit.seal_chain import GENESIS, breaks_of
@@ -31,7 +31,7 @@ from billing.audit.sealer import (
 )
 from billing.audit.verifier import Checked
 from billing.core.periods import hour_floor, month_of
-from billing.core.row_hash import COLUMNS, canonical, leaf_of, row_of
+from billing.core.row_hash import COLUMNS, canonical, leaf_of
 from billing.postgres.engines import writer_engine
 from billing.postgres.locks import AdvisoryLock, session_lock
 from billing.postgres.schema import usage_events

@@ -29,8 +29,7 @@ from billing.postgres import migrations
 from billing.postgres.engines import sqlalchemy_url
 from billing.postgres.partitions import is_partition_name
 from billing.postgres.schema import metadata
-from billing.usage_log.candidate import HOUR_MS
-from billing.usage_log.distinct_subjects import SubjectIds, month_number
+from billing.usage_log.distinct_subjects import HOUR_MS, SubjectIds, month_number
 from billing.usage_log.log_writer import LogWriter
 
 MakeDatabase = Callable[[], str]

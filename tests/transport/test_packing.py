@@ -51,7 +51,9 @@ def test_an_event_alone_is_what_it_always_was():
 
 
 def test_one_larger_than_a_pack_goes_alone():
-    large = make_event(dimensions={f"d{n}": "x" * 500 for n in range(20)} | {"e": "\x1e" * 500})
+    large = make_event(
+        dimensions={f"d{n}": "\U0001f600" * 400 for n in range(20)} | {"e": "\x1e" * 500}
+    )
     small = make_event()
     assert len(large.to_wire()) > MAX_PACK_BYTES // 2
     packs = packed([small, large, large, small])

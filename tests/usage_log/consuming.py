@@ -12,10 +12,9 @@ from kombu import Connection
 from sqlalchemy.exc import OperationalError
 
 from billing.settings import Settings
-from billing.usage_log.candidate import Candidate
 from billing.usage_log.consumer import Consumed, UsageConsumer
+from billing.usage_log.event_reader import Dead, Row
 from billing.usage_log.log_writer import BatchResult, LogWriter
-from billing.usage_log.screen import Dead
 
 Count = Callable[[], int]
 Publish = Callable[..., None]
@@ -85,22 +84,22 @@ class Failures(LogWriter):
 
     def __init__(self) -> None:
         self.count = 0
-        self.screened = 0
+        self.read_events = 0
 
     def seen_by(self, writer: LogWriter) -> LogWriter:
         self._writer = writer
         return self
 
-    def screen(self, bodies: Iterable[bytes]) -> list[Candidate | Dead]:
-        found = self._writer.screen(bodies)
-        self.screened += len(found)
+    def read(self, bodies: Iterable[bytes]) -> list[Row | Dead]:
+        found = self._writer.read(bodies)
+        self.read_events += len(found)
         return found
 
     def write(
-        self, bodies: Sequence[bytes], screened: Sequence[Candidate | Dead] | None = None
+        self, bodies: Sequence[bytes], read: Sequence[Row | Dead] | None = None
     ) -> BatchResult:
         try:
-            return self._writer.write(bodies, screened)
+            return self._writer.write(bodies, read)
         except OperationalError:
             self.count += 1
             raise
@@ -110,6 +109,6 @@ class Broken(Failures):
     """A writer with a fault that is not the database's."""
 
     def write(
-        self, bodies: Sequence[bytes], screened: Sequence[Candidate | Dead] | None = None
+        self, bodies: Sequence[bytes], read: Sequence[Row | Dead] | None = None
     ) -> BatchResult:
-        raise ZeroDivisionError(bodies, screened)
+        raise ZeroDivisionError(bodies, read)

@@ -117,9 +117,9 @@ def test_what_was_in_hand_while_the_database_was_away_is_judged_by_the_time_it_i
         away = writer_engine(database_url.replace(port, f":{network.port}"))
         writer = failures.seen_by(new_writer(away, clock))
         network.cut()
-        # Of two messages one is tried, the other has been screened and waits behind it.
+        # Of two messages one is tried, the other has been read and waits behind it.
         with running(make_consumer(settings, writer, broker(rabbitmq_url), watch, batch=1)):
-            eventually(lambda: failures.count >= 2 and failures.screened == 2)
+            eventually(lambda: failures.count >= 2 and failures.read_events == 2)
             clock.advance(timedelta(days=2))
             network.restore()
             eventually(lambda: len(watch.batches) == 2, timeout=60)

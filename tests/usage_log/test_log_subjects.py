@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.usage_log.candidate import HOUR_MS, hour_at
-from billing.usage_log.distinct_subjects import SubjectIds, first_day, month_number
+from billing.usage_log.distinct_subjects import (
+    HOUR_MS,
+    SubjectIds,
+    first_day,
+    hour_at,
+    month_number,
+)
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 subjects = st.tuples(names, names, st.integers(0, 2**16 - 1), names)

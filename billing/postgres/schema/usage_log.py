@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
+from billing.core.event_columns import ALL, LOGGED_AT, Column
 from billing.postgres.schema.base import instant, metadata, now, total
+
+_KINDS: Final[dict[str, sa.types.TypeEngine[Any]]] = {
+    "uuid": UUID(as_uuid=True),
+    "text": sa.Text(),
+    "int8": sa.BigInteger(),
+    "int4": sa.Integer(),
+    "bool": sa.Boolean(),
+    "jsonb": JSONB(),
+    "timestamptz": instant,
+    "bytea": sa.LargeBinary(),
+}
+
+
+def _event_column(column: Column) -> sa.Column[Any]:
+    return sa.Column(
+        column.name,
+        _KINDS[column.kind],
+        primary_key=column.name == "id",
+        nullable=column.nullable,
+        server_default=now if column is LOGGED_AT else None,
+    )
+
 
 # The fulfillment log. Partitioned by month on a RANGE of the id (a UUIDv7), so that the id alone is
 # unique across all partitions. Insert-only for the application.
 usage_events = sa.Table(
     "usage_events",
     metadata,
-    sa.Column("id", UUID(as_uuid=True), primary_key=True),
-    sa.Column("customer_id", sa.Text, nullable=False),
-    sa.Column("sku_id", sa.Text, nullable=False),
-    sa.Column("line", sa.Text, nullable=False),
-    sa.Column("outcome", sa.Text, nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("quantity", sa.BigInteger, nullable=False),
-    sa.Column("amount_microcredits", sa.BigInteger, nullable=False),
-    sa.Column("shortfall_microcredits", sa.BigInteger, nullable=False),
-    sa.Column("held_microcredits", sa.BigInteger, nullable=False),
-    sa.Column("cost_micros", sa.BigInteger, nullable=False),
-    sa.Column("currency", sa.Text, nullable=False),
-    sa.Column("subject", sa.Text),
-    sa.Column("dimensions", JSONB, nullable=False),
-    sa.Column("task_id", sa.Text, nullable=False),
-    sa.Column("task_name", sa.Text, nullable=False),
-    sa.Column("root_id", sa.Text),
-    sa.Column("parent_id", sa.Text),
-    sa.Column("group_id", sa.Text),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("worker", sa.Text, nullable=False),
-    sa.Column("degraded", sa.Boolean, nullable=False),
-    sa.Column("quota_epoch", sa.BigInteger, nullable=False),
-    sa.Column("started_at", instant),
-    sa.Column("finished_at", instant),
-    sa.Column("fingerprint", sa.LargeBinary, nullable=False),
-    sa.Column("logged_at", instant, nullable=False, server_default=now),
+    *(_event_column(column) for column in ALL),
     sa.CheckConstraint(
         "amount_microcredits BETWEEN 0 AND 9007199254740992"
         " AND quantity BETWEEN 0 AND 9007199254740992 AND shortfall_microcredits >= 0"

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from billing.core.event_ids import event_id
 from billing.core.usage_event import usage_line
 from billing.devtools.embedded_servers.access import server_user
-from billing.usage_log.rows import COLUMNS
+from billing.usage_log.copy_fields import COLUMNS
 from lab.chaos.catalogue import PROBE
 from lab.chaos.errors import ChaosError
 from lab.chaos.faults.base import Fault, Heard, Spec

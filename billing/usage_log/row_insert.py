@@ -9,7 +9,7 @@ anew, and the statement says row by row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import itemgetter
+from operator import attrgetter
 from typing import Final
 
 import psycopg
@@ -18,15 +18,14 @@ from sqlalchemy.exc import DBAPIError
 
 from billing.core.usage_event import DeadReason
 from billing.postgres.copy_rows import Fields, driver_cursor
-from billing.usage_log import rows
-from billing.usage_log.candidate import Candidate
-from billing.usage_log.screen import Dead, dead
+from billing.usage_log.copy_fields import COLUMNS, HEADER, MAX_INT4, TRAILER, fields_of
+from billing.usage_log.event_reader import Dead, Row, dead
 
-_NAMES: Final = ", ".join(rows.COLUMNS)
+_NAMES: Final = ", ".join(COLUMNS)
 # In the order of the ids: two consumers with the same duplicates then wait, and never in a circle.
 _INSERT: Final = f"""
     INSERT INTO usage_events ({_NAMES})
-    SELECT {_NAMES} FROM unnest({", ".join(["%s"] * len(rows.COLUMNS))}) AS event ({_NAMES})
+    SELECT {_NAMES} FROM unnest({", ".join(["%s"] * len(COLUMNS))}) AS event ({_NAMES})
     ORDER BY id
     ON CONFLICT (id) DO NOTHING
     RETURNING uuid_send(id)
@@ -49,20 +48,20 @@ class CopyRefused(Exception):  # noqa: N818 - an event between two tries, not a 
     """COPY found a row that cannot be stored; roll back, and say row by row which."""
 
 
-class Inserter:
+class RowInsert:
     """Inserts batch after batch, by COPY wherever that is worth trying."""
 
     def __init__(self) -> None:
         self._without_copy = 0
 
     def insert(
-        self, connection: Connection, candidates: Sequence[Candidate], *, by_copy: bool
-    ) -> tuple[Sequence[Candidate], list[Dead]]:
+        self, connection: Connection, rows: Sequence[Row], *, by_copy: bool
+    ) -> tuple[Sequence[Row], list[Dead]]:
         """Log what is new; find the rows that the database refuses, and log their neighbours.
 
         Args:
             connection: In a transaction.
-            candidates: At most one per id; the log had none of them a moment ago.
+            rows: At most one per id; the log had none of them a moment ago.
             by_copy: Whether COPY may be tried.
 
         Returns:
@@ -72,21 +71,19 @@ class Inserter:
             CopyRefused: The transaction has to be rolled back, and tried without COPY.
             DBAPIError: Anything that is not the fault of a row.
         """
-        # Ids in one order: two consumers with the same ones then wait, and never in a circle.
-        ordered = sorted((each for each in candidates if each.row), key=itemgetter(0))
-        refused = [_without_row(each) for each in candidates if not each.row]
+        ordered = sorted((row for row in rows if row.copied), key=attrgetter("key"))
+        refused = [_does_not_fit(row) for row in rows if not row.copied]
         if not ordered:
             return [], refused
         if self._without_copy or not by_copy:
             self._without_copy = max(0, self._without_copy - 1)
             keys, more = _insert(connection, ordered)
-            return [each for each in ordered if each.key in keys], refused + more
-        found = [each.row for each in ordered if each.row]
+            return [row for row in ordered if row.key in keys], refused + more
         try:
             with driver_cursor(connection) as cursor, cursor.copy(_COPY) as copy:
-                copy.write(b"".join((rows.HEADER, *found, rows.TRAILER)))
+                copy.write(b"".join((HEADER, *[row.copied or b"" for row in ordered], TRAILER)))
         except DBAPIError as error:
-            if not is_fault_of_a_row(error):
+            if not _is_fault_of_a_row(error):
                 raise
             if getattr(error.orig, "sqlstate", None) == _TAKEN:
                 self._without_copy = _BATCHES_WITHOUT_COPY
@@ -94,30 +91,29 @@ class Inserter:
         return ordered, refused
 
 
-def _insert(connection: Connection, ordered: Sequence[Candidate]) -> tuple[set[bytes], list[Dead]]:
-    columns = zip(*(rows.fields_of(each.row) for each in ordered if each.row), strict=True)
-    kinds = rows.COLUMNS.values()
-    arrays = [Fields(kind, column) for kind, column in zip(kinds, columns, strict=True)]
+def _insert(connection: Connection, ordered: Sequence[Row]) -> tuple[set[bytes], list[Dead]]:
+    columns = zip(*(fields_of(row.copied or b"") for row in ordered), strict=True)
+    arrays = [Fields(kind, column) for kind, column in zip(COLUMNS.values(), columns, strict=True)]
     try:
         with connection.begin_nested(), driver_cursor(connection) as cursor:
             return {key for (key,) in cursor.execute(_INSERT, arrays)}, []
     except DBAPIError as error:
-        if not is_fault_of_a_row(error):
+        if not _is_fault_of_a_row(error):
             raise
         if len(ordered) == 1:
-            return set(), [dead(DeadReason.REFUSED_BY_DATABASE, _told(error), ordered[0].body)]
+            return set(), [dead(DeadReason.REFUSED_BY_DATABASE, _reason(error), ordered[0].body)]
     middle = len(ordered) // 2
     first, refused_first = _insert(connection, ordered[:middle])
     second, refused_second = _insert(connection, ordered[middle:])
     return first | second, refused_first + refused_second
 
 
-def _without_row(candidate: Candidate) -> Dead:
-    detail = f"attempt={candidate.event.attempt}; its column holds at most {rows.MAX_ATTEMPT}"
-    return dead(DeadReason.REFUSED_BY_DATABASE, detail, candidate.body)
+def _does_not_fit(row: Row) -> Dead:
+    detail = f"attempt={row.event.attempt}; its column holds at most {MAX_INT4}"
+    return dead(DeadReason.REFUSED_BY_DATABASE, detail, row.body)
 
 
-def is_fault_of_a_row(error: DBAPIError) -> bool:
+def _is_fault_of_a_row(error: DBAPIError) -> bool:
     """Whether another try with the same rows must fail in the same way."""
     original = error.orig
     if not isinstance(original, psycopg.Error):
@@ -127,7 +123,7 @@ def is_fault_of_a_row(error: DBAPIError) -> bool:
     return original.sqlstate[:2] in _DATA_ERRORS
 
 
-def _told(error: DBAPIError) -> str:
+def _reason(error: DBAPIError) -> str:
     original = error.orig
     if not isinstance(original, psycopg.Error):
         return str(original)[:500]

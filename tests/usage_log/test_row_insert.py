@@ -54,7 +54,7 @@ def test_every_column_is_what_the_event_says_whichever_way_it_went(
     batch: list[UsageEvent], by_copy: bool, make_writer: MakeWriter, engine: sa.Engine
 ) -> None:
     writer = make_writer()
-    writer._inserter._without_copy = 0 if by_copy else 1
+    writer._row_insert._without_copy = 0 if by_copy else 1
     told = writer.write([event.to_wire() for event in batch])
     assert told.inserted + told.duplicates == len(batch)
     if told.inserted == len(batch):
@@ -113,7 +113,7 @@ def test_what_another_consumer_logs_in_between_is_a_duplicate_and_its_neighbours
         other.commit()
         assert told.result(timeout=10) == BatchResult(3, 2, {}, frozenset())
     # Where one id came to two consumers at once more will, and a failed COPY leaves dead rows.
-    assert writer._inserter._without_copy > 0
+    assert writer._row_insert._without_copy > 0
     assert writer.write([each.to_wire() for each in neighbours]).duplicates == 3
     with engine.begin() as connection:
         # The other consumer of this test did not add up what it logged.
