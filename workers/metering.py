@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import structlog
@@ -53,6 +54,8 @@ class Metering:
         if app.events_cls == Celery.events_cls:
             app.events_cls = f"{__package__}.monitoring_events:UnconfirmedEvents"
             app.steps["consumer"].add(FlushEventsStep)
+        # Beat's jobs are tasks of every metered app; imported when a worker loads its tasks.
+        signals.import_modules.connect(self._import_jobs, sender=app, weak=False)
         app.steps["worker"].add(StartupCheckStep)
         app.steps["worker"].add(RelayStep)
         # weak=False: nobody else keeps these.
@@ -87,6 +90,9 @@ class Metering:
     def parent_meter(self) -> Meter:
         """The meter of the worker's main process, with short time-outs."""
         return self.container.parent_meter
+
+    def _import_jobs(self, **_: Any) -> None:
+        import_module(f"{__package__}.beat_jobs")
 
     def _on_fork(self, **_: Any) -> None:
         # A lock that another thread of the parent held at the fork would stay held for ever here.
