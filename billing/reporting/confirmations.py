@@ -1,4 +1,4 @@
-"""ReadBackResult back in PostgreSQL: which figures are due, and what a reading makes of them.
+"""Reading back in PostgreSQL: which figures are due, and what a reading makes of them.
 
 A reading is applied only to reports that still stand as they stood before it: whoever was faster
 (another reader, the plan, a person) has its way, and the figure is read again. So any number of

@@ -188,7 +188,8 @@ class Pass:
             "of_skus": [row.sku_id for row in rows],
         }
         statement = queries.LEFTOVERS[self._destination.customer_ids.value]
-        here = {row.last_id for row in rows}
+        # A leftover that is read here as it was needs nothing by itself: others may take it.
+        here = {row.last_id for row in rows if row.total != row.last_total}
         found: defaultdict[tuple[str, str], list[_Remaining]] = defaultdict(list)
         for row in connection.execute(statement, parameters):
             bucket = _bucket(row)

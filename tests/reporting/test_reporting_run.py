@@ -263,14 +263,14 @@ import sqlalchemy as sa
 from billing.core import failpoints
 from billing.core.clock import ManualClock
 from billing.postgres.engines import sqlalchemy_url
-from billing.providers.port import Meter
+from billing.providers.port import ProviderMeter
 from billing.providers.files import FileProvider
 from billing.reporting.sender import Pace, ReportSender
 from billing.reporting.report_store import CustomerIds, Destination, Metered, ReportStore
 url, now, point, record, folder = sys.argv[1:]
 failpoints.arm(f"{point}=1", Path(record))
 def metered(sku):
-    return Metered(meter=Meter(sku=sku, name=f"wb.{sku}", display_name=sku))
+    return Metered(meter=ProviderMeter(sku=sku, name=f"wb.{sku}", display_name=sku))
 ReportSender(
     ReportStore(sa.create_engine(sqlalchemy_url(url))), FileProvider(Path(folder)),
     Destination(environment="test", provider="file", customer_ids=CustomerIds.OURS,

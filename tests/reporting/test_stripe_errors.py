@@ -158,7 +158,7 @@ def test_the_code_is_read_from_the_body_where_the_class_has_none() -> None:
 
 
 def test_headers_are_read_whatever_their_case() -> None:
-    headers = {"Stripe-Rate-Limited-AdjustmentReason": "global-rate", "Idempotent-Replayed": "true"}
+    headers = {"Stripe-Rate-Limited-Reason": "global-rate", "Idempotent-Replayed": "true"}
     failure = failure_of(stripe.RateLimitError("slow", http_status=429, headers=headers))
     assert failure.named_limit
     assert failure.replayed
