@@ -53,11 +53,12 @@ test-ranges: $(VENV)/.dev ## The worker's tests at the ends of pyproject.toml's 
 	@$(BIN)/python scripts/ensure_rabbitmq.py
 	@$(BIN)/python scripts/check_ranges.py $(ARGS)
 
-lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter, and whether the configuration page is current
+lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter, the rules on names, the configuration page
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python scripts/check_names.py
 	@$(BIN)/python scripts/write_configuration.py --check || \
 		{ echo "docs/configuration.md is not that of billing/settings.py: make docs"; exit 1; }
 

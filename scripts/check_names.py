@@ -48,7 +48,7 @@ KEPT: Final = {
 }
 """Names that nothing uses yet, each with the reason why it stays."""
 
-_DOTTED: Final = re.compile(r"[A-Za-z_]\w*([.:][A-Za-z_]\w*)*")
+_DOTTED: Final = re.compile(r"[.:]?[A-Za-z_]\w*([.:][A-Za-z_]\w*)*")
 _ENTRY: Final = re.compile(r"^\*\*(.+?)\*\*", re.MULTILINE)
 _CODE: Final = re.compile(r"`([\w.]+)`")
 

@@ -35,7 +35,7 @@ from billing.postgres.engines import sqlalchemy_url
 from billing.postgres.migrations import upgrade
 from billing.postgres.partitions import ensure_partitions
 from billing.settings import Settings
-from workers.app import exchanges_of
+from lab.celery_exchanges import exchanges_of
 
 TEST_DATABASES = "wbtest_"
 A_DAY_SECONDS = 86_400

@@ -28,14 +28,6 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def exchanges_of(settings: Settings) -> tuple[str, ...]:
-    """The names of Celery's own exchanges: tasks, events, control and its replies."""
-    queue = settings.task_queue
-    if queue == _COMMON_QUEUE:
-        return (queue, "celeryev", "celery.pidbox", "reply.celery.pidbox")
-    return (queue, f"{queue}.events", f"{queue}.control.pidbox", f"reply.{queue}.control.pidbox")
-
-
 def configuration(settings: Settings, broker_url: str) -> dict[str, Any]:
     """Celery's settings for the shipped app; a good start for one of your own.
 

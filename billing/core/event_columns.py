@@ -12,7 +12,7 @@ from uuid import UUID
 from billing.core.usage_event import FIELDS, UsageEvent
 
 
-class Column(NamedTuple):
+class EventColumn(NamedTuple):
     """One column.
 
     Attributes:
@@ -41,7 +41,7 @@ _KINDS: Final[dict[type, str]] = {
 }
 
 
-def _column(field: str, hint: Any) -> Column:  # noqa: ANN401 - a type, annotated or not
+def _column(field: str, hint: Any) -> EventColumn:  # noqa: ANN401 - a type, annotated or not
     parts = get_args(hint)
     nullable = type(None) in parts
     plain = parts[0] if nullable else hint
@@ -49,7 +49,7 @@ def _column(field: str, hint: Any) -> Column:  # noqa: ANN401 - a type, annotate
     bare = getattr(plain, "__origin__", plain)
     kind = _NARROW.get(field) or _KINDS.get(bare, "text")
     repeats = bare is not str or any((each.extra or {}).get("repeats") for each in meta)
-    return Column(
+    return EventColumn(
         _RENAMED.get(field, field), field, kind, nullable, repeats and kind in {"text", "jsonb"}
     )
 
@@ -58,8 +58,8 @@ _HINTS: Final = get_type_hints(UsageEvent, include_extras=True)
 OF_EVENT: Final = tuple(_column(field, _HINTS[field]) for field in FIELDS)
 """One for each field, in their order."""
 
-FINGERPRINT: Final = Column("fingerprint", "", "bytea")
-LOGGED_AT: Final = Column("logged_at", "", "timestamptz")
+FINGERPRINT: Final = EventColumn("fingerprint", "", "bytea")
+LOGGED_AT: Final = EventColumn("logged_at", "", "timestamptz")
 ALL: Final = (*OF_EVENT, FINGERPRINT, LOGGED_AT)
 NAMES: Final = tuple(column.name for column in ALL)
 FIELD_OF: Final = {column.name: column.field for column in OF_EVENT}

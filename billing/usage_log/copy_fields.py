@@ -14,7 +14,7 @@ from struct import Struct
 from struct import error as StructError  # noqa: N812 - a class
 from typing import Any, Final
 
-from billing.core.event_columns import FINGERPRINT, OF_EVENT, Column
+from billing.core.event_columns import FINGERPRINT, OF_EVENT, EventColumn
 from billing.postgres.copy_rows import Fields
 
 HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -37,7 +37,7 @@ _FIGURES: Final = {"int8": ("iq", 8), "int4": ("ii", 4), "bool": ("i?", 1)}
 """Formats of a figure with its width before it, and the width."""
 
 
-def _of(*kinds: str, repeats: bool | None = None) -> list[Column]:
+def _of(*kinds: str, repeats: bool | None = None) -> list[EventColumn]:
     return [
         column
         for column in OF_EVENT
@@ -61,7 +61,7 @@ _pack: Final = Struct(">" + "".join(_FIGURES[column.kind][0] for column in _figu
 _WIDTHS: Final = [part for column in _figures for part in (_FIGURES[column.kind][1], 0)]
 
 
-def _getter(columns: list[Column]) -> attrgetter[tuple[Any, ...]]:
+def _getter(columns: list[EventColumn]) -> attrgetter[tuple[Any, ...]]:
     return attrgetter(*(column.field for column in columns))
 
 

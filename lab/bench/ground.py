@@ -41,7 +41,7 @@ from billing.postgres import migrations
 from billing.settings import Settings
 from billing.transport.topology import dead_exchange, dead_queue
 from lab.bench.errors import BenchError
-from workers.app import exchanges_of
+from lab.celery_exchanges import exchanges_of
 
 Say = Callable[[str], None]
 

@@ -26,7 +26,7 @@ from billing.devtools.embedded_servers.visit import (
 )
 from billing.settings import Settings
 from billing.transport.topology import dead_exchange, dead_queue
-from workers.app import exchanges_of
+from lab.celery_exchanges import exchanges_of
 
 
 class Ground:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
-from billing.core.event_columns import ALL, LOGGED_AT, Column
+from billing.core.event_columns import ALL, LOGGED_AT, EventColumn
 from billing.postgres.schema.base import instant, metadata, now, total
 
 _KINDS: Final[dict[str, sa.types.TypeEngine[Any]]] = {
@@ -22,7 +22,7 @@ _KINDS: Final[dict[str, sa.types.TypeEngine[Any]]] = {
 }
 
 
-def _event_column(column: Column) -> sa.Column[Any]:
+def _event_column(column: EventColumn) -> sa.Column[Any]:
     return sa.Column(
         column.name,
         _KINDS[column.kind],
