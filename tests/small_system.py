@@ -67,6 +67,7 @@ class SmallSystem:
         quota: The quota store.
         clock: The time.
         outbox: Where a ``RedisQuotaStore`` puts events; a ``MemoryQuotaStore`` has its own.
+        loaded_at: The time that accounts are loaded at; the quota store's own without.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class SmallSystem:
         quota: QuotaStore,
         clock: Clock,
         outbox: RedisOutbox | None = None,
+        loaded_at: Clock | None = None,
     ) -> None:
         self.engine = engine
         self.quota = quota
@@ -84,8 +86,9 @@ class SmallSystem:
         self._writer_engine = writer_engine(database_url)
         self.published, self.journal, self.spool = Shelf(), Shelf(), Shelf()
         # Redis admits by its own clock, so an account's period is that of today, whatever NOW is.
-        at = SystemClock() if isinstance(quota, RedisQuotaStore) else clock
-        self.account_loader = AccountLoader(self._writer_engine, quota, at)
+        own = SystemClock() if isinstance(quota, RedisQuotaStore) else clock
+        self.loaded_at = loaded_at or own
+        self.account_loader = AccountLoader(self._writer_engine, quota, self.loaded_at)
         self.invariant_checks = InvariantChecks(engine, quota, clock)
         self.writer = LogWriter(
             self._writer_engine,

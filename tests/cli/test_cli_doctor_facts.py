@@ -121,7 +121,7 @@ def test_an_archive_whose_file_is_not_here_is_told(settings: Settings, tmp_path:
         file.parent.mkdir()
         file.write_bytes(b"12345")
         with container.engine.begin() as connection:
-            records.record(
+            records.set_state(
                 connection, month, ArchiveState.DROPPED, file=file.name, file_bytes=5,
                 file_sha256=b"", seals_file=file.name, seals_bytes=5, seals_sha256=b"", rows=0,
                 quantity=0, amount_microcredits=0, shortfall_microcredits=0, cost_micros=0,

@@ -185,7 +185,13 @@ def test_processes_that_miss_a_balance_together_never_admit_more_than_it_has(
     admitted = []
 
     def process(index: int) -> None:
-        with SmallSystem(container.engine, database_url, quota, container.clock) as own:
+        with SmallSystem(
+            container.engine,
+            database_url,
+            quota,
+            container.clock,
+            loaded_at=container.loaded_at,
+        ) as own:
             for turn in range(12):
                 facts = make_facts(task_id=f"t{index}.{turn}", customer=acme)
                 admission = own.meter.admit(facts, "page-capture", None)
