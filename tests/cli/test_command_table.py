@@ -39,6 +39,7 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.process
 def test_the_command_itself_imports_no_extra_and_no_developers_tools():
     loaded = (
         "import billing.cli.main, sys; heavy = {'fastapi', 'uvicorn', 'stripe', 'pyarrow',"
@@ -49,6 +50,7 @@ def test_the_command_itself_imports_no_extra_and_no_developers_tools():
     assert result.stdout == "[]\n", result.stderr
 
 
+@pytest.mark.process
 def test_without_any_extra_help_and_version_are_there():
     helped, version = run(RUN, "--help"), run(RUN, "--version")
     assert helped.returncode == 0, helped.stderr
@@ -58,6 +60,7 @@ def test_without_any_extra_help_and_version_are_there():
     assert version.stdout.startswith("weighbridge ")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["doctor", "receipt", "usage", "metrics", "consumer", "migrate"])
 def test_a_command_of_the_core_is_loaded_without_any_extra(name: str):
     result = run(RUN, name, "--help")
@@ -66,6 +69,7 @@ def test_a_command_of_the_core_is_loaded_without_any_extra(name: str):
     assert "--help" in result.stdout
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "package", "extra"),
     [(("api",), "fastapi", "api"), (("api", "--port", "0"), "fastapi", "api")],

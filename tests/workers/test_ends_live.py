@@ -63,9 +63,10 @@ def test_exits_and_lost_children_give_their_holds_back(live: Live):
 
 def test_time_limits_soft_hard_and_in_c_code(live: Live):
     with live.worker(concurrency=3) as worker:
-        soft = bill(live, "sleep", 60.0, soft_time_limit=1, time_limit=15)
-        hard = bill(live, "sleep", 60.0, time_limit=1)
-        in_c = bill(live, "burn", 40_000_000, time_limit=1)
+        # Long enough for a child that is slow to begin: a run that never began has no event.
+        soft = bill(live, "sleep", 60.0, soft_time_limit=4, time_limit=20)
+        hard = bill(live, "sleep", 60.0, time_limit=4)
+        in_c = bill(live, "burn", 40_000_000, time_limit=4)
         with pytest.raises(Exception, match="SoftTimeLimitExceeded"):
             soft.get(timeout=30)
         with pytest.raises(TimeLimitExceeded):
