@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import Task
 
@@ -36,8 +36,13 @@ from workers.errors import CustomerRequired
 from workers.metered_run import begin, put_gates, run_of
 from workers.refusal import defer_unknown, refuse
 
+if TYPE_CHECKING:
+    _Task = Task[Any, Any]
+else:
+    _Task = Task  # before 5.6 it is generic in its stubs only
 
-class MeteredTask(Task[Any, Any]):
+
+class MeteredTask(_Task):
     """Base of tasks that are sold.
 
     Attributes:
@@ -178,7 +183,7 @@ class MeteredTask(Task[Any, Any]):
                 self._units(args, kwargs),
                 # apply_async(time_limit=…) can be longer than what was checked at start-up, and
                 # Celery does not stop a run before its soft limit, if that is the longer one.
-                time_limit_seconds=max(request.time_limit or 0, request.soft_time_limit or 0),
+                time_limit_seconds=max(limit or 0 for limit in request.timelimit or (0,)),
                 may_repeat=_may_repeat(request),
             )
         except QuotaUnavailable as error:
