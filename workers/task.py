@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import Task
 
@@ -36,8 +36,14 @@ from workers.errors import CustomerRequired
 from workers.metered_run import begin, put_gates, run_of
 from workers.refusal import defer_unknown, refuse
 
+if TYPE_CHECKING:
+    _Task = Task[Any, Any]
+else:
+    # Before Celery 5.6 it takes no parameters where it runs.
+    _Task = Task
 
-class MeteredTask(Task[Any, Any]):
+
+class MeteredTask(_Task):
     """Base of tasks that are sold.
 
     Attributes:
