@@ -39,7 +39,7 @@ from workers.refusal import defer_unknown, refuse
 if TYPE_CHECKING:
     _Task = Task[Any, Any]
 else:
-    # Before Celery 5.6 it takes no parameters where it runs.
+    # Before Celery 5.7 it takes no parameters where it runs.
     _Task = Task
 
 
@@ -223,7 +223,7 @@ class MeteredTask(_Task):
 
 def _longest_limit(request: Any) -> float:
     """The longer of a message's own time limits, in seconds; 0 without any."""
-    # Before Celery 5.6 a request has the pair alone; in eager mode a later one has the two alone.
+    # Before Celery 5.7 a request has the pair alone; in eager mode a later one has the two alone.
     named = (getattr(request, name, None) for name in ("time_limit", "soft_time_limit"))
     return max((limit for limit in (*(request.timelimit or ()), *named) if limit), default=0)
 
