@@ -41,12 +41,14 @@ EXTRAS: Final = (*PRODUCTION, "local", "build")
 TOOLS: Final = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "gevent", "pyyaml")
 RETRIED: Final = (
     "tests/workers/test_kills_live.py::test_a_child_killed_on_the_way_of_a_task_costs_nothing_twice",
-    "tests/workers/test_leased_live.py::"
-    "test_a_child_killed_anywhere_leaves_no_task_unbilled_nor_billed_twice",
+    (
+        "tests/workers/test_leased_live.py"
+        "::test_a_child_killed_anywhere_leaves_no_task_unbilled_nor_billed_twice"
+    ),
     "tests/workers/test_ends_live.py::test_exits_and_lost_children_give_their_holds_back",
 )
-"""Before Celery 5.7 there is no task_retry_on_worker_lost: a lost child's task fails, where these wait
-for it to run again. With task_reject_on_worker_lost the first two pass there as they are."""
+"""Before Celery 5.7 there is no task_retry_on_worker_lost: a lost child's task fails, where these
+wait for it to run again. With task_reject_on_worker_lost the first two pass there as they are."""
 TEST_SECONDS: Final = 120
 TESTS: Final = (
     "tests/workers",
