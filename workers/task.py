@@ -39,7 +39,8 @@ from workers.refusal import defer_unknown, refuse
 if TYPE_CHECKING:
     _Task = Task[Any, Any]
 else:
-    _Task = Task  # before 5.6 it is generic in its stubs only
+    # Before Celery 5.7 it takes no parameters where it runs.
+    _Task = Task
 
 
 class MeteredTask(_Task):
@@ -183,7 +184,7 @@ class MeteredTask(_Task):
                 self._units(args, kwargs),
                 # apply_async(time_limit=…) can be longer than what was checked at start-up, and
                 # Celery does not stop a run before its soft limit, if that is the longer one.
-                time_limit_seconds=max(limit or 0 for limit in request.timelimit or (0,)),
+                time_limit_seconds=_longest_limit(request),
                 may_repeat=_may_repeat(request),
             )
         except QuotaUnavailable as error:
@@ -218,6 +219,13 @@ class MeteredTask(_Task):
         if isinstance(quantity, staticmethod):
             quantity = quantity.__func__
         return quantity(*args, **kwargs) if callable(quantity) else quantity
+
+
+def _longest_limit(request: Any) -> float:
+    """The longer of a message's own time limits, in seconds; 0 without any."""
+    # Before Celery 5.7 a request has the pair alone; in eager mode a later one has the two alone.
+    named = (getattr(request, name, None) for name in ("time_limit", "soft_time_limit"))
+    return max((limit for limit in (*(request.timelimit or ()), *named) if limit), default=0)
 
 
 def facts_of(task: Task[Any, Any], request: Any) -> TaskFacts:

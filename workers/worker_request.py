@@ -38,7 +38,7 @@ class MeteredRequest(Request):
             result = super().on_failure(exc_info, *args, **kwargs)
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, TimeLimitExceeded):
-            self._errbacks_are_sent = bool(self.task.acks_on_timeout or not self.task.acks_late)
+            self._errbacks_are_sent = bool(self._acks_on_timeout() or not self.task.acks_late)
             self._release(ReleaseCause.HARD_TIME_LIMIT)
         elif isinstance(error, WorkerLostError | SystemExit) and not self._comes_back():
             self._release(ReleaseCause.WORKER_LOST)
@@ -55,15 +55,21 @@ class MeteredRequest(Request):
         # What is raised here would keep Celery from killing the child.
         with bill_to(header.customer):
             result = super().on_timeout(soft, timeout)
-        if not soft and self.task.acks_on_timeout:
+        if not soft and self._acks_on_timeout():
             self._release(ReleaseCause.HARD_TIME_LIMIT)
         return result
+
+    def _acks_on_timeout(self) -> bool:
+        """True if the message of a run that hit its hard time limit is not delivered again."""
+        # Before Celery 5.7 there is one setting for failures and timeouts.
+        one = self.task.acks_on_failure_or_timeout
+        return bool(getattr(self.task, "acks_on_timeout", one))
 
     def _comes_back(self) -> bool:
         """True if this message, or a retry of it, will run again and find its hold."""
         if self.task.reject_on_worker_lost and self.task.acks_late:
             return True
-        if not self.task.retry_on_worker_lost:
+        if not getattr(self.task, "retry_on_worker_lost", False):  # from Celery 5.7 on
             return False
         most = self.task.max_retries
         return most is None or self._context.retries < most

@@ -55,6 +55,7 @@ def message_of(error: Exception) -> str | None:
 
 
 _EXTRAS: Final = {
+    "starlette": "api",
     "fastapi": "api",
     "uvicorn": "api",
     "stripe": "stripe",

@@ -88,8 +88,15 @@ def test_flowers_configuration_says_where_it_is_and_refuses_to_do_without_a_pass
         text=True,
         check=False,
     )
-    assert refused.returncode == 1
+    assert refused.returncode == 78
     assert "WEIGHBRIDGE_FLOWER_BASIC_AUTH" in refused.stderr
+
+
+def test_a_command_whose_extra_is_missing_says_which_to_install():
+    script = Path(sys.executable).parent / "billing"
+    refused = subprocess.run([script, "api"], capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert 'pip install "weighbridge[api]"' in refused.stderr
 
 
 @pytest.mark.parametrize("command", ["billing", "weighbridge"])

@@ -53,7 +53,8 @@ def database_url() -> Iterator[str]:
 
 
 def billing(url: str, *arguments: str) -> str:
-    environment = {**os.environ, "DATABASE_URL": url}
+    # Nothing is asked of a broker; it has to be named all the same.
+    environment = {**os.environ, "DATABASE_URL": url, "AMQP_URL": "amqp://127.0.0.1//"}
     return subprocess.check_output([BILLING, *arguments], text=True, env=environment)
 
 
