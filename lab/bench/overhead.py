@@ -398,7 +398,7 @@ def _start_worker(
     node = f"{settings.redis_prefix}.{module}@localhost"
     log = ground.folder_of(suite) / f"{module}.log"
     arguments = [
-        *(sys.executable, "-m", "celery", "-A", f"benchmarks.{module}", "worker"),
+        *(sys.executable, "-m", "celery", "-A", f"{__package__}.{module}", "worker"),
         *("--pool", "prefork", "--concurrency", str(processes), "--loglevel", "WARNING"),
         *("--queues", settings.task_queue, "--hostname", node, "--task-events"),
         *("--without-gossip", "--without-mingle"),
