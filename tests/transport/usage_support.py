@@ -68,6 +68,8 @@ class Broker:
 
     def taken_until(self, enough: Callable[[set[str]], bool]) -> Callable[[], set[str]]:
         """A question for ``eventually``: the task ids seen so far, once they are enough."""
+        # A queue that a publisher has not declared yet would cost the channel at the first look.
+        self.declare()
         seen: set[str] = set()
 
         def ask() -> set[str]:

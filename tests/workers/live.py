@@ -26,6 +26,7 @@ from billing.container import Container
 from billing.postgres.schema import usage_events
 from billing.reconciliation.invariants import Discrepancy
 from billing.settings import Settings
+from billing.transport.queue_depth import queue_depth
 
 HERE = Path(__file__).parent
 READY_SECONDS = 60
@@ -184,7 +185,14 @@ class Live:
         eventually(
             lambda: relay.run_once() == 0 and self.container.outbox.length() == 0, timeout=30
         )
-        self.container.consumer().run(stop, idle_exit=True)
+
+        def consumed() -> bool:
+            # It gives up after a second without a message, which on a busy machine is no proof.
+            self.container.consumer().run(stop, idle_exit=True)
+            depth = queue_depth(self.container.broker_url, self.container.settings.usage_queue)
+            return depth is not None and depth.ready == 0
+
+        eventually(consumed, timeout=30)
 
     def events(self) -> list[Any]:
         """The log, oldest first."""

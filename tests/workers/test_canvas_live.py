@@ -26,6 +26,7 @@ def test_the_customer_goes_through_chain_group_chord_and_plain_tasks(live: Live)
         assert members.get(timeout=30) == ["c", "d"]
         assert joined.get(timeout=30) == ["e", "f"]
         live.await_idle()
+        live.await_idle("globex")
         live.drain()
     paid = sorted((row.customer_id, row.subject or row.task_name) for row in live.events())
     assert paid == [
