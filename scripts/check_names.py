@@ -14,9 +14,9 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -63,23 +63,16 @@ class Definition:
     node: ast.AST
 
 
-@dataclass(slots=True)
-class Uses:
-    """How often each name is read, in files and within its own definition."""
-
-    by_name: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-
-    def count(self, tree: ast.AST) -> None:
-        """Add every name and attribute that ``tree`` reads, and those in texts such as a path."""
-        for node in ast.walk(tree):
-            match node:
-                case ast.Name(id=name, ctx=ast.Load()):
-                    self.by_name[name] += 1
-                case ast.Attribute(attr=name):
-                    self.by_name[name] += 1
-                case ast.Constant(value=str(text)) if _DOTTED.fullmatch(text):
-                    for name in re.split("[.:]", text):
-                        self.by_name[name] += 1
+def _names_read(tree: ast.AST) -> Counter[str]:
+    """How often ``tree`` reads each name and attribute, and those in texts such as a path."""
+    found: Counter[str] = Counter()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()) | ast.Attribute(attr=name):
+                found[name] += 1
+            case ast.Constant(value=str(text)) if _DOTTED.fullmatch(text):
+                found.update(re.split("[.:]", text))
+    return found
 
 
 def main() -> int:
@@ -144,26 +137,23 @@ def _dead_names(trees: dict[Path, ast.Module]) -> Iterator[str]:
         if path in FACE or DEVTOOLS in path.parents or str(path).startswith(SCHEMA):
             continue
         for definition in _definitions(path, tree):
-            own = Uses()
-            own.count(definition.node)
             name = definition.name
-            if name not in living and uses.by_name[name] <= own.by_name[name]:
+            if name not in living and uses[name] <= _names_read(definition.node)[name]:
                 yield (
                     f"{path}:{definition.line}: nothing in the product uses {name}: delete it, or "
                     "use it"
                 )
 
 
-def _uses_of_everything(trees: dict[Path, ast.Module]) -> Uses:
-    uses = Uses()
+def _uses_of_everything(trees: dict[Path, ast.Module]) -> Counter[str]:
+    uses: Counter[str] = Counter()
     for path, tree in trees.items():
-        uses.count(tree)
+        uses += _names_read(tree)
         if path in FACE:
-            for name in _imported(tree):
-                uses.by_name[name] += 1
+            uses.update(_imported(tree))
     for outside in ("alembic", "scripts"):
         for path in (ROOT / outside).rglob("*.py"):
-            uses.count(ast.parse(path.read_text()))
+            uses += _names_read(ast.parse(path.read_text()))
     return uses
 
 

@@ -11,7 +11,7 @@ from billing.settings import Settings
 from workers.beat_schedule import BEAT_SCHEDULE
 from workers.metering import Metering
 
-_COMMON_QUEUE: Final = str(Settings.model_fields["task_queue"].default)
+COMMON_QUEUE: Final = str(Settings.model_fields["task_queue"].default)
 
 
 def make_app(settings: Settings) -> Celery:
@@ -23,7 +23,7 @@ def make_app(settings: Settings) -> Celery:
     endpoints = endpoints_of(settings)
     app = Celery("weighbridge", broker=endpoints.amqp_url, backend=endpoints.result_url)
     app.conf.update(configuration(settings, endpoints.amqp_url or ""))
-    app.conf.imports = (f"{__package__}.tasks.ingestion", f"{__package__}.beat_jobs")
+    app.conf.imports = (f"{__package__}.tasks.ingestion",)
     Metering(app, settings)
     return app
 
@@ -42,7 +42,7 @@ def configuration(settings: Settings, broker_url: str) -> dict[str, Any]:
     # own, where every tool looks.
     apart = {"event_exchange": f"{queue}.events", "control_exchange": f"{queue}.control"}
     return {
-        **({} if queue == _COMMON_QUEUE else apart),
+        **({} if queue == COMMON_QUEUE else apart),
         # Only JSON: a pickled message would run code.
         "accept_content": ["json"],
         "task_serializer": "json",

@@ -79,3 +79,8 @@ class DenialReason(StrEnum):
     """The task was revoked before it started: its release came before its hold."""
     QUOTA_UNAVAILABLE = "quota_unavailable"
     """Redis, or PostgreSQL behind a missing balance, did not answer; the SKU's policy denies."""
+
+
+def first_line(error: object) -> str:
+    """The first line of an error's text, or its type where it has none; at most 200 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 import redis
 import sqlalchemy as sa
 
-from billing.core.errors import QuotaUnavailable
+from billing.core.errors import QuotaUnavailable, first_line
 from billing.core.periods import month_of
 from billing.health import facts, rules, usage_rules
 from billing.health.facts import HealthSources
@@ -147,8 +147,3 @@ def node_findings(sources: HealthSources) -> Iterator[HealthFinding]:
     """Usage that waits on this node's disk."""
     yield usage_rules.spool(*facts.spool_facts(sources))
     yield usage_rules.leased_runs(*facts.leased_run_facts(sources))
-
-
-def first_line(error: object) -> str:
-    """The first line of an error's text, for a table's cell."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
-from billing.core.errors import WeighbridgeError
+from billing.core.errors import WeighbridgeError, first_line
 
 _CONNECT_SECONDS: Final = 3
 _NOT_FOUND: Final = "404"
@@ -48,8 +48,7 @@ def open_broker(url: str) -> Iterator[Any]:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=_CONNECT_SECONDS)
             yield connection
     except (*errors, OperationalError, OSError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise BrokerUnavailable(lines[0][:200]) from error
+        raise BrokerUnavailable(first_line(error)) from error
 
 
 def depth_of(connection: Any, queue: str) -> QueueDepth:  # noqa: ANN401 - kombu ships no types

@@ -110,14 +110,7 @@ def row_of(event: Any, key: bytes, fingerprint: bytes, labels: Labels) -> bytes 
         else:
             encoded = value.encode()
             parts += (_width(len(encoded)), encoded)
-    for at in _instants_of(event):
-        if at is None:
-            parts.append(NULL)
-        else:
-            since = at - _EPOCH
-            parts.append(
-                _instant(8, since.days * _DAY + since.seconds * _SECOND + since.microseconds)
-            )
+    parts += map(instant, _instants_of(event))
     dimensions = bytes(event.dimensions)
     parts += (_width(len(dimensions) + 1), _JSONB_VERSION, dimensions)
     return b"".join(parts)
@@ -143,10 +136,7 @@ def text(value: str) -> bytes:
 
 def optional(value: str | None) -> bytes:
     """A text that may be missing, as a field."""
-    if value is None:
-        return NULL
-    encoded = value.encode()
-    return _width(len(encoded)) + encoded
+    return NULL if value is None else text(value)
 
 
 def instant(value: datetime | None) -> bytes:

@@ -245,13 +245,9 @@ class LogWriter:
 
 
 def _first_tellings(rows: Sequence[Row]) -> tuple[dict[bytes, Row], list[Row]]:
-    firsts = {row.key: row for row in reversed(rows)}
-    if len(firsts) == len(rows):
-        return {row.key: row for row in rows}, []
-    return (
-        {row.key: firsts[row.key] for row in rows},
-        [row for row in rows if firsts[row.key] is not row],
-    )
+    firsts: dict[bytes, Row] = {}
+    first_of = firsts.setdefault
+    return firsts, [row for row in rows if first_of(row.key, row) is not row]
 
 
 def _learn(connection: Connection, table: str, known: set[str], wanted: set[str]) -> None:

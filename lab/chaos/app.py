@@ -60,7 +60,6 @@ def make_app(settings: Settings, truth_file: Path, *, clock_offset_seconds: floa
         backend=settings.result_url.get_secret_value(),
     )
     app.conf.update(configuration(settings, "amqp://"))
-    app.conf.imports = ("workers.beat_jobs",)
     app.conf.task_soft_time_limit = None
     app.conf.result_expires = 600
     app.conf.worker_lost_wait = LOST_WAIT_SECONDS

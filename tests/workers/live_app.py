@@ -43,7 +43,7 @@ def make_live_app(settings: Settings) -> Celery:
     app = make_app(settings)
     # A message's own hard limit counts only where no longer soft one comes first: see startup.py.
     app.conf.update(result_expires=120, task_soft_time_limit=None)
-    app.conf.imports = ("workers.beat_jobs",)
+    app.conf.imports = ()
     # How long Celery waits for a last word of a child that died; 10 s by default.
     app.conf.worker_lost_wait = 2.0
     _plain_ends(app)
